@@ -1,0 +1,49 @@
+"""Settings. The only module that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _text(name: str) -> str | None:
+    return os.environ.get(name) or None
+
+
+def _float(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    if not text:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name}={text!r} is not a number; give seconds, such as {default}") from None
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """What a client reads from its environment, once, when it connects."""
+
+    url: str | None = field(default_factory=lambda: _text("REMORA_URL"))
+    token: str | None = field(default_factory=lambda: _text("REMORA_TOKEN"))
+    ca_file: str | None = field(default_factory=lambda: _text("REMORA_CA"))
+    transport: str = field(default_factory=lambda: _text("REMORA_TRANSPORT") or "websocket")
+    connect_timeout_s: float = field(default_factory=lambda: _float("REMORA_CONNECT_TIMEOUT", 2.0))
+    grace_s: float = field(default_factory=lambda: _float("REMORA_GRACE", 60.0))
+
+
+def autoload_wanted() -> bool:
+    """Whether `import torch` should register the device by itself."""
+    if os.environ.get("REMORA_EXECUTOR"):
+        return False
+    return bool(os.environ.get("REMORA_URL") or os.environ.get("REMORA_AUTOLOAD"))
+
+
+def cache_dir() -> Path:
+    """Folder of the caches that make a new process start warm; deleting it is always safe."""
+    chosen = os.environ.get("REMORA_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "remora"

@@ -1,0 +1,1 @@
+"""The front: port, authentication, sessions and stored bytes. It imports no torch."""

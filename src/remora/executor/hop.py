@@ -1,0 +1,78 @@
+"""The local hop between front and worker: length-prefixed packets over a Unix socket pair.
+
+The front starts a worker with one end of a socket pair and a private folder; steps, replies and control
+cross by packets, bulk bytes by files in that folder, which the other side maps.
+A packet is (nbytes u32, kind u8, session u32, payload). Sessions are small numbers chosen by the front.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+import msgspec
+
+HEADER = struct.Struct("<IBI")  # nbytes of the payload, kind, session
+MAX_PACKET_NBYTES = 64 << 20
+
+
+class Kind(enum.IntEnum):
+    # front to worker
+    OPEN = 1  # SessionTerms
+    STEP = 2  # encoded tuple of ToExecutor
+    CLOSE = 3  # nothing
+    BLOB = 4  # BlobFile: the session may adopt it from now on
+    BULK_READ = 5  # BulkRead: the file may go
+    # worker to front
+    READY = 16  # WorkerReady
+    REPLY = 17  # encoded tuple of ToClient
+    BULK = 18  # BulkFile: a large value that the session may read; sent before the reply that names it
+    USAGE = 19  # Usage, at most every 100 ms, and after a session closed
+
+
+class SessionTerms(msgspec.Struct, frozen=True):
+    principal: str
+    seed: int
+    memory_nbytes: int
+
+
+class BlobFile(msgspec.Struct, frozen=True):
+    digest: bytes
+    path: str
+    nbytes: int
+
+
+class BulkFile(msgspec.Struct, frozen=True):
+    bulk: str
+    path: str
+    nbytes: int
+
+
+class BulkRead(msgspec.Struct, frozen=True):
+    bulk: str
+
+
+class WorkerReady(msgspec.Struct, frozen=True):
+    """`memory_nbytes`: what the device has; `ops`: digest of each allowed op's schema."""
+
+    torch: str
+    device: str
+    memory_nbytes: int
+    ops_digest: str
+    ops: dict[str, str]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Per session number: live bytes on the device, device seconds, segments run; totals of a session's life."""
+
+    used_nbytes: int
+    sessions: dict[int, tuple[int, float, int]]
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def packet(kind: Kind, session: int, payload: bytes | msgspec.Struct = b"") -> bytes:
+    """One packet's bytes."""
+    body = payload if isinstance(payload, bytes) else _encoder.encode(payload)
+    return HEADER.pack(len(body), kind, session) + body

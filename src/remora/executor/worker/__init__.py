@@ -1,0 +1,1 @@
+"""The worker: one device context, its programs and its values."""

@@ -1,0 +1,1 @@
+"""The graph: nodes, templates, their text form and the rules of each stage."""

@@ -1,0 +1,79 @@
+"""A graph as captured, and the template that it becomes: a graph with holes, named by its content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import msgspec
+from blake3 import blake3
+
+from remora.errors import ProtocolError
+from remora.ir.node import Hole, Node, Ref, Slot
+
+MAX_ROWS = 4096
+
+_Nodes = Annotated[tuple[Node, ...], msgspec.Meta(max_length=MAX_ROWS)]
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Nodes)
+
+
+@dataclass(frozen=True)
+class Template:
+    """Rows of ops wired by position.
+
+    The id is the blake3 of the canonical encoding: ops, wiring and the kinds of constants, never sizes.
+    """
+
+    nodes: tuple[Node, ...]
+
+    @cached_property
+    def body(self) -> bytes:
+        return _encoder.encode(self.nodes)
+
+    @cached_property
+    def id(self) -> bytes:
+        return blake3(self.body).digest(16)
+
+    @cached_property
+    def holes(self) -> tuple[str, ...]:
+        """Kind of each hole, in order."""
+        return tuple(arg.kind for node in self.nodes for arg in node.inputs() if isinstance(arg, Hole))
+
+    @cached_property
+    def n_slots(self) -> int:
+        slots = [arg.index for node in self.nodes for arg in node.inputs() if isinstance(arg, Slot)]
+        return max(slots, default=-1) + 1
+
+    @staticmethod
+    def decode(body: bytes) -> Template:
+        """Parses a body from the wire and checks it.
+
+        Raises:
+            ProtocolError: the bytes are no template, or a row refers to a later row.
+        """
+        try:
+            nodes = _decoder.decode(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ProtocolError(f"not a template: {error}") from None
+        template = Template(nodes)
+        check(template)
+        return template
+
+
+def check(template: Template) -> None:
+    """Stage rule of a captured graph: a row reads only earlier rows, slots are dense.
+
+    Raises:
+        ProtocolError: a rule is broken; names the row.
+    """
+    seen: set[int] = set()
+    for row, node in enumerate(template.nodes):
+        for arg in node.inputs():
+            if isinstance(arg, Ref) and arg.row >= row:
+                raise ProtocolError(f"row {row} ({node.op}) reads row {arg.row}, which is not before it")
+            if isinstance(arg, Slot):
+                seen.add(arg.index)
+    if seen and max(seen) + 1 != len(seen):
+        raise ProtocolError(f"slots are not dense: {len(seen)} used, highest is {max(seen)}")

@@ -1,0 +1,88 @@
+"""Nodes of a graph. Immutable; a pass returns new ones.
+
+The structs are also the wire form: their canonical msgpack encoding names a template.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Union
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
+Index = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+OpName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[A-Za-z_]\w*(\.\w+){2}$")]
+Word = Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class Ref(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """Output `out` of row `row` of the same graph."""
+
+    row: Index
+    out: Index = 0
+
+
+class Slot(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """A value from outside the graph, by position; the binding gives its name."""
+
+    index: Index
+
+
+class Hole(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """A number that differs between runs; the binding gives its value. Holes count in row order."""
+
+    kind: Annotated[str, msgspec.Meta(pattern="^(int|float)$")]
+
+
+class Const(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """A constant that chooses behaviour and so belongs to the template."""
+
+    value: bool | Word | None
+
+
+class Symbol(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """A named torch constant: kind is dtype, layout, memory_format or device.
+
+    A device symbol is always `executor`: the device that runs the graph.
+    """
+
+    kind: Annotated[str, msgspec.Meta(pattern="^(dtype|layout|memory_format|device)$")]
+    name: Word
+
+
+class Items(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """A list argument."""
+
+    items: Annotated[tuple["Arg", ...], msgspec.Meta(max_length=1 << 14)]
+
+
+Arg = Union[Ref, Slot, Hole, Const, Symbol, Items]
+
+Layout = Annotated[tuple[Index, ...], msgspec.Meta(max_length=64)]
+
+
+class Node(msgspec.Struct, frozen=True, array_like=True):
+    """One op of a graph.
+
+    op: `aten.name.overload`. args, kwargs: as in the op's schema.
+    layouts: for each fresh output that the program sees as neither contiguous nor a view, the order of
+    its dimensions from the slowest to the fastest; `()` for an output that is contiguous. Empty when all are.
+    """
+
+    op: OpName
+    args: Annotated[tuple[Arg, ...], msgspec.Meta(max_length=256)] = ()
+    kwargs: Annotated[tuple[tuple[Word, Arg], ...], msgspec.Meta(max_length=64)] = ()
+    layouts: Annotated[tuple[Layout, ...], msgspec.Meta(max_length=1 << 12)] = ()
+
+    def inputs(self) -> list[Arg]:
+        """All arguments with lists flattened, in order: positional first, then keywords."""
+        flat: list[Arg] = []
+        pending: list[Arg] = [value for _, value in reversed(self.kwargs)]
+        pending.extend(reversed(self.args))
+        while pending:
+            arg = pending.pop()
+            if isinstance(arg, Items):
+                pending.extend(reversed(arg.items))
+            else:
+                flat.append(arg)
+        return flat

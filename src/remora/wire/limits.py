@@ -1,0 +1,18 @@
+"""Bounds of the protocol. Both ends refuse what is larger, before they allocate for it."""
+
+from __future__ import annotations
+
+PROTOCOL = 1
+OLDEST_PROTOCOL = 1
+
+MAX_FRAME_NBYTES = 8 << 20
+MAX_MESSAGES = 4096  # in one frame
+MAX_INLINE_NBYTES = 64 << 10  # tensors up to here travel inside frames, larger ones in HTTP bodies
+MAX_DIMS = 64
+MAX_NUMEL = 1 << 48
+MAX_TEMPLATES = 65_536  # a session
+MAX_SITES = 262_144  # a session
+MAX_UNACKED_FRAMES = 4096
+MAX_UNACKED_NBYTES = 64 << 20
+MAX_BLOB_NBYTES = 1 << 40
+BULK_CHUNK_NBYTES = 1 << 20

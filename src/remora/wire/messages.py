@@ -1,0 +1,288 @@
+"""What client and executor say to each other, as typed unions.
+
+A name of a value is (segment, row, output). In a step, names are written relative to the segment that
+speaks, so that a repeated step repeats its bytes, and whatever equals the site's last run is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Union
+
+import msgspec
+
+from remora.wire.limits import (
+    MAX_BLOB_NBYTES,
+    MAX_DIMS,
+    MAX_INLINE_NBYTES,
+    MAX_MESSAGES,
+    MAX_NUMEL,
+    MAX_SITES,
+    MAX_TEMPLATES,
+)
+
+Meta = msgspec.Meta
+Segment = Annotated[int, Meta(ge=0, le=1 << 53)]
+Row = Annotated[int, Meta(ge=0, le=1 << 20)]
+Size = Annotated[int, Meta(ge=0, le=MAX_NUMEL)]
+Shape = Annotated[tuple[Size, ...], Meta(max_length=MAX_DIMS)]
+Nbytes = Annotated[int, Meta(ge=0, le=MAX_BLOB_NBYTES)]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Word = Annotated[str, Meta(max_length=64)]
+Text = Annotated[str, Meta(max_length=1 << 16)]
+Dtype = Annotated[str, Meta(max_length=32, pattern=r"^[a-z][a-z0-9_]*$")]
+TemplateIndex = Annotated[int, Meta(ge=0, lt=MAX_TEMPLATES)]
+SiteIndex = Annotated[int, Meta(ge=0, lt=MAX_SITES)]
+Ticket = Annotated[int, Meta(ge=0, le=1 << 53)]
+Inline = Annotated[bytes, Meta(max_length=MAX_INLINE_NBYTES)]
+Flat = Annotated[tuple[int, ...], Meta(max_length=1 << 16)]  # groups of ints, laid out one after another
+Numbers = Annotated[tuple[int | float, ...], Meta(max_length=1 << 16)]
+
+# ------------------------------------------------------------------ client to executor: steps
+
+
+class Define(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """Gives a template an index in this session; `body` is its canonical encoding (ir/graph.py)."""
+
+    template: TemplateIndex
+    body: Annotated[bytes, Meta(max_length=4 << 20)]
+
+
+class Site(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """A place in the program where a template runs; remembers its last binding."""
+
+    site: SiteIndex
+    template: TemplateIndex
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Runs the site's template as segment `segment`. None means: as in the site's last run.
+
+    slots: groups (slot, relative, segment or distance, row, out) of those that differ from what the last
+    run predicts: the same name if absolute (relative=0), the same distance if relative=1.
+    holes: groups (hole, value) of those that differ.
+    keep: groups (row, out) of the outputs that live on after the segment.
+    frees: groups (distance, row, out) of names that ended before this segment was sent.
+    wants: groups (row, out) whose bytes are to come back under `ticket`; None means nothing.
+    """
+
+    segment: Segment
+    site: SiteIndex
+    slots: Flat | None = None
+    holes: Numbers | None = None
+    keep: Flat | None = None
+    frees: Flat | None = None
+    wants: Flat | None = None
+    ticket: Ticket | None = None
+
+
+class Put(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """A small tensor's bytes, C order, as value (segment, 0, 0)."""
+
+    segment: Segment
+    dtype: Dtype
+    shape: Shape
+    data: Inline
+
+
+class Adopt(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Value (segment, 0, 0) is the stored blob `digest`, which this session has sent or proven to hold."""
+
+    segment: Segment
+    dtype: Dtype
+    shape: Shape
+    digest: Digest
+
+
+class Fetch(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Asks for values of earlier segments: groups (segment, row, out). `describe`: metadata only."""
+
+    ticket: Ticket
+    names: Flat
+    describe: bool = False
+
+
+class Free(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Names that ended: groups (segment, row, out). Unknown names are ignored."""
+
+    names: Flat
+
+
+class Seed(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Seeds the session's generator, in order with the steps."""
+
+    seed: int  # msgpack bounds it: -2**63 to 2**64 - 1
+
+
+class RngState(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Reads the session's generator state (reply: Values with one uint8 tensor), or sets it."""
+
+    ticket: Ticket
+    state: Inline | None = None
+
+
+class Recover(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """The client has raised failure `failure`; segments after this message run again."""
+
+    failure: Ticket
+
+
+class Barrier(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Asks for a `Done` once everything before it has run on the device."""
+
+    ticket: Ticket
+
+
+ToExecutor = Union[Define, Site, Run, Put, Adopt, Fetch, Free, Seed, RngState, Recover, Barrier]
+
+# ------------------------------------------------------------------ executor to client
+
+
+class Payload(msgspec.Struct, frozen=True, array_like=True):
+    """One value. `data` is C order; None: `nbytes` are to be read from the bulk route under `bulk`,
+    or, for a description, not sent at all (`bulk` is None too). `stride` is the executor's."""
+
+    dtype: Dtype
+    shape: Shape
+    stride: Shape
+    data: Inline | None = None
+    nbytes: Nbytes = 0
+    bulk: Word | None = None
+
+
+class Values(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    ticket: Ticket
+    values: Annotated[tuple[Payload, ...], Meta(max_length=4096)]
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    ticket: Ticket
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Row `row` of segment `segment` failed; everything after it is skipped until `Recover(failure)`.
+
+    kind: error, index, value, type, memory, unsupported, protocol, lost.
+    shapes: of the op's tensor inputs, as text.
+    """
+
+    failure: Ticket
+    segment: Segment
+    row: Row
+    kind: Word
+    message: Text
+    op: Annotated[str, Meta(max_length=200)] = ""
+    shapes: Text = ""
+
+
+class Lost(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The session's state is gone for good (worker died, lease ended); the session is over."""
+
+    reason: Text
+
+
+ToClient = Union[Values, Done, Failed, Lost]
+
+# ------------------------------------------------------------------ frames
+
+Sequence = Annotated[int, Meta(ge=0, le=1 << 53)]
+
+
+class StepFrame(msgspec.Struct, frozen=True, array_like=True):
+    """Client to executor. seq counts frames from 1 (0: carries no messages, only the ack)."""
+
+    seq: Sequence
+    ack: Sequence  # highest seq received from the peer
+    messages: Annotated[tuple[ToExecutor, ...], Meta(max_length=MAX_MESSAGES)] = ()
+
+
+class ReplyFrame(msgspec.Struct, frozen=True, array_like=True):
+    """Executor to client."""
+
+    seq: Sequence
+    ack: Sequence
+    messages: Annotated[tuple[ToClient, ...], Meta(max_length=MAX_MESSAGES)] = ()
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """Any frame with its messages left encoded: what the front reads before it passes a frame on."""
+
+    seq: Sequence
+    ack: Sequence
+    messages: msgspec.Raw = msgspec.Raw(b"\x90")
+
+
+# ------------------------------------------------------------------ control plane (JSON bodies of HTTP routes)
+
+
+class OpenSession(msgspec.Struct, frozen=True):
+    """POST /v1/sessions. `resume` and `secret` name a session to come back to."""
+
+    protocol: int
+    oldest_protocol: int
+    torch: Word
+    client: Word = ""
+    seed: int = 0
+    memory_nbytes: Nbytes = 0  # wanted; 0: whatever is granted
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """Answer to OpenSession: everything a session may use."""
+
+    session: Word
+    secret: Word
+    epoch: int
+    executor: Word
+    protocol: int
+    torch: Word
+    device: Word
+    ops_digest: Word
+    lease_s: float
+    memory_nbytes: Nbytes
+    in_flight_frames: int
+    in_flight_nbytes: int
+    principal: Word
+    priority: int = 0
+
+
+class BlobQuery(msgspec.Struct, frozen=True):
+    """POST /v1/blobs/query: which of these hashes (hex) does my tenant already hold?"""
+
+    digests: Annotated[tuple[Word, ...], Meta(max_length=4096)]
+
+
+class BlobAnswer(msgspec.Struct, frozen=True):
+    """`held` are present; to use one, prove possession: blake3 keyed with `nonce` over its bytes."""
+
+    held: tuple[Word, ...]
+    nonce: Word  # hex, 32 bytes, once per session
+
+
+class BlobProof(msgspec.Struct, frozen=True):
+    """POST /v1/blobs/prove: groups of digest to keyed hash, both hex."""
+
+    proofs: Annotated[dict[Word, Word], Meta(max_length=4096)]
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Body of every 4xx and 5xx answer. kind: auth, version, session, limit, blob, memory, busy, bug."""
+
+    kind: Word
+    message: Text
+
+
+class Status(msgspec.Struct, frozen=True):
+    """GET /v1/status: what `remora status` prints."""
+
+    executor: Word
+    version: Word
+    protocol: int
+    torch: Word
+    device: Word
+    uptime_s: float
+    memory_nbytes: Nbytes
+    used_nbytes: Nbytes
+    sessions: int
+    workers_started: int
+    principals: dict[str, dict[str, float]]  # principal to counters: bytes_in, bytes_out, device_s, segments
+
+
