@@ -1,3 +1,57 @@
-"""Remora runs unmodified PyTorch on accelerators across a network."""
+"""Remora runs unmodified PyTorch on accelerators across a network.
 
-__version__ = "0.1.0"
+    import torch, remora
+    remora.connect("http://gpu-box:8470", token="…")
+    model = model.to("remora")
+
+Importing this package registers the device `remora` as soon as torch is there. The command line and the
+executor import it too and have no use for torch, so torch is never imported from here by itself.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata as _metadata
+import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+if _TYPE_CHECKING:
+    from remora.device.as_cuda import as_cuda
+    from remora.device.patches import probes
+    from remora.session.connect import connect, disconnect, stats
+
+__version__ = _metadata.version("remora")
+__all__ = ["as_cuda", "connect", "disconnect", "probes", "stats"]
+
+_HOMES = {
+    "connect": "remora.session.connect",
+    "disconnect": "remora.session.connect",
+    "stats": "remora.session.connect",
+    "probes": "remora.device.patches",
+    "as_cuda": "remora.device.as_cuda",
+}
+
+
+def activate() -> None:
+    """Registers the device, unless this process is an executor. Idempotent."""
+    from remora.config import is_executor
+
+    if is_executor():
+        return
+    from remora.device.register import register
+    from remora.session.connect import install
+
+    register()
+    install()
+
+
+def __getattr__(name: str) -> _Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'remora' has no attribute {name!r}")
+    activate()
+    return getattr(__import__(home, fromlist=[name]), name)
+
+
+if "torch" in _sys.modules:  # imported later: remora_autoload.py
+    activate()

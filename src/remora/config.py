@@ -33,11 +33,9 @@ class ClientSettings:
     grace_s: float = field(default_factory=lambda: _float("REMORA_GRACE", 60.0))
 
 
-def autoload_wanted() -> bool:
-    """Whether `import torch` should register the device by itself."""
-    if os.environ.get("REMORA_EXECUTOR"):
-        return False
-    return bool(os.environ.get("REMORA_URL") or os.environ.get("REMORA_AUTOLOAD"))
+def is_executor() -> bool:
+    """Whether this process belongs to an executor, where the device must never be registered."""
+    return bool(os.environ.get("REMORA_EXECUTOR"))
 
 
 def cache_dir() -> Path:

@@ -19,6 +19,10 @@ class ConnectError(RemoraError, ConnectionError):
     """The executor could not be reached; the message names its address."""
 
 
+class NobodyListens(ConnectError):
+    """The host is there and nothing listens on the port."""
+
+
 class AuthError(ConnectError):
     """The executor refused the token."""
 

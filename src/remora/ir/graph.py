@@ -10,9 +10,10 @@ import msgspec
 from blake3 import blake3
 
 from remora.errors import ProtocolError
-from remora.ir.node import Hole, Node, Ref, Slot
+from remora.ir.node import Arg, Hole, Items, Node, Ref, Slot
 
 MAX_ROWS = 4096
+MAX_NESTING = 8  # of lists in an argument; what walks arguments may recurse
 
 _Nodes = Annotated[tuple[Node, ...], msgspec.Meta(max_length=MAX_ROWS)]
 _encoder = msgspec.msgpack.Encoder()
@@ -55,7 +56,7 @@ class Template:
         """
         try:
             nodes = _decoder.decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"not a template: {error}") from None
         template = Template(nodes)
         check(template)
@@ -63,13 +64,17 @@ class Template:
 
 
 def check(template: Template) -> None:
-    """Stage rule of a captured graph: a row reads only earlier rows, slots are dense.
+    """Stage rules of a captured graph.
+
+    A row reads only earlier rows, slots are dense, lists nest a few levels, a keyword comes once,
+    a layout is an order of dimensions.
 
     Raises:
         ProtocolError: a rule is broken; names the row.
     """
     seen: set[int] = set()
     for row, node in enumerate(template.nodes):
+        _check_form(row, node)
         for arg in node.inputs():
             if isinstance(arg, Ref) and arg.row >= row:
                 raise ProtocolError(f"row {row} ({node.op}) reads row {arg.row}, which is not before it")
@@ -77,3 +82,16 @@ def check(template: Template) -> None:
                 seen.add(arg.index)
     if seen and max(seen) + 1 != len(seen):
         raise ProtocolError(f"slots are not dense: {len(seen)} used, highest is {max(seen)}")
+
+
+def _check_form(row: int, node: Node) -> None:
+    level: list[Arg] = [*node.args, *(value for _, value in node.kwargs)]
+    for _ in range(MAX_NESTING + 1):
+        level = [item for arg in level if isinstance(arg, Items) for item in arg.items]
+    if level:
+        raise ProtocolError(f"row {row} ({node.op}): a list nests deeper than {MAX_NESTING}")
+    if len({name for name, _ in node.kwargs}) != len(node.kwargs):
+        raise ProtocolError(f"row {row} ({node.op}): a keyword comes twice")
+    for layout in node.layouts:
+        if sorted(layout) != list(range(len(layout))):
+            raise ProtocolError(f"row {row} ({node.op}): {layout} is no order of dimensions")

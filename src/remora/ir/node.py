@@ -5,13 +5,14 @@ The structs are also the wire form: their canonical msgpack encoding names a tem
 
 from __future__ import annotations
 
-from typing import Annotated, Union
+from typing import Annotated
 
 import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
-OpName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[A-Za-z_]\w*(\.\w+){2}$")]
+OpName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"(?a)^[A-Za-z_]\w*(\.\w+){2}\Z")]
+Keyword = Annotated[str, msgspec.Meta(max_length=64, pattern=r"(?a)^[A-Za-z_]\w*\Z")]
 Word = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -31,7 +32,7 @@ class Slot(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class Hole(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """A number that differs between runs; the binding gives its value. Holes count in row order."""
 
-    kind: Annotated[str, msgspec.Meta(pattern="^(int|float)$")]
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(int|float)\Z")]
 
 
 class Const(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -41,22 +42,22 @@ class Const(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 class Symbol(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """A named torch constant: kind is dtype, layout, memory_format or device.
+    """A named torch constant: a dtype, layout, memory_format, device, or the text of a complex number.
 
     A device symbol is always `executor`: the device that runs the graph.
     """
 
-    kind: Annotated[str, msgspec.Meta(pattern="^(dtype|layout|memory_format|device)$")]
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(dtype|layout|memory_format|device|complex)\Z")]
     name: Word
 
 
 class Items(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """A list argument."""
 
-    items: Annotated[tuple["Arg", ...], msgspec.Meta(max_length=1 << 14)]
+    items: Annotated[tuple[Arg, ...], msgspec.Meta(max_length=1 << 14)]
 
 
-Arg = Union[Ref, Slot, Hole, Const, Symbol, Items]
+Arg = Ref | Slot | Hole | Const | Symbol | Items
 
 Layout = Annotated[tuple[Index, ...], msgspec.Meta(max_length=64)]
 
@@ -71,7 +72,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
 
     op: OpName
     args: Annotated[tuple[Arg, ...], msgspec.Meta(max_length=256)] = ()
-    kwargs: Annotated[tuple[tuple[Word, Arg], ...], msgspec.Meta(max_length=64)] = ()
+    kwargs: Annotated[tuple[tuple[Keyword, Arg], ...], msgspec.Meta(max_length=64)] = ()
     layouts: Annotated[tuple[Layout, ...], msgspec.Meta(max_length=1 << 12)] = ()
 
     def inputs(self) -> list[Arg]:

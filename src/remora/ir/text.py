@@ -2,9 +2,10 @@
 
     %0 = aten.add.Tensor($0, $1, alpha=int)
     %1 = aten.cat.default([%0, $2], int) {0,2,1}
+    %2 = aten.fill_.Scalar(%1, @complex:"(1+2j)")
 
-`%r` is row r (`%r.k` its output k), `$n` slot n, `int`/`float` a hole, `@dtype:float32` a symbol,
-`{…}` the layouts of outputs that are not contiguous.
+`%r` is row r (`%r.k` its output k), `$n` slot n, `int`/`float` a hole, `@dtype:float32` a symbol
+(quoted unless it is a word), `{…}` the layouts of outputs that are not contiguous.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import json
 import re
 
-from remora.ir.graph import Template, check
+from remora.ir.graph import Template
 from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<ref>%\d+(?:\.\d+)?)|(?P<slot>\$\d+)|(?P<symbol>@\w+:\w+)|(?P<string>"(?:[^"\\]|\\.)*")"""
-    r"""|(?P<word>[A-Za-z_][\w.]*)|(?P<punct>[()\[\],={}|])|(?P<number>\d+))"""
+    r"""\s*(?:(?P<ref>%\d+(?:\.\d+)?)|(?P<slot>\$\d+)|(?P<symbol>@\w+:(?:\w+|"(?:[^"\\]|\\.)*"))"""
+    r"""|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[A-Za-z_][\w.]*)|(?P<punct>[()\[\],={}|])|(?P<number>\d+))""",
+    re.ASCII,
 )
+_WORD = re.compile(r"\w+", re.ASCII)
 
 
 def print_template(template: Template) -> str:
@@ -45,7 +48,7 @@ def _arg(arg: Arg) -> str:
         case Const(value):
             return json.dumps(value) if isinstance(value, str) else str(value)
         case Symbol(kind, name):
-            return f"@{kind}:{name}"
+            return f"@{kind}:{name if _WORD.fullmatch(name) else json.dumps(name)}"
         case Items(items):
             return "[" + ", ".join(_arg(item) for item in items) + "]"
 
@@ -57,17 +60,21 @@ def parse_template(text: str) -> Template:
         ValueError: the text is no graph; names the line.
         ProtocolError: the graph breaks a rule.
     """
-    nodes = []
+    nodes: list[Node] = []
     for number, line in enumerate(text.splitlines()):
         if not line.strip():
             continue
         head, equals, body = line.partition(" = ")
         if not equals or head.strip() != f"%{len(nodes)}":
             raise ValueError(f"line {number + 1}: expected '%{len(nodes)} = op(…)', got {line!r}")
-        nodes.append(_Parser(body, number + 1).node())
-    template = Template(tuple(nodes))
-    check(template)
-    return template
+        try:
+            nodes.append(_Parser(body, number + 1).node())
+        except RecursionError:
+            raise ValueError(f"line {number + 1}: lists nest too deep") from None
+    try:
+        return Template.decode(Template(tuple(nodes)).body)
+    except OverflowError as error:
+        raise ValueError(f"a number is too large: {error}") from None
 
 
 class _Parser:
@@ -123,7 +130,7 @@ class _Parser:
             return Slot(int(token[1:]))
         if kind == "symbol":
             name, _, value = token[1:].partition(":")
-            return Symbol(name, value)
+            return Symbol(name, json.loads(value) if value.startswith('"') else value)
         if kind == "string":
             return Const(json.loads(token))
         if token in ("int", "float"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from remora.errors import ProtocolError
-from remora.wire.limits import MAX_FRAME_NBYTES
+from remora.wire.limits import MAX_FRAME_NBYTES, MAX_MESSAGES
 from remora.wire.messages import Envelope, ReplyFrame, StepFrame, ToClient, ToExecutor
 
 T = TypeVar("T")
@@ -16,8 +16,9 @@ encode = msgspec.msgpack.Encoder().encode
 _envelope = msgspec.msgpack.Decoder(Envelope)
 _step = msgspec.msgpack.Decoder(StepFrame)
 _reply = msgspec.msgpack.Decoder(ReplyFrame)
-_to_executor = msgspec.msgpack.Decoder(tuple[ToExecutor, ...])
-_to_client = msgspec.msgpack.Decoder(tuple[ToClient, ...])
+_count = msgspec.Meta(max_length=MAX_MESSAGES)
+_to_executor = msgspec.msgpack.Decoder(Annotated[tuple[ToExecutor, ...], _count])
+_to_client = msgspec.msgpack.Decoder(Annotated[tuple[ToClient, ...], _count])
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes | memoryview) -> T:
@@ -25,7 +26,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes | memoryview) -> T:
         raise ProtocolError(f"frame of {len(data)} bytes; the limit is {MAX_FRAME_NBYTES}")
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed frame: {error}") from None
 
 

@@ -6,7 +6,7 @@ speaks, so that a repeated step repeats its bytes, and whatever equals the site'
 
 from __future__ import annotations
 
-from typing import Annotated, Union
+from typing import Annotated
 
 import msgspec
 
@@ -29,7 +29,7 @@ Nbytes = Annotated[int, Meta(ge=0, le=MAX_BLOB_NBYTES)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Word = Annotated[str, Meta(max_length=64)]
 Text = Annotated[str, Meta(max_length=1 << 16)]
-Dtype = Annotated[str, Meta(max_length=32, pattern=r"^[a-z][a-z0-9_]*$")]
+Dtype = Annotated[str, Meta(max_length=32, pattern=r"^[a-z][a-z0-9_]*\Z")]
 TemplateIndex = Annotated[int, Meta(ge=0, lt=MAX_TEMPLATES)]
 SiteIndex = Annotated[int, Meta(ge=0, lt=MAX_SITES)]
 Ticket = Annotated[int, Meta(ge=0, le=1 << 53)]
@@ -132,7 +132,7 @@ class Barrier(msgspec.Struct, frozen=True, array_like=True, tag=10):
     ticket: Ticket
 
 
-ToExecutor = Union[Define, Site, Run, Put, Adopt, Fetch, Free, Seed, RngState, Recover, Barrier]
+ToExecutor = Define | Site | Run | Put | Adopt | Fetch | Free | Seed | RngState | Recover | Barrier
 
 # ------------------------------------------------------------------ executor to client
 
@@ -180,7 +180,7 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=3):
     reason: Text
 
 
-ToClient = Union[Values, Done, Failed, Lost]
+ToClient = Values | Done | Failed | Lost
 
 # ------------------------------------------------------------------ frames
 
@@ -211,7 +211,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     messages: msgspec.Raw = msgspec.Raw(b"\x90")
 
 
-# ------------------------------------------------------------------ control plane (JSON bodies of HTTP routes)
+# ------------------------------------------------------------------ control plane: JSON bodies of routes
 
 
 class OpenSession(msgspec.Struct, frozen=True):
@@ -284,5 +284,3 @@ class Status(msgspec.Struct, frozen=True):
     sessions: int
     workers_started: int
     principals: dict[str, dict[str, float]]  # principal to counters: bytes_in, bytes_out, device_s, segments
-
-

@@ -1,0 +1,1 @@
+"""Recording: rows become segments, segments become templates and bindings."""

@@ -1,0 +1,222 @@
+"""The recorder: appends rows to the open segment and cuts it into a template and a binding.
+
+Rows that were seen before are recognised by walking a trie, so a repeated segment is never encoded again: each
+`Step` is one row in the context of the rows before it, and knows the template that a cut behind it makes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from remora.capture.provenance import Provenance, provenance, user_frame
+from remora.capture.value import OUT_BITS, Value
+from remora.ir.graph import Template
+from remora.ir.node import Node
+
+FIRST_CUT_ROWS = 32  # short, so that the executor starts early
+CUT_ROWS = 192
+MAX_STEPS = 1_000_000  # then the trie starts anew; only speed is lost
+
+_segments = itertools.count(1)  # never repeats in a process, so a value of an old session cannot look local
+
+
+class Step:
+    """One row after the rows before it. The counts make it the single record of what is committed."""
+
+    __slots__ = ("code", "n_holes", "n_slots", "next", "node", "parent", "rows", "template", "where")
+
+    def __init__(self, parent: Step | None = None) -> None:
+        self.parent = parent
+        self.next: dict[tuple[Any, ...], Step] = {}
+        self.node: Node | None = None
+        self.where: Provenance | None = None
+        self.code: Any = None  # keeps the caller's code object alive, whose id is in the key
+        self.template: CapturedTemplate | None = None
+        self.rows = 0
+        self.n_holes = 0
+        self.n_slots = 0
+
+
+@dataclass(frozen=True)
+class CapturedTemplate:
+    """A template with its index in the session and the provenance of its rows, as first seen."""
+
+    template: Template
+    index: int
+    where: tuple[Provenance | None, ...]
+
+
+@dataclass
+class Segment:
+    """A cut segment: everything that is needed to send it."""
+
+    number: int
+    captured: CapturedTemplate
+    position: int  # in the program: how many segments since the last sync
+    slots: list[Value]
+    holes: list[int | float]
+    keep: tuple[int, ...]  # flat (row, out)
+    frees: tuple[int, ...]  # flat (distance, row, out)
+
+
+class Recorder:
+    """The open segment of one session.
+
+    Args:
+        session: the session's name, for errors about values that outlive it.
+        on_segment: called under the lock with each segment that is cut.
+    """
+
+    def __init__(self, session: str, on_segment: Callable[[Segment], None]) -> None:
+        self.session = session
+        self.lock = threading.RLock()
+        self.graveyard: deque[tuple[int, int]] = deque()
+        self.ops = 0
+        self.closed: Exception | None = None
+        self._on_segment = on_segment
+        self._captured: dict[bytes, CapturedTemplate] = {}
+        self._roots: dict[tuple[int, int], Step] = {}
+        self._n_steps = 0
+        self._ended: list[tuple[int, int]] = []  # names of earlier segments that died
+        self.position = 0
+        self._open()
+
+    def _open(self) -> None:
+        self.segment = next(_segments)
+        self.empty = Step()
+        self.step = self.empty
+        self.slots: dict[Value, int] = {}
+        self.holes: list[int | float] = []
+        self.created: list[int] = []
+        self.limit = FIRST_CUT_ROWS if self.position == 0 else CUT_ROWS
+
+    @property
+    def templates(self) -> int:
+        return len(self._captured)
+
+    def number(self) -> int:
+        """A segment number for a value that comes from outside: an upload."""
+        return next(_segments)
+
+    def root(self, frame: FrameType | None) -> Step:
+        """Where the open segment starts in the trie: apart by the user's line, so that lines are never mixed."""
+        user = user_frame(frame)
+        key = (id(user.f_code), user.f_lasti) if user is not None else (0, 0)
+        root = self._roots.get(key)
+        if root is None:
+            root = self._roots[key] = Step()
+            root.code = user.f_code if user is not None else None
+        return root
+
+    def add_slot(self, value: Value) -> int:
+        """The slot of a value from outside the segment, new or not yet used in it."""
+        if value.session != self.session:
+            raise self.foreign(value)
+        slot = self.slots[value] = len(self.slots)
+        return slot
+
+    def foreign(self, value: Value) -> Exception:
+        from remora.errors import Disconnected
+
+        return Disconnected(
+            f"this tensor lives in session {value.session}, which has ended; "
+            f"the current session is {self.session}. Copy what you want to keep with .cpu() before disconnect()"
+        )
+
+    def repair(self) -> None:
+        """Drops what an interrupted recording left behind: only what the step counts has happened."""
+        step = self.step
+        del self.holes[step.n_holes :]
+        for value in list(self.slots)[step.n_slots :]:
+            del self.slots[value]
+
+    def learn(self, step: Step, key: tuple[Any, ...], node: Node, n_holes: int, frame: FrameType | None) -> Step:
+        """Adds a row that was never seen here behind `step`."""
+        if self._n_steps >= MAX_STEPS:
+            self._roots.clear()
+            self._n_steps = 0
+        self._n_steps += 1
+        after = Step(step)
+        after.node = node
+        after.where = provenance(frame)
+        after.code = frame.f_code if frame is not None else None
+        after.rows = step.rows + 1
+        after.n_holes = step.n_holes + n_holes
+        after.n_slots = len(self.slots)
+        step.next[key] = after
+        return after
+
+    def cut(self) -> Segment | None:
+        """Ends the open segment, if it has rows, and hands it on."""
+        with self.lock:
+            self.repair()
+            step = self.step
+            if not step.rows:
+                return None
+            captured = step.template or self._template(step)
+            keep = self._bury(step.rows)
+            frees = self.take_frees()
+            flat = tuple(n for s, c in frees for n in (self.segment - s, c >> OUT_BITS, c & 0xFFFF))
+            segment = Segment(
+                self.segment, captured, self.position, list(self.slots), self.holes, keep, flat
+            )
+            self.position += 1
+            self._open()
+            self._on_segment(segment)
+            return segment
+
+    def program_ends(self) -> None:
+        """A sync: the next segment is the first of a new program."""
+        self.position = 0
+        self.limit = FIRST_CUT_ROWS
+
+    def _bury(self, rows: int) -> tuple[int, ...]:
+        """Sorts the dead; returns the outputs of the open segment that live on, flat (row, out)."""
+        dead = set()
+        segment = self.segment
+        graveyard = self.graveyard
+        while graveyard:
+            number, code = graveyard.popleft()
+            if number == segment:
+                dead.add(code)
+            else:
+                self._ended.append((number, code))
+        live = [code for code in self.created if code not in dead and code >> OUT_BITS < rows]
+        return tuple(n for code in live for n in (code >> OUT_BITS, code & 0xFFFF))
+
+    def take_frees(self) -> list[tuple[int, int]]:
+        """Names (segment, code) of sent segments that died since the last call."""
+        graveyard = self.graveyard
+        segment = self.segment
+        for _ in range(len(graveyard)):
+            number, code = graveyard.popleft()
+            if number == segment:
+                graveyard.append((number, code))
+            else:
+                self._ended.append((number, code))
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _template(self, step: Step) -> CapturedTemplate:
+        nodes: list[Node] = []
+        where: list[Provenance | None] = []
+        at: Step | None = step
+        while at is not None and at.node is not None:
+            nodes.append(at.node)
+            where.append(at.where)
+            at = at.parent
+        template = Template(tuple(reversed(nodes)))
+        captured = self._captured.get(template.id)
+        if captured is None:
+            captured = CapturedTemplate(template, len(self._captured), tuple(reversed(where)))
+            self._captured[template.id] = captured
+        else:
+            captured = CapturedTemplate(template, captured.index, tuple(reversed(where)))
+        step.template = captured
+        return captured

@@ -1,0 +1,47 @@
+"""The `remora` program: registers the commands."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+import typer
+
+from remora import __version__
+from remora.cli.doctor import doctor
+from remora.cli.run import run
+from remora.cli.serve import serve
+from remora.cli.status import status
+
+app = typer.Typer(
+    help="Run unmodified PyTorch on accelerators across a network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# everything behind the script's name belongs to the script
+app.command(context_settings={"allow_interspersed_args": False})(run)
+app.command()(serve)
+app.command()(status)
+app.command()(doctor)
+if find_spec("remora.cli.bench"):
+    app.command()(import_module("remora.cli.bench").bench)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"remora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def remora(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print it."
+    ),
+) -> None:
+    """Run unmodified PyTorch on accelerators across a network."""
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,184 @@
+"""What an op's outputs look like, without running it: by a shape rule, by the meta kernel, or by asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from remora.device.encode import op_name
+from remora.device.meta import TensorMeta, contiguous_meta, dense_order, intern, meta_of
+from remora.device.shadow import foldable
+from remora.device.tensor import RemoraTensor
+from remora.errors import NotSupported
+from remora.ops.schema import OpTraits, traits
+from remora.ops.layout import Meta
+from remora.ops.torch_shapes import shape_rules
+
+_RULES = shape_rules()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The remembered effect of an op call on the client.
+
+    outs: for each output its metadata, or the position among the tensor inputs of the one that it is, or None.
+    layouts: as in ir.node.Node. stale: inputs whose shadows a write makes stale.
+    unknown: only the executor can tell the outputs' shapes.
+    """
+
+    outs: tuple[TensorMeta | int | None, ...]
+    single: bool
+    container: Any = list
+    layouts: tuple[tuple[int, ...], ...] = ()
+    foldable: bool = False
+    is_view: bool = False
+    stale: tuple[int, ...] = ()
+    scalar: bool = False
+    unknown: bool = False
+
+
+def is_memoised(outcome: Outcome) -> bool:
+    return not outcome.unknown
+
+
+def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outcome:
+    """Finds the outcome of a call. Raises what PyTorch raises for wrong arguments."""
+    known = traits(func)
+    if known.metadata_only_write:
+        raise NotSupported(f"{op_name(func)} changes a tensor's own shape, which remora tensors do not support yet")
+    if _masked(args) if func is torch.ops.aten.index.Tensor else known.dynamic_shape:
+        return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
+    outs = _by_rule(func, args, kwargs)
+    if outs is None:
+        outs = _by_meta_kernel(func, args, kwargs, inputs)
+    if outs is None:
+        return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
+    return _outcome(func, known, outs, inputs, _written(known, args, kwargs, inputs))
+
+
+def _masked(args: Any) -> bool:
+    """Indexing with a boolean mask: as many rows as there are trues."""
+    return any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+
+
+def _by_rule(func: Any, args: Any, kwargs: Any) -> Any:
+    rule = _RULES.get(op_name(func))
+    if rule is None:
+        return None
+
+    def facts(item: Any) -> Any:
+        if isinstance(item, RemoraTensor):
+            return item._value.meta.facts
+        if isinstance(item, (list, tuple)):
+            return [facts(x) for x in item]
+        return item
+
+    try:
+        found = rule(*[facts(a) for a in args], **{name: facts(v) for name, v in kwargs.items()})
+    except TypeError:  # called in a way that the rule does not know
+        return None
+    if found is None:
+        return None
+    if isinstance(found, Meta):
+        return intern(found)
+    return [intern(facts) for facts in found]
+
+
+def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Any:
+    examples = {id(tensor): tensor._value.meta.example() for tensor in inputs}
+    place = {id(examples[id(tensor)]): index for index, tensor in reversed(list(enumerate(inputs)))}
+
+    def to_meta(item: Any) -> Any:
+        if isinstance(item, RemoraTensor):
+            return examples[id(item)]
+        if isinstance(item, torch.device):
+            return torch.device("meta")
+        return item
+
+    before = [meta_of(example) for example in examples.values()]
+    try:
+        with torch.no_grad():
+            outs = func(*tree_map(to_meta, args), **tree_map(to_meta, kwargs))
+    except NotImplementedError:
+        return None
+    except RuntimeError as error:
+        if "meta" in str(error).lower() and "expected" not in str(error).lower():
+            return None  # no meta kernel for this op: the executor knows
+        raise
+    if [meta_of(example) for example in examples.values()] != before:
+        for tensor in inputs:
+            tensor._value.meta._example = None
+        raise NotSupported(f"{op_name(func)} resizes its output, which remora tensors do not support yet")
+
+    def result(out: Any) -> Any:
+        if not isinstance(out, torch.Tensor):
+            return out
+        position = place.get(id(out))
+        return out if position is None else position
+
+    return [result(out) for out in outs] if isinstance(outs, (list, tuple)) else result(outs)
+
+
+def _written(known: OpTraits, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> tuple[int, ...]:
+    """Positions among the tensor inputs that the op writes."""
+    written: set[int] = set()
+    for place in known.mutates:
+        target = kwargs.get(place) if isinstance(place, str) else args[place] if place < len(args) else None
+        tensors = target if isinstance(target, (list, tuple)) else (target,)
+        written |= {id(tensor) for tensor in tensors if tensor is not None}
+    return tuple(index for index, tensor in enumerate(inputs) if id(tensor) in written)
+
+
+def _outcome(
+    func: Any, known: OpTraits, outs: Any, inputs: list[RemoraTensor], written: tuple[int, ...]
+) -> Outcome:
+    single = not isinstance(outs, list)
+    listed = [outs] if single else outs
+    if any(isinstance(out, (bool, float)) for out in listed):
+        raise NotSupported(f"{op_name(func)} returns a number that only the data can give")
+    is_view = bool(known.views) and not known.mutates
+    metas: list[TensorMeta | int | None] = []
+    layouts: list[tuple[int, ...]] = []
+    for out in listed:
+        meta, layout = _declare(func, out, is_view)
+        metas.append(meta)
+        layouts.append(layout)
+    fresh = [meta for meta in metas if isinstance(meta, TensorMeta)]
+    in_metas = [tensor._value.meta for tensor in inputs]
+    can_fold = foldable(known, in_metas, fresh)
+    stale = tuple(range(len(inputs))) if is_view and not can_fold else written
+    return Outcome(
+        tuple(metas),
+        single,
+        _container(func),
+        tuple(layouts) if any(layouts) else (),
+        can_fold,
+        is_view,
+        stale,
+    )
+
+
+def _declare(func: Any, out: Any, is_view: bool) -> tuple[TensorMeta | int | None, tuple[int, ...]]:
+    """The metadata that the client declares for an output, and the layout that the executor enforces."""
+    if out is None or isinstance(out, int):
+        return out, ()
+    if isinstance(out, TensorMeta):
+        if is_view or out.example().is_contiguous():
+            return out, ()
+        order = dense_order(out.example())
+        return out, order or ()
+    if is_view or out.is_contiguous():
+        return meta_of(out), ()
+    order = dense_order(out)
+    if order is None:
+        return contiguous_meta(out.shape, out.dtype), ()
+    return meta_of(out), order
+
+
+def _container(func: Any) -> Any:
+    """PyTorch returns a list for Tensor[] and a tuple for several returns."""
+    return list if len(func._schema.returns) == 1 else tuple
+

@@ -1,0 +1,105 @@
+"""Registers the device `remora` with PyTorch: once, when `import remora` asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from remora.device import tensor as tensors
+from remora.device.dispatch import dispatch, record
+from remora.device.module import DeviceModule
+from remora.device.patches import PATCHES
+from remora.device.tensor import RemoraTensor
+from remora.ops.composites import COMPOSITES
+
+_libraries: list[Any] = []  # registrations end when their library dies
+_SPARSE = ("sparse", "quantized", "cudnn", "mkldnn", "nested", "_make_dep_token", "from_file")
+
+
+def register() -> None:
+    """Makes `torch.device("remora")` known. Idempotent."""
+    if _libraries:
+        return
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend("remora", backend_module=DeviceModule("torch.remora"))
+    tensors.DEVICE = torch.device("remora", 0)
+    tensors.dispatch = dispatch
+    library = torch.library.Library("aten", "IMPL")
+    _libraries.append(library)
+    _register_factories(library)
+    _register_composites(library)
+    library.impl("_copy_from", _copy_from, "PrivateUse1")
+    for patch in PATCHES:
+        patch.apply()
+
+
+def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
+    return dispatch(torch.ops.aten.copy_.default, (target, source), {})
+
+
+def _register_factories(library: Any) -> None:
+    """Ops that make a tensor from nothing have no tensor to dispatch on, so each gets a kernel."""
+    for full_name in torch._C._dispatch_get_all_op_names():
+        if not full_name.startswith("aten::") or any(word in full_name for word in _SPARSE):
+            continue
+        name, _, overload = full_name.removeprefix("aten::").partition(".")
+        try:
+            op = getattr(getattr(torch.ops.aten, name), overload or "default")
+        except (AttributeError, RuntimeError):
+            continue
+        arguments = op._schema.arguments
+        makes_tensor = len(op._schema.returns) == 1 and "Tensor" in str(op._schema.returns[0].type)
+        takes_tensor = any("Tensor" in str(argument.type) for argument in arguments)
+        if makes_tensor and not takes_tensor and any(argument.name == "device" for argument in arguments):
+            library.impl(full_name.removeprefix("aten::"), _factory(op), "PrivateUse1")
+
+
+def _factory(op: Any) -> Any:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("pin_memory", None)
+        device = kwargs.get("device")
+        if device is not None and device.index not in (None, 0):
+            raise RuntimeError(f"{device} does not exist: this session has one executor, remora:0")
+        if kwargs.get("layout") not in (None, torch.strided):
+            raise NotImplementedError(f"{op} with layout {kwargs['layout']} on the remora device")
+        kwargs["device"] = tensors.DEVICE
+        return record(op, args, kwargs, 2)
+
+    return make
+
+
+def _register_composites(library: Any) -> None:
+    """Keeps a composite op whole where nothing needs a gradient; else PyTorch's own decomposition runs."""
+    for name in COMPOSITES:
+        base, _, overload = name.partition(".")
+        op = getattr(getattr(torch.ops.aten, base), overload or "default")
+        kernel = _composite(op)
+        library.impl(name, kernel, "AutogradPrivateUse1")
+        library.impl(name, kernel, "PrivateUse1")
+
+
+def _composite(op: Any) -> Any:
+    grad_enabled = torch.is_grad_enabled
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        if grad_enabled() and _needs_grad(args, kwargs):
+            return op.decompose(*args, **kwargs)
+        return record(op, args, kwargs, 2)
+
+    return kernel
+
+
+def _needs_grad(args: Any, kwargs: Any) -> bool:
+    for items in (args, kwargs.values()):
+        for item in items:
+            if isinstance(item, torch.Tensor):
+                if item.requires_grad:
+                    return True
+            elif isinstance(item, (list, tuple)) and _needs_grad(item, {}):
+                return True
+    return False
+
+
+__all__ = ["RemoraTensor", "register"]

@@ -1,0 +1,69 @@
+"""Shadows: copies on the client of small values that came from it, and local folding of ops on them.
+
+Programs upload tiny integers (token ids, masks, positions), compute on them and branch on the result. Such
+values are known here already, so the branch needs no round trip. Only what every device computes alike is
+folded: views, and ops from integers and booleans to integers and booleans.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+MAX_NUMEL = 1 << 18
+EXACT = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+class Shadow:
+    """A CPU copy. Aliases share `valid`, a cell that turns false when something writes that is not known here."""
+
+    __slots__ = ("tensor", "valid")
+
+    def __init__(self, tensor: torch.Tensor, valid: list[bool] | None = None) -> None:
+        self.tensor = tensor
+        self.valid = valid if valid is not None else [True]
+
+
+def foldable(traits: Any, inputs: list[Any], outs: list[Any]) -> bool:
+    """Whether an op with these input and output metas may be folded; decided once per memo entry."""
+    if traits.random or traits.dynamic_shape:
+        return False
+    known = [out for out in outs if out is not None]
+    if any(meta.shape.numel() > MAX_NUMEL for meta in known):
+        return False
+    if traits.views and not traits.mutates:
+        return True
+    return all(meta.dtype in EXACT for meta in (*inputs, *known))
+
+
+def known(value: Any) -> torch.Tensor | None:
+    shadow = value.shadow
+    return shadow.tensor if shadow is not None and shadow.valid[0] else None
+
+
+def fold(func: Any, args: Any, kwargs: Any, tensor_type: type) -> Any:
+    """Runs the op on the shadows; None if one of them is missing."""
+
+    def local(x: Any) -> Any:
+        if isinstance(x, tensor_type):
+            found = known(x._value)  # type: ignore[attr-defined]
+            if found is None:
+                raise LookupError
+            return found
+        if isinstance(x, (list, tuple)):
+            return [local(item) for item in x]
+        if isinstance(x, torch.device):
+            return _CPU
+        return x
+
+    try:
+        args = [local(x) for x in args]
+        kwargs = {name: local(x) for name, x in kwargs.items()} if kwargs else {}
+    except LookupError:
+        return None
+    with torch.no_grad():
+        return func(*args, **kwargs)
+
+
+_CPU = torch.device("cpu")

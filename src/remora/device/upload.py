@@ -1,0 +1,48 @@
+"""From a CPU tensor to a value on the executor."""
+
+from __future__ import annotations
+
+import torch
+
+from remora.capture.value import Value
+from remora.ops.dtypes import bytes_of, dtype_name
+from remora.device.meta import contiguous_meta, dense_order
+from remora.device.shadow import Shadow
+from remora.device.sink import bound
+from remora.device.tensor import RemoraTensor, wrap
+from remora.errors import NotSupported
+from remora.wire.limits import MAX_INLINE_NBYTES
+
+aten = torch.ops.aten
+
+
+def upload(source: torch.Tensor) -> RemoraTensor:
+    """A remora tensor with the bytes that `source` has now, and its strides if it is dense."""
+    from remora.device.dispatch import record
+
+    if source.layout != torch.strided or source.is_quantized or source.is_nested:
+        raise NotSupported(f"a {source.layout} tensor cannot travel to an executor; convert it with .to_dense()")
+    if source.is_meta:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data! Use torch.nn.Module.to_empty()")
+    recorder, sink = bound.need()
+    source = source.detach()
+    if source.device.type != "cpu":
+        source = source.cpu()
+    source = source.resolve_conj().resolve_neg()
+    order = None if source.is_contiguous() else dense_order(source)
+    base = source.contiguous() if order is None else source.permute(order)
+    name, shape = dtype_name(base.dtype), tuple(base.shape)
+    data = bytes_of(base)
+    with recorder.lock:
+        if data.nbytes <= MAX_INLINE_NBYTES:
+            segment = sink.put(name, shape, bytes(data))
+        else:
+            segment = sink.store(name, shape, data)
+        value = Value(recorder.session, recorder.graveyard, segment, 0, contiguous_meta(shape, base.dtype))
+        if data.nbytes <= MAX_INLINE_NBYTES:
+            value.shadow = Shadow(base.clone())
+        result = wrap(value)
+        if order is not None:
+            inverse = [order.index(dim) for dim in range(len(order))]
+            result = record(aten.permute.default, (result, inverse), {})
+    return result

@@ -1,0 +1,274 @@
+"""The front's state and what happens to it: sessions, channels, stored bytes, the worker's packets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from remora import __version__
+from remora.executor.front.blobs import Blob, BlobTable, Memory
+from remora.executor.front.channel import REPLACED, Channel
+from remora.executor.front.refusal import Refuse
+from remora.executor.front.sessions import Session, SessionTable
+from remora.executor.front.tokens import Tokens
+from remora.executor.front.uploads import Upload
+from remora.executor.front.worker_link import Progress, WorkerLink, WorkerOptions
+from remora.executor.hop import BlobFile, BulkFile, BulkRead, Kind, SessionTerms, Usage, WorkerReady
+from remora.wire.codec import decode_envelope, encode
+from remora.wire.limits import (
+    MAX_FRAME_NBYTES,
+    MAX_UNACKED_FRAMES,
+    MAX_UNACKED_NBYTES,
+    OLDEST_PROTOCOL,
+    PROTOCOL,
+)
+from remora.wire.messages import Grant, Lost, OpenSession
+
+log = logging.getLogger("remora.front")
+
+_MAX_REPLY_NBYTES = MAX_FRAME_NBYTES - 64  # leaves room for the envelope
+
+
+@dataclass(frozen=True)
+class FrontOptions:
+    worker: WorkerOptions
+    tokens: Tokens
+    lease_s: float = 900.0
+    session_quota: int = 64
+
+
+class Front:
+    """Everything but the routes. `folder` is private and goes with the process."""
+
+    def __init__(self, options: FrontOptions, folder: Path) -> None:
+        self.options = options
+        self.tokens = options.tokens
+        self.folder = folder
+        self.blob_folder = folder / "blobs"
+        self.blob_folder.mkdir(mode=0o700)
+        self.name = f"{socket.gethostname()[:48]}-{os.getpid()}"
+        self.table = SessionTable(options.lease_s, options.session_quota)
+        self.blobs = BlobTable()
+        self.uploads: dict[tuple[int, str], Upload] = {}
+        self.channels: dict[int, Channel] = {}
+        self.counters: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.draining = False  # no new sessions
+        self.started = asyncio.Event()  # a worker has been ready once
+        self.workers_started = 0
+        self.started_at = self.now()
+        self.used_nbytes = 0
+        self.ready: WorkerReady | None = None
+        self._link: WorkerLink | None = None
+        self.background: set[asyncio.Task[None]] = set()
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    # ---- the worker
+
+    def worker_started(self, link: WorkerLink, ready: WorkerReady) -> None:
+        self._link, self.ready = link, ready
+        self.workers_started += 1
+        self.started.set()
+        log.info("worker %d is ready on %s", self.workers_started, ready.device)
+
+    def worker_ended(self, how: str, progress: Progress) -> None:
+        """Every session's state went with it; only the one that was running learns what ran."""
+        log.error("the worker ended: %s", how)
+        self.ready = self._link = None
+        self.used_nbytes = 0
+        for session in list(self.table.by_number.values()):
+            if progress.session == session.number:
+                reason = (
+                    f"the worker died ({how}) while it ran row {progress.row} "
+                    f"of segment {progress.segment} of this session"
+                )
+            elif progress.session:
+                reason = "another session's work ended the worker"
+            else:
+                reason = f"the worker died ({how})"
+            self.end(session, reason)
+
+    def take_packet(self, kind: Kind, number: int, payload: bytes) -> None:
+        if kind is Kind.USAGE:
+            self._note_usage(msgspec.msgpack.decode(payload, type=Usage))
+            return
+        session = self.table.by_number.get(number)
+        if kind is Kind.REPLY and session is not None:
+            self._reply(session, payload)
+        elif kind is Kind.BULK:
+            bulk = msgspec.msgpack.decode(payload, type=BulkFile)
+            if self._link is None or Path(bulk.path).parent != self._link.folder:
+                raise ValueError(f"bulk {bulk.bulk} lies outside the worker's folder")
+            if session is None:
+                Path(bulk.path).unlink(missing_ok=True)
+            else:
+                session.bulks[bulk.bulk] = bulk
+
+    def _reply(self, session: Session, payload: bytes) -> None:
+        session.stepped_at = None
+        if len(payload) > _MAX_REPLY_NBYTES:
+            self.end(session, f"the worker answered {len(payload)} bytes at once; a frame holds fewer")
+            return
+        frame = session.stream.send(payload)
+        stream = session.stream
+        if stream.kept_frames > MAX_UNACKED_FRAMES or stream.kept_nbytes > MAX_UNACKED_NBYTES:
+            self.end(session, "client did not read")
+            return
+        self.count(session, bytes_out=len(frame))
+        channel = self.channels.get(session.number)
+        if channel is not None:
+            channel.push(frame)
+
+    def _note_usage(self, usage: Usage) -> None:
+        self.used_nbytes = usage.used_nbytes
+        for number, (used_nbytes, device_s, segments) in usage.sessions.items():
+            session = self.table.by_number.get(number)
+            if session is not None:
+                self.count(
+                    session, device_s=device_s - session.device_s, segments=segments - session.segments
+                )
+                session.used_nbytes, session.device_s, session.segments = used_nbytes, device_s, segments
+        self.unlink(self.blobs.shrink(self.memory()))
+
+    # ---- sessions
+
+    def worker(self) -> WorkerReady:
+        """Raises Refuse while there is none."""
+        if self.ready is None:
+            raise Refuse("busy", "the executor's worker is starting; try again in a moment")
+        return self.ready
+
+    def open(self, principal: str, wants: OpenSession) -> Grant:
+        """Raises Refuse: versions, quota, memory, draining."""
+        if wants.oldest_protocol > PROTOCOL or wants.protocol < OLDEST_PROTOCOL:
+            raise Refuse(
+                "version",
+                f"the client speaks protocols {wants.oldest_protocol} to {wants.protocol}, executor "
+                f"{__version__} speaks {OLDEST_PROTOCOL} to {PROTOCOL}; bring both to one version of remora",
+            )
+        if self.draining:
+            raise Refuse("busy", "the executor is shutting down")
+        worker = self.worker()
+        memory = self.memory()
+        if wants.memory_nbytes > memory.capacity_nbytes:
+            raise Refuse(
+                "memory",
+                f"asked for {wants.memory_nbytes} bytes; the executor has {memory.capacity_nbytes} in all",
+            )
+        session = self.table.open(principal, self.now())
+        self.send(Kind.OPEN, session, SessionTerms(principal, wants.seed, memory.capacity_nbytes))
+        return Grant(
+            session=session.id,
+            secret=session.secret,
+            epoch=1,
+            executor=self.name,
+            protocol=min(PROTOCOL, wants.protocol),
+            torch=worker.torch,
+            device=worker.device,
+            ops_digest=worker.ops_digest,
+            lease_s=session.lease_s,
+            memory_nbytes=memory.capacity_nbytes,
+            in_flight_frames=MAX_UNACKED_FRAMES,
+            in_flight_nbytes=MAX_UNACKED_NBYTES,
+            principal=principal,
+        )
+
+    def end(self, session: Session, reason: str) -> None:
+        """Ends a session for good, whoever wanted it; a connected client is told why."""
+        self.table.end(session, reason, self.now())
+        channel = self.channels.pop(session.number, None)
+        if channel is not None:
+            channel.push(session.stream.send(encode((Lost(reason),))))
+            channel.close(1000, reason)
+        self.send(Kind.CLOSE, session)
+        for number, digest in [key for key in self.uploads if key[0] == session.number]:
+            task = asyncio.get_running_loop().create_task(self.drop_upload(number, digest))
+            self.background.add(task)
+            task.add_done_callback(self.background.discard)
+        self.blobs.release(session.number, self.now())
+        for bulk in session.bulks.values():
+            Path(bulk.path).unlink(missing_ok=True)
+        self.unlink(self.blobs.shrink(self.memory()))
+
+    def expire(self) -> None:
+        """Ends what nobody needs any more; to be called often."""
+        now = self.now()
+        for session in self.table.expired(now):
+            self.end(session, f"its lease of {session.lease_s:g} s ended without a sign of the client")
+        for session in self.table.by_number.values():
+            for bulk in session.bulks_to_drop(None, now):
+                self.drop_bulk(session, bulk)
+
+    # ---- steps
+
+    def attach(self, session: Session, epoch: int, channel: Channel) -> None:
+        """Makes `channel` the session's connection; an older one is closed."""
+        session.epoch = epoch
+        older = self.channels.get(session.number)
+        self.channels[session.number] = channel
+        if older is not None:
+            older.close(REPLACED, "replaced by a newer connection of the session")
+
+    def detach(self, session: Session, channel: Channel) -> None:
+        if self.channels.get(session.number) is channel:
+            del self.channels[session.number]
+
+    async def take(self, session: Session, frame: bytes) -> None:
+        """Takes a client's frame, once. Raises ProtocolError."""
+        session.renew(self.now())
+        self.count(session, bytes_in=len(frame))
+        envelope = decode_envelope(frame)
+        if session.stream.receive(envelope):
+            session.stepped_at = self.now()
+            self.send(Kind.STEP, session, bytes(envelope.messages))
+            if self._link is not None and self._link.full:
+                await self._link.writable()
+
+    def send(self, kind: Kind, session: Session, payload: bytes | msgspec.Struct = b"") -> None:
+        if self._link is not None:
+            self._link.send(kind, session.number, payload)
+
+    # ---- stored bytes
+
+    def memory(self) -> Memory:
+        volume = os.statvfs(self.folder)
+        return Memory(
+            capacity_nbytes=self.options.worker.memory_nbytes
+            or (self.ready.memory_nbytes if self.ready else 0),
+            used_nbytes=self.used_nbytes,
+            folder_free_nbytes=volume.f_bavail * volume.f_frsize,
+        )
+
+    def offer(self, session: Session, blob: Blob) -> None:
+        """From now on the session may adopt the blob; the worker knows before the client is answered."""
+        self.send(Kind.BLOB, session, BlobFile(bytes.fromhex(blob.digest), blob.path, blob.nbytes))
+
+    async def drop_upload(self, number: int, digest: str) -> None:
+        upload = self.uploads.pop((number, digest), None)
+        if upload is not None:
+            await upload.close(keep_file=False)
+            self.blobs.unreserve(number, digest)
+
+    def drop_bulk(self, session: Session, bulk: BulkFile) -> None:
+        Path(bulk.path).unlink(missing_ok=True)
+        self.send(Kind.BULK_READ, session, BulkRead(bulk.bulk))
+
+    def unlink(self, blobs: list[Blob]) -> None:
+        for blob in blobs:
+            with suppress(FileNotFoundError):
+                os.unlink(blob.path)
+
+    def count(self, session: Session, **amounts: float) -> None:
+        counters = self.counters[session.principal]
+        for name, amount in amounts.items():
+            counters[name] += amount

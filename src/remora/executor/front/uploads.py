@@ -1,0 +1,116 @@
+"""Files that blobs arrive in: allocated whole, written and hashed piece by piece on a worker thread."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hmac
+import mmap
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from blake3 import blake3
+
+from remora.executor.front.refusal import Refuse
+from remora.wire.limits import BULK_CHUNK_NBYTES
+
+
+@dataclass(eq=False)
+class Upload:
+    """One blob on its way. Survives a cut connection: `offset` is where the next one goes on."""
+
+    digest: str
+    nbytes: int
+    path: Path
+    fd: int
+    offset: int = 0
+    hasher: blake3 = field(default_factory=blake3)
+    task: asyncio.Task[object] | None = None  # of the connection that feeds it
+    writing: asyncio.Future[None] | None = None  # the piece that a thread has in hand
+
+    @classmethod
+    async def create(cls, digest: str, nbytes: int, path: Path) -> Upload:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            if nbytes:
+                await asyncio.to_thread(os.posix_fallocate, fd, 0, nbytes)
+        except BaseException as error:
+            os.close(fd)
+            path.unlink()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                raise Refuse("memory", f"asked for {nbytes} bytes; the blob folder has no room") from None
+            raise
+        return cls(digest, nbytes, path, fd)
+
+    async def take_over(self) -> None:
+        """Stops a connection that still feeds this upload, so that `offset` stands still."""
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
+        if self.writing is not None:
+            await asyncio.wait([self.writing])
+
+    async def feed(self, body: aiohttp.StreamReader, heard: Callable[[], None]) -> None:
+        """Writes the body to its end; while a thread writes one piece, the next one is received.
+
+        Raises:
+            aiohttp.ClientError, ConnectionError: the connection broke; another may go on at `offset`.
+        """
+        self.task = asyncio.current_task()
+        try:
+            piece: list[bytes] = []
+            piece_nbytes = 0
+            async for chunk in body.iter_any():
+                piece.append(chunk)
+                piece_nbytes += len(chunk)
+                if piece_nbytes >= BULK_CHUNK_NBYTES:
+                    await self._hand_over(piece)
+                    piece, piece_nbytes = [], 0
+                    heard()
+            await self._hand_over(piece)
+            await self._written()
+        finally:
+            if self.task is asyncio.current_task():
+                self.task = None
+
+    async def _hand_over(self, piece: list[bytes]) -> None:
+        await self._written()
+        self.writing = asyncio.get_running_loop().run_in_executor(None, self._write, piece)
+
+    async def _written(self) -> None:
+        if self.writing is not None:  # shielded: a cancelled connection must not leave a half-noted piece
+            await asyncio.shield(self.writing)
+
+    def _write(self, piece: list[bytes]) -> None:
+        for chunk in piece:
+            view = memoryview(chunk)
+            while view:
+                view = view[os.pwrite(self.fd, view, self.offset + len(chunk) - len(view)) :]
+            self.hasher.update(chunk)
+            self.offset += len(chunk)
+
+    def matches(self) -> bool:
+        return hmac.compare_digest(self.hasher.hexdigest(), self.digest)
+
+    async def close(self, keep_file: bool) -> None:
+        """Ends it, whoever feeds it; `keep_file`: it has become a stored blob."""
+        await self.take_over()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if not keep_file:
+            with suppress(FileNotFoundError):
+                self.path.unlink()
+
+
+def keyed_hash(path: str, nonce: bytes) -> str:
+    """The proof that whoever has the file's bytes can make, and nobody else. Blocking."""
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return blake3(b"", key=nonce).hexdigest()
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            return blake3(data, key=nonce).hexdigest()

@@ -1,0 +1,49 @@
+"""From an exception on the device to the message that tells the client."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from remora.errors import ProtocolError, UnsupportedOp
+
+_CPU_ASKED = re.compile(r"you tried to allocate (\d+) bytes")
+_KINDS: tuple[tuple[type[BaseException], str], ...] = (
+    (torch.OutOfMemoryError, "memory"),
+    (MemoryError, "memory"),
+    (UnsupportedOp, "unsupported"),
+    (ProtocolError, "protocol"),
+    (IndexError, "index"),
+    (ValueError, "value"),
+    (TypeError, "type"),
+    (NotImplementedError, "unsupported"),
+)
+
+
+class MemoryLimit(MemoryError):
+    """The session would hold more than was granted."""
+
+
+def kind_of(error: BaseException) -> str:
+    """The `kind` of a Failed message."""
+    if "DefaultCPUAllocator" in str(error):
+        return "memory"
+    return next((kind for type_, kind in _KINDS if isinstance(error, type_)), "error")
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether the device context is broken: nothing that runs on it can be trusted any more."""
+    text = str(error)
+    return "device-side assert" in text or "CUDA error: an illegal" in text or "CUDA error: unspecified" in text
+
+
+def message_of(error: BaseException, held: str) -> str:
+    """What went wrong; for memory also what was asked and what is held by whom."""
+    text = str(error).strip()
+    if kind_of(error) != "memory":
+        return text
+    asked = _CPU_ASKED.search(text)
+    if asked:
+        text = f"asked for {int(asked[1]):,} bytes"
+    return f"the executor is out of memory: {text}. {held}"

@@ -1,0 +1,286 @@
+"""A template compiled for this device: a list of instructions over registers.
+
+Registers hold, in this order: slots, holes, constants, and one for each result. An instruction calls a
+function on some registers and stores what it returns; lists are packed and multiple outputs are picked by
+instructions of their own, so that the loop has one form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import torch
+
+from remora.errors import UnsupportedOp
+from remora.ir.graph import Template
+from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
+from remora.ops.permission import refusal
+from remora.ops.schema import resolve, traits
+
+CONTIGUOUS = ()
+Registers = list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """call: on the registers that `read` picks. layout: None, or the layout to enforce on the result.
+    drops: registers that nothing reads afterwards."""
+
+    call: Callable[..., Any]
+    read: Callable[[Registers], tuple[Any, ...]]
+    result: int
+    layout: tuple[int, ...] | None
+    row: int
+    drops: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """Runs with `run`; `keep` gives the registers of the outputs that live on."""
+
+    instructions: tuple[Instruction, ...]
+    constants: tuple[Any, ...]
+    n_registers: int
+    keep: tuple[tuple[int, int, int], ...]  # (row, out, register)
+    random: bool
+
+
+class Failure(Exception):
+    """An instruction raised; holds the row and the shapes of its inputs."""
+
+    def __init__(self, row: int, shapes: str, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.row, self.shapes, self.cause = row, shapes, cause
+
+
+def run(
+    program: Program, slots: list[Any], holes: list[int | float], progress: Any, restrided: list[int]
+) -> Registers:
+    """Executes a program. Raises Failure. `restrided[0]` counts results that had to be laid out anew."""
+    registers: Registers = [*slots, *holes, *program.constants]
+    registers += [None] * (program.n_registers - len(registers))
+    instruction = None
+    try:
+        for instruction in program.instructions:
+            progress[0] = instruction.row
+            result = instruction.call(*instruction.read(registers))
+            layout = instruction.layout
+            if layout is not None and not (
+                result.is_contiguous() if not layout else result.permute(layout).is_contiguous()
+            ):
+                result = restride(result, layout)
+                restrided[0] += 1
+            registers[instruction.result] = result
+            for register in instruction.drops:
+                registers[register] = None
+    except Exception as error:
+        assert instruction is not None
+        raise Failure(instruction.row, _shapes(instruction.read(registers)), error) from error
+    return registers
+
+
+def restride(tensor: torch.Tensor, layout: tuple[int, ...]) -> torch.Tensor:
+    """A copy with the dimensions in the given order from the slowest to the fastest; () is C order."""
+    if not layout:
+        return tensor.contiguous()
+    inverse = [layout.index(dim) for dim in range(len(layout))]
+    return tensor.permute(layout).contiguous().permute(inverse)
+
+
+def _shapes(items: tuple[Any, ...]) -> str:
+    def text(item: Any) -> str | None:
+        if isinstance(item, torch.Tensor):
+            return f"{str(item.dtype).removeprefix('torch.')}{list(item.shape)}"
+        if isinstance(item, (list, tuple)):
+            inside = [found for found in map(text, item) if found]
+            return f"[{', '.join(inside)}]" if inside else None
+        return None
+
+    return ", ".join(found for found in map(text, items) if found)
+
+
+def compile_program(template: Template, keep: tuple[tuple[int, int], ...], device: torch.device) -> Program:
+    """Raises UnsupportedOp, or ProtocolError for a template that breaks an op's schema."""
+    return _Compiler(template, keep, device).compile()
+
+
+class _Compiler:
+    def __init__(self, template: Template, keep: tuple[tuple[int, int], ...], device: torch.device) -> None:
+        self.template, self.keep, self.device = template, keep, device
+        self.n_slots = template.n_slots
+        self.hole = self.n_slots
+        self.constants: list[Any] = []
+        self.first_constant = self.n_slots + len(template.holes)
+        self.steps: list[tuple[Callable[..., Any], list[int], int, tuple[int, ...] | None, int]] = []
+        self.results: dict[tuple[int, int], int] = {}
+        self.picked = self._used_outputs()
+        self.next_virtual = -1  # results get negative numbers until the constants are counted
+        self.random = False
+        self.row = 0
+
+    def _used_outputs(self) -> dict[int, set[int]]:
+        used: dict[int, set[int]] = {}
+        for node in self.template.nodes:
+            for arg in node.inputs():
+                if isinstance(arg, Ref):
+                    used.setdefault(arg.row, set()).add(arg.out)
+        for row, out in self.keep:
+            used.setdefault(row, set()).add(out)
+        return used
+
+    def compile(self) -> Program:
+        for row, node in enumerate(self.template.nodes):
+            self._row(row, node)
+        base = self.first_constant + len(self.constants)
+
+        def register(number: int) -> int:
+            return base - 1 - number if number < 0 else number
+
+        keep = tuple((row, out, register(self.results[row, out])) for row, out in self.keep)
+        steps = [
+            (call, [register(n) for n in reads], register(result), layout, row)
+            for call, reads, result, layout, row in self.steps
+        ]
+        instructions = _with_drops(steps, {at for _, _, at in keep}, self.first_constant, base)
+        return Program(instructions, tuple(self.constants), base - self.next_virtual, keep, self.random)
+
+    def _row(self, row: int, node: Node) -> None:
+        self.row = row
+        op = resolve_allowed(node.op)
+        known = traits(op)
+        call: Callable[..., Any] = _scalar(op) if known.returns_scalar else op
+        if node.op.split(".")[1] in _UNSET:
+            call = _zero_filled(op)
+        self.random = self.random or known.random
+        reads = [self._arg(arg) for arg in node.args]
+        names = [name for name, _ in node.kwargs]
+        reads += [self._arg(arg) for _, arg in node.kwargs]
+        if names:
+            call = _with_keywords(call, tuple(names), len(node.args))
+        fresh = not known.mutates and not known.views
+        single = known.n_returns == 1 and not _returns_list(op)
+        used = self.picked.get(row, set())
+        result = self._virtual()
+        layout = (node.layouts[0] if node.layouts else CONTIGUOUS) if single and fresh else None
+        self.steps.append((call, reads, result, layout, row))
+        if single:
+            self.results[row, 0] = result
+            return
+        for out in sorted(used):
+            picked = self._virtual()
+            layout = node.layouts[out] if out < len(node.layouts) else CONTIGUOUS
+            self.steps.append((itemgetter(out), [result], picked, layout if fresh else None, row))
+            self.results[row, out] = picked
+
+    def _virtual(self) -> int:
+        number = self.next_virtual
+        self.next_virtual -= 1
+        return number
+
+    def _arg(self, arg: Arg) -> int:
+        match arg:
+            case Ref(row, out):
+                found = self.results.get((row, out))
+                if found is None:
+                    raise UnsupportedOp(f"row {row} has no output {out}")
+                return found
+            case Slot(index):
+                return index
+            case Hole():
+                self.hole += 1
+                return self.hole - 1
+            case Items(items):
+                reads = [self._arg(item) for item in items]
+                result = self._virtual()
+                self.steps.append((_pack, reads, result, None, self.row))
+                return result
+            case Const(value):
+                return self._constant(value)
+            case Symbol():
+                return self._constant(self._symbol(arg))
+
+    def _constant(self, value: Any) -> int:
+        self.constants.append(value)
+        return self.first_constant + len(self.constants) - 1
+
+    def _symbol(self, symbol: Symbol) -> Any:
+        if symbol.kind == "device":
+            return self.device
+        if symbol.kind == "complex":
+            return complex(symbol.name)
+        found = getattr(torch, symbol.name, None)
+        if not isinstance(found, (torch.dtype, torch.layout, torch.memory_format)):
+            raise UnsupportedOp(f"torch has no {symbol.kind} {symbol.name!r}")
+        return found
+
+
+def resolve_allowed(name: str) -> Any:
+    """The op, if this PyTorch has it and clients may run it. Raises UnsupportedOp."""
+    try:
+        op = resolve(name)
+    except LookupError as error:
+        raise UnsupportedOp(str(error)) from None
+    reason = refusal(op)
+    if reason is not None:
+        raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}")
+    return op
+
+
+_UNSET = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
+
+
+def _zero_filled(op: Any) -> Callable[..., torch.Tensor]:
+    """Memory that was another session's must not be read: what PyTorch leaves unset is zeroed."""
+    return lambda *args, **kwargs: op(*args, **kwargs).zero_()
+
+
+def _pack(*items: Any) -> list[Any]:
+    return list(items)
+
+
+def _scalar(op: Any) -> Callable[..., torch.Tensor]:
+    return lambda *args, **kwargs: torch.tensor(op(*args, **kwargs))
+
+
+def _with_keywords(call: Callable[..., Any], names: tuple[str, ...], n_args: int) -> Callable[..., Any]:
+    def with_keywords(*items: Any) -> Any:
+        return call(*items[:n_args], **dict(zip(names, items[n_args:], strict=True)))
+
+    return with_keywords
+
+
+def _returns_list(op: Any) -> bool:
+    returns = op._schema.returns
+    return len(returns) == 1 and "List" in str(returns[0].type)
+
+
+def _reader(registers: list[int]) -> Callable[[Registers], tuple[Any, ...]]:
+    if len(registers) > 1:
+        return itemgetter(*registers)
+    if not registers:
+        return lambda _: ()
+    (only,) = registers
+    return lambda items: (items[only],)
+
+
+def _with_drops(
+    steps: list[tuple[Callable[..., Any], list[int], int, tuple[int, ...] | None, int]],
+    kept: set[int],
+    first_constant: int,
+    first_result: int,
+) -> tuple[Instruction, ...]:
+    """Adds to each instruction the registers that it reads, or writes, last."""
+    seen: set[int] = set()
+    drops: list[tuple[int, ...]] = []
+    for _, reads, result, _, _ in reversed(steps):
+        ends = {n for n in (*reads, result) if n >= first_result and n not in kept and n not in seen}
+        seen |= ends
+        drops.append(tuple(ends))
+    drops.reverse()
+    return tuple(
+        Instruction(call, _reader(reads), result, layout, row, drop)
+        for (call, reads, result, layout, row), drop in zip(steps, drops, strict=True)
+    )

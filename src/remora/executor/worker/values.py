@@ -1,0 +1,86 @@
+"""The values of one session by name, and what they weigh."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import torch
+
+from remora.errors import ProtocolError
+from remora.ops.dtypes import BY_NAME, tensor_from
+from remora.wire.binding import Name
+
+
+class Values:
+    """Named tensors. A storage counts once, however many names view it."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[Name, torch.Tensor] = {}
+        self._storages: dict[int, list[int]] = {}  # address: [names, nbytes]
+        self.used_nbytes = 0
+
+    def keep(self, name: Name, tensor: torch.Tensor) -> None:
+        if name in self.tensors:
+            raise ProtocolError(f"value {name} exists already")
+        self.tensors[name] = tensor
+        storage = tensor.untyped_storage()
+        entry = self._storages.get(storage.data_ptr())
+        if entry is None:
+            nbytes = storage.nbytes()
+            self._storages[storage.data_ptr()] = [1, nbytes]
+            self.used_nbytes += nbytes
+        else:
+            entry[0] += 1
+
+    def free(self, name: Name) -> None:
+        """Unknown names are ignored: a skipped segment never made its values."""
+        tensor = self.tensors.pop(name, None)
+        if tensor is None:
+            return
+        address = tensor.untyped_storage().data_ptr()
+        entry = self._storages.get(address)
+        if entry is None:  # the storage was resized in place; its weight was taken back when it moved
+            return
+        entry[0] -= 1
+        if not entry[0]:
+            del self._storages[address]
+            self.used_nbytes -= entry[1]
+
+    def clear(self) -> None:
+        self.tensors.clear()
+        self._storages.clear()
+        self.used_nbytes = 0
+
+
+def checked_dtype(name: str) -> torch.dtype:
+    dtype = BY_NAME.get(name)
+    if dtype is None:
+        raise ProtocolError(f"this executor has no dtype {name!r}")
+    return dtype
+
+
+def checked_nbytes(dtype: torch.dtype, shape: tuple[int, ...], nbytes: int) -> None:
+    expected = dtype.itemsize
+    for size in shape:
+        expected *= size
+    if expected != nbytes:
+        raise ProtocolError(f"{nbytes} bytes for a {dtype} tensor of shape {list(shape)}, which needs {expected}")
+
+
+def from_bytes(dtype_name: str, shape: tuple[int, ...], data: bytes, device: torch.device) -> torch.Tensor:
+    dtype = checked_dtype(dtype_name)
+    checked_nbytes(dtype, shape, len(data))
+    return tensor_from(data, dtype, shape).to(device)
+
+
+def from_file(
+    dtype_name: str, shape: tuple[int, ...], path: str, nbytes: int, device: torch.device
+) -> torch.Tensor:
+    """A stored blob as this session's own tensor: mapped copy-on-write on a CPU, copied to another device."""
+    dtype = checked_dtype(dtype_name)
+    checked_nbytes(dtype, shape, nbytes)
+    with open(path, "rb") as file:
+        mapped: Any = mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_COPY)
+    tensor = torch.frombuffer(mapped, dtype=dtype).reshape(shape)
+    return tensor if device.type == "cpu" else tensor.to(device)

@@ -1,0 +1,1 @@
+"""Which executors exist: given by address, or one started on this machine."""

@@ -1,0 +1,65 @@
+"""The embedded executor: `remora serve` as a child of this process, for programs that name no address."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+from remora.errors import ConnectError
+
+START_TIMEOUT_S = 60.0
+_READY = "remora executor ready at "
+
+
+class EmbeddedExecutor:
+    """Starts when first needed, ends with this process (its standard input closes)."""
+
+    def __init__(self, *options: str) -> None:
+        self.options = options
+        self.address = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> str:
+        """Its address; starts it if it does not run.
+
+        Raises:
+            ConnectError: it did not start; quotes what it said.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return self.address
+        command = [sys.executable, "-m", "remora.cli", "serve", "--port", "0", "--until-stdin-closes"]
+        self._process = subprocess.Popen(
+            [*command, *self.options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the program, not for its executor
+        )
+        line = self._first_line(self._process)
+        if not line.startswith(_READY):
+            self.stop()
+            raise ConnectError(f"the embedded executor did not start (it said {line!r}; see its messages above)")
+        self.address = line.removeprefix(_READY)
+        return self.address
+
+    def _first_line(self, process: subprocess.Popen[bytes]) -> str:
+        lines: list[bytes] = []
+        assert process.stdout is not None
+        reader = threading.Thread(target=lambda: lines.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
+        reader.start()
+        reader.join(START_TIMEOUT_S)
+        return lines[0].decode(errors="replace").strip() if lines else ""
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(8.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()

@@ -1,0 +1,137 @@
+"""connect, disconnect, stats: the session of this process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+
+from remora.config import ClientSettings
+from remora.device.module import initial_seed, torch_version
+from remora.device.sink import bound
+from remora.errors import Disconnected, NotSupported, UsageError
+from remora.pool.embedded import EmbeddedExecutor
+from remora.session.session import Session
+from remora.session.stats import Stats
+from remora.transport.http import HttpTransport
+from remora.transport.interface import Transport
+from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
+from remora.wire.messages import OpenSession
+
+HEARTBEAT_S = 5.0
+
+_current: Session | None = None
+_embedded: EmbeddedExecutor | None = None
+_stop = threading.Event()
+
+
+def connect(url: str | Sequence[str] | None = None, token: str | None = None) -> None:
+    """Opens a session; from now on `device="remora"` lives there.
+
+    Args:
+        url: an executor's address, or a list with one. None: REMORA_URL; without that, an executor process
+            starts on this machine and one line says so.
+        token: None: REMORA_TOKEN.
+
+    Raises:
+        UsageError: there is a session already.
+        ConnectError, AuthError, Refused: no session within 2 s; names the address.
+    """
+    global _embedded
+    if _current is not None:
+        raise UsageError(
+            f"already connected to {_current.transport.address}; call remora.disconnect() first"
+        )
+    settings = ClientSettings()
+    address = _one(url if url is not None else settings.url)
+    token = token if token is not None else settings.token
+    if address is None:
+        if _embedded is None:
+            _embedded = EmbeddedExecutor()
+        address = _embedded.start()
+        print(f"remora: no REMORA_URL, so an executor on this machine is used: {address}", file=sys.stderr)
+        token = None
+    transport = HttpTransport(address, token, ca_file=settings.ca_file, mode=settings.transport)
+    open_on(transport, settings)
+
+
+def _one(url: str | Sequence[str] | None) -> str | None:
+    if url is None or isinstance(url, str):
+        return url
+    if len(url) != 1:
+        raise NotSupported(f"{len(url)} executors: placement over several is not there yet; give one address")
+    return url[0]
+
+
+def open_on(transport: Transport, settings: ClientSettings) -> Session:
+    """Opens the process's session over any transport."""
+    global _current, _stop
+    wants = OpenSession(
+        protocol=PROTOCOL,
+        oldest_protocol=OLDEST_PROTOCOL,
+        torch=torch_version(),
+        client=f"{socket.gethostname()}:{os.getpid()}",
+        seed=initial_seed(),
+    )
+    grant = transport.open_session(wants, settings.connect_timeout_s)
+    session = Session(transport, grant, settings)
+    session.link.open(settings.connect_timeout_s)
+    _current = session
+    bound.bind(session.recorder, session)
+    _stop = threading.Event()
+    threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True).start()
+    return session
+
+
+def disconnect() -> None:
+    """Ends the session; its tensors cannot be used any more. Without a session: nothing happens."""
+    global _current
+    session, _current = _current, None
+    bound.unbind()
+    _stop.set()
+    if session is not None:
+        session.close(
+            Disconnected(f"session {session.grant.session} on {session.transport.address} has ended (disconnect())")
+        )
+
+
+def stats() -> Stats:
+    """Counters of the session so far; subtract an earlier snapshot. Zeros before a session."""
+    return _current.stats() if _current is not None else Stats()
+
+
+def _beat(session: Session, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_S):
+        session.idle()
+
+
+def _forked() -> None:
+    """In a child process: the session belongs to the parent, and its connection must not be touched."""
+    global _current, _embedded
+    session, _current, _embedded = _current, None, None
+    bound.unbind()
+    if session is not None:
+        session.recorder.lock = threading.RLock()
+        session.recorder.closed = Disconnected(
+            f"session {session.grant.session} belongs to process {session.pid}, of which this one is a fork; "
+            "call remora.connect() here for a session of its own"
+        )
+
+
+def _at_exit() -> None:
+    disconnect()
+    if _embedded is not None:
+        _embedded.stop()
+
+
+def install() -> None:
+    """Called when the device is registered. Idempotent."""
+    if bound.start is not None:
+        return
+    bound.start = connect
+    atexit.register(_at_exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forked)

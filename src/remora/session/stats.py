@@ -1,0 +1,23 @@
+"""Counters of a session, as a snapshot that can be subtracted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Stats:
+    """bytes_sent, bytes_received: at the socket, framing included. round_trips: times the client blocked on a
+    reply. segments, templates, ops: captured. weights_bytes: sent as bulk. reconnects: cut links resumed."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    round_trips: int = 0
+    segments: int = 0
+    templates: int = 0
+    ops: int = 0
+    weights_bytes: int = 0
+    reconnects: int = 0
+
+    def __sub__(self, earlier: Stats) -> Stats:
+        return Stats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))

@@ -1,0 +1,60 @@
+"""Large tensors to the executor: once by content, skipped when the executor proves to hold them already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from blake3 import blake3
+
+from remora.errors import Refused
+from remora.transport.interface import Transport
+from remora.wire.messages import Grant
+
+ASK_NBYTES = 32 << 20  # from here on, asking first always pays
+
+
+class Uploads:
+    """Content-addressed uploads of one session.
+
+    While everything turns out to be new, bytes are sent unasked, without a round trip for the question; once
+    something was there already, the rest is likely to be there too, and each is offered before it is sent.
+    """
+
+    def __init__(self, transport: Transport, grant: Grant, progress: Callable[[int], None]) -> None:
+        self.transport, self.grant, self.progress = transport, grant, progress
+        self.sent_nbytes = 0
+        self.round_trips = 0
+        self._mine: set[bytes] = set()
+        self._nonce: bytes | None = None
+        self._offer = True  # the first one finds out
+
+    def ensure(self, data: memoryview) -> bytes:
+        """The digest of `data`, which this session may adopt when this returns."""
+        digest = blake3(data).digest()
+        if digest in self._mine:
+            return digest
+        if (self._offer or data.nbytes >= ASK_NBYTES) and self._offered(digest, data):
+            self._offer = True
+        else:
+            self._offer = False
+            self.round_trips += 1
+            self.transport.put_blob(self.grant, digest.hex(), data, self.progress)
+            self.sent_nbytes += data.nbytes
+        self._mine.add(digest)
+        return digest
+
+    def _offered(self, digest: bytes, data: memoryview) -> bool:
+        """Whether the executor holds the bytes and accepts the proof that we do too."""
+        if self._nonce is None:
+            self.round_trips += 1
+            answer = self.transport.query_blobs(self.grant, (digest.hex(),))
+            self._nonce = bytes.fromhex(answer.nonce)
+            if not answer.held:
+                return False
+        proof = blake3(data, key=self._nonce).hexdigest()
+        self.round_trips += 1
+        try:
+            self.transport.prove_blobs(self.grant, {digest.hex(): proof})
+        except Refused:  # not held (any more): then it is sent
+            return False
+        return True

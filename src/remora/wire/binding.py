@@ -1,0 +1,164 @@
+"""A template's binding, written as what differs from the site's last run. Pure; both ends remember alike.
+
+A name is (segment, row, out). A slot's prediction is either absolute (a weight: the same name each time) or
+relative (last step's cache: the same distance back). A repeated step therefore sends nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from remora.errors import ProtocolError
+from remora.wire.codec import encode
+from remora.wire.messages import Run
+
+Name = tuple[int, int, int]
+T = TypeVar("T")
+RECENT_SEGMENTS = 512  # first guess: what is younger than this is named by distance
+
+
+@dataclass
+class SiteMemory:
+    """The last binding of one site. slots: (relative, segment or distance, row, out)."""
+
+    template: int
+    slots: list[tuple[int, int, int, int]] = field(default_factory=list)
+    holes: list[int | float] = field(default_factory=list)
+    keep: tuple[int, ...] = ()
+    frees: tuple[int, ...] = ()
+
+
+def encode_run(
+    memory: SiteMemory,
+    segment: int,
+    site: int,
+    names: list[Name],
+    holes: list[int | float],
+    keep: tuple[int, ...],
+    frees: tuple[int, ...],
+    wants: tuple[int, ...] | None = None,
+    ticket: int | None = None,
+) -> Run:
+    """The Run that tells these names, holes, keep-set and frees; updates the memory as the peer will.
+
+    keep: flat (row, out). frees: flat (distance, row, out).
+    """
+    run = Run(
+        segment,
+        site,
+        _encode_slots(memory, segment, names),
+        _encode_holes(memory, holes),
+        None if keep == memory.keep else keep,
+        None if frees == memory.frees else frees,
+        wants,
+        ticket,
+    )
+    memory.keep, memory.frees = keep, frees
+    return run
+
+
+def _encode_slots(memory: SiteMemory, segment: int, names: list[Name]) -> tuple[int, ...] | None:
+    known = memory.slots
+    first = not known
+    changed: list[int] = []
+    for slot, name in enumerate(names):
+        number, row, out = name
+        if first:
+            relative = 1 if segment - number < RECENT_SEGMENTS else 0
+            entry = (relative, segment - number if relative else number, row, out)
+            known.append(entry)
+        else:
+            was_relative, was, was_row, was_out = known[slot]
+            if was_row == row and was_out == out and number == (segment - was if was_relative else was):
+                continue
+            # the guess failed: name it the other way, which is how it will stay equal next time if it can
+            entry = (0, number, row, out) if was_relative else (1, segment - number, row, out)
+            known[slot] = entry
+        changed += (slot, *entry)
+    return tuple(changed) or None
+
+
+def _encode_holes(memory: SiteMemory, holes: list[int | float]) -> tuple[int | float, ...] | None:
+    known = memory.holes
+    if holes == known and (
+        0 not in holes or encode(holes) == encode(known)
+    ):  # -0.0 equals 0.0, its bits do not
+        return None
+    if len(known) != len(holes):
+        memory.holes = list(holes)
+        return tuple(number for pair in enumerate(holes) for number in pair)
+    changed: list[int | float] = []
+    for hole, value in enumerate(holes):
+        was = known[hole]
+        if value != was or (value == 0 and encode(value) != encode(was)):
+            changed += (hole, value)
+    memory.holes = list(holes)
+    return tuple(changed) or None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A Run with everything that it left out filled in."""
+
+    names: list[Name]
+    holes: list[int | float]
+    keep: tuple[int, ...]
+    frees: list[Name]
+
+
+def decode_run(memory: SiteMemory, run: Run, n_slots: int, hole_kinds: tuple[str, ...]) -> Bound:
+    """Inverse of `encode_run`.
+
+    Raises:
+        ProtocolError: an index is out of range, a number has the wrong type, something is missing.
+    """
+    _decode_slots(memory, run, n_slots)
+    _decode_holes(memory, run, hole_kinds)
+    if run.keep is not None:
+        memory.keep = run.keep
+    if run.frees is not None:
+        memory.frees = run.frees
+    segment = run.segment
+    names = [(segment - at if relative else at, row, out) for relative, at, row, out in memory.slots]
+    frees = [(segment - distance, row, out) for distance, row, out in groups(memory.frees, 3)]
+    return Bound(names, memory.holes, memory.keep, frees)
+
+
+def _decode_slots(memory: SiteMemory, run: Run, n_slots: int) -> None:
+    known = memory.slots
+    for slot, relative, at, row, out in groups(run.slots or (), 5):
+        if slot == len(known) < n_slots:
+            known.append((relative, at, row, out))
+        elif 0 <= slot < len(known):
+            known[slot] = (relative, at, row, out)
+        else:
+            raise ProtocolError(f"segment {run.segment}: slot {slot} of {n_slots} at site {run.site}")
+    if len(known) != n_slots:
+        raise ProtocolError(f"segment {run.segment}: {len(known)} of {n_slots} slots are bound")
+
+
+def _decode_holes(memory: SiteMemory, run: Run, kinds: tuple[str, ...]) -> None:
+    known = memory.holes
+    for hole, value in groups(run.holes or (), 2):
+        if not isinstance(hole, int) or not 0 <= hole < len(kinds) or hole > len(known):
+            raise ProtocolError(f"segment {run.segment}: hole {hole} of {len(kinds)} at site {run.site}")
+        if (kinds[hole] == "int") != isinstance(value, int):
+            raise ProtocolError(f"segment {run.segment}: hole {hole} is {kinds[hole]}, got {value!r}")
+        if hole == len(known):
+            known.append(value)
+        else:
+            known[hole] = value
+    if len(known) != len(kinds):
+        raise ProtocolError(f"segment {run.segment}: {len(known)} of {len(kinds)} holes are bound")
+
+
+def groups(flat: tuple[T, ...], size: int) -> list[tuple[T, ...]]:
+    """Cuts a flat tuple into groups of `size`.
+
+    Raises:
+        ProtocolError: something is left over.
+    """
+    if len(flat) % size:
+        raise ProtocolError(f"{len(flat)} numbers do not form groups of {size}")
+    return list(zip(*[iter(flat)] * size, strict=True))

@@ -1,0 +1,17 @@
+"""Every test starts from the same settings: no REMORA_* of the caller's, a cache of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from hypothesis import settings
+
+for name in [name for name in os.environ if name.startswith("REMORA_")]:
+    del os.environ[name]
+_cache = tempfile.TemporaryDirectory(prefix="remora-test-cache-")
+os.environ["REMORA_CACHE"] = _cache.name  # subprocesses of tests inherit it
+
+# No deadline: shared machines stall. Derandomised, so that a red run is red again.
+settings.register_profile("remora", deadline=None, derandomize=True)
+settings.load_profile("remora")
