@@ -5,8 +5,9 @@ Read from the Python stack, once, when a row is seen for the first time; a repea
 
 from __future__ import annotations
 
+import itertools
 import sysconfig
-from dataclasses import dataclass
+import weakref
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -18,17 +19,30 @@ _LIBRARIES = tuple(
 _is_library: dict[CodeType, bool] = {}
 
 
-@dataclass(frozen=True)
 class Provenance:
-    """module: dotted path from the outermost module on the stack, with its class; '' outside modules."""
+    """The user's file and line, and the modules whose calls were on the stack, outermost first.
 
-    file: str
-    line: int
-    module: str
+    The modules are held weakly and named only when somebody asks: naming walks the whole model.
+    """
+
+    __slots__ = ("_modules", "file", "line")
+
+    def __init__(self, file: str, line: int, modules: tuple[weakref.ref[Any], ...]) -> None:
+        self.file, self.line, self._modules = file, line, modules
+
+    @property
+    def module(self) -> str:
+        """Dotted path from the outermost module, with the innermost one's class; '' outside modules."""
+        modules = [module for module in (ref() for ref in self._modules) if module is not None]
+        if not modules:
+            return ""
+        names = [_name_in(parent, child) for parent, child in itertools.pairwise(modules)]
+        return f"{'.'.join([type(modules[0]).__name__, *names])} ({type(modules[-1]).__name__})"
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}"
-        return f"{place}, in {self.module}" if self.module else place
+        module = self.module
+        return f"{place}, in {module}" if module else place
 
 
 def in_library(code: CodeType) -> bool:
@@ -55,25 +69,19 @@ def provenance(frame: FrameType | None) -> Provenance:
     """Reads the stack from `frame` outwards."""
     user = user_frame(frame)
     if user is None:
-        return Provenance("<unknown>", 0, "")
-    return Provenance(user.f_code.co_filename, user.f_lineno, _module_path(frame))
+        return Provenance("<unknown>", 0, ())
+    return Provenance(user.f_code.co_filename, user.f_lineno, _modules_on_stack(frame))
 
 
-def _module_path(frame: FrameType | None) -> str:
-    modules: list[Any] = []
+def _modules_on_stack(frame: FrameType | None) -> tuple[weakref.ref[Any], ...]:
+    modules: list[weakref.ref[Any]] = []
     while frame is not None:
         if frame.f_code.co_name == "_call_impl":
             module = frame.f_locals.get("self")
-            if hasattr(module, "_modules") and (not modules or modules[-1] is not module):
-                modules.append(module)
+            if hasattr(module, "_modules"):
+                modules.append(weakref.ref(module))
         frame = frame.f_back
-    if not modules:
-        return ""
-    modules.reverse()
-    parts = [type(modules[0]).__name__]
-    for parent, child in zip(modules, modules[1:], strict=False):
-        parts.append(_name_in(parent, child))
-    return f"{'.'.join(parts)} ({type(modules[-1]).__name__})"
+    return tuple(reversed(modules))
 
 
 def _name_in(parent: Any, child: Any) -> str:

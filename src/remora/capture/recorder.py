@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ from typing import Any
 
 from remora.capture.provenance import Provenance, provenance, user_frame
 from remora.capture.value import OUT_BITS, Value
+from remora.errors import Disconnected
 from remora.ir.graph import Template
 from remora.ir.node import Node
 
-FIRST_CUT_ROWS = 32  # short, so that the executor starts early
-CUT_ROWS = 192
+FIRST_CUT_ROWS = 32  # a program's first segment is short, so that the executor starts early
+MIN_CUT_ROWS = 96  # from here on, a segment ends at the next row that is a natural boundary,
+MAX_CUT_ROWS = 384  # or here at the latest
+BOUNDARIES = 24  # one call site in so many is a boundary
 MAX_STEPS = 1_000_000  # then the trie starts anew; only speed is lost
 
 _segments = itertools.count(1)  # never repeats in a process, so a value of an old session cannot look local
@@ -29,7 +33,7 @@ _segments = itertools.count(1)  # never repeats in a process, so a value of an o
 class Step:
     """One row after the rows before it. The counts make it the single record of what is committed."""
 
-    __slots__ = ("code", "n_holes", "n_slots", "next", "node", "parent", "rows", "template", "where")
+    __slots__ = ("code", "ends", "first", "n_holes", "n_slots", "next", "node", "parent", "rows", "template", "where")
 
     def __init__(self, parent: Step | None = None) -> None:
         self.parent = parent
@@ -41,6 +45,8 @@ class Step:
         self.rows = 0
         self.n_holes = 0
         self.n_slots = 0
+        self.first = parent.first if parent is not None else False  # in a program's first segment
+        self.ends = False  # the segment is cut behind this row
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,6 @@ class Segment:
 
     number: int
     captured: CapturedTemplate
-    position: int  # in the program: how many segments since the last sync
     slots: list[Value]
     holes: list[int | float]
     keep: tuple[int, ...]  # flat (row, out)
@@ -81,10 +86,10 @@ class Recorder:
         self.closed: Exception | None = None
         self._on_segment = on_segment
         self._captured: dict[bytes, CapturedTemplate] = {}
-        self._roots: dict[tuple[int, int], Step] = {}
+        self._roots: dict[tuple[int, int, bool], Step] = {}
         self._n_steps = 0
         self._ended: list[tuple[int, int]] = []  # names of earlier segments that died
-        self.position = 0
+        self._starts_program = True
         self._open()
 
     def _open(self) -> None:
@@ -94,7 +99,6 @@ class Recorder:
         self.slots: dict[Value, int] = {}
         self.holes: list[int | float] = []
         self.created: list[int] = []
-        self.limit = FIRST_CUT_ROWS if self.position == 0 else CUT_ROWS
 
     @property
     def templates(self) -> int:
@@ -107,10 +111,12 @@ class Recorder:
     def root(self, frame: FrameType | None) -> Step:
         """Where the open segment starts in the trie: apart by the user's line, so that lines are never mixed."""
         user = user_frame(frame)
-        key = (id(user.f_code), user.f_lasti) if user is not None else (0, 0)
+        first = self._starts_program
+        key = (id(user.f_code), user.f_lasti, first) if user is not None else (0, 0, first)
         root = self._roots.get(key)
         if root is None:
             root = self._roots[key] = Step()
+            root.first = first
             root.code = user.f_code if user is not None else None
         return root
 
@@ -122,8 +128,6 @@ class Recorder:
         return slot
 
     def foreign(self, value: Value) -> Exception:
-        from remora.errors import Disconnected
-
         return Disconnected(
             f"this tensor lives in session {value.session}, which has ended; "
             f"the current session is {self.session}. Copy what you want to keep with .cpu() before disconnect()"
@@ -149,6 +153,7 @@ class Recorder:
         after.rows = step.rows + 1
         after.n_holes = step.n_holes + n_holes
         after.n_slots = len(self.slots)
+        after.ends = _ends(after.rows, after.first, node, frame)
         step.next[key] = after
         return after
 
@@ -164,17 +169,16 @@ class Recorder:
             frees = self.take_frees()
             flat = tuple(n for s, c in frees for n in (self.segment - s, c >> OUT_BITS, c & 0xFFFF))
             segment = Segment(
-                self.segment, captured, self.position, list(self.slots), self.holes, keep, flat
+                self.segment, captured, list(self.slots), self.holes, keep, flat
             )
-            self.position += 1
+            self._starts_program = False
             self._open()
             self._on_segment(segment)
             return segment
 
     def program_ends(self) -> None:
         """A sync: the next segment is the first of a new program."""
-        self.position = 0
-        self.limit = FIRST_CUT_ROWS
+        self._starts_program = True
 
     def _bury(self, rows: int) -> tuple[int, ...]:
         """Sorts the dead; returns the outputs of the open segment that live on, flat (row, out)."""
@@ -220,3 +224,19 @@ class Recorder:
             captured = CapturedTemplate(template, captured.index, tuple(reversed(where)))
         step.template = captured
         return captured
+
+
+def _ends(rows: int, first: bool, node: Node, frame: FrameType | None) -> bool:
+    """Whether a segment is cut behind a row.
+
+    The boundary is a property of the call site, not a count: a loop that never syncs is then cut at the same
+    places in each turn, and its templates repeat. The same program gives the same cuts in every process.
+    """
+    if first:
+        return rows >= FIRST_CUT_ROWS
+    if rows < MIN_CUT_ROWS:
+        return False
+    if rows >= MAX_CUT_ROWS or frame is None:
+        return rows >= MAX_CUT_ROWS
+    site = f"{node.op} {frame.f_code.co_qualname} {frame.f_lasti}"
+    return zlib.crc32(site.encode()) % BOUNDARIES == 0

@@ -91,7 +91,7 @@ def record(func: Any, args: Any, kwargs: Any, depth: int = 1) -> Any:
         recorder.ops += 1
         recorder.step = after  # the commit: what is not counted by the step has not happened
         result = _results(recorder, outcome, after.rows - 1, inputs, func, args, kwargs)
-        if after.rows >= recorder.limit:
+        if after.ends:
             recorder.cut()
         return result
 
@@ -123,7 +123,7 @@ def _commit(recorder: Recorder, func: Any, args: Any, kwargs: Any, outcome: Outc
     if outcome.unknown:
         return _described(recorder, outcome, after.rows - 1)
     result = _results(recorder, outcome, after.rows - 1, inputs, func, args, kwargs)
-    if after.rows >= recorder.limit:
+    if after.ends:
         recorder.cut()
     return result
 

@@ -85,7 +85,7 @@ def power(c: Constants, x: Meta, exponent: Operand) -> Meta | None:
 
 
 def clamp(c: Constants, x: Meta, low: Operand | None = None, high: Operand | None = None) -> Meta | None:
-    if (low is None and high is None) or x.dtype == c.bool:
+    if (low is None and high is None) or x.dtype == c.bool or not _is_real(c, x.dtype):
         return None
     if any(bound is not None and promoted(c, x, bound) is None for bound in (low, high)):
         return None

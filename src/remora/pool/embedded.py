@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -28,7 +29,9 @@ class EmbeddedExecutor:
         """
         if self._process is not None and self._process.poll() is None:
             return self.address
+        threads = max(1, (os.cpu_count() or 2) - 1)  # one core is left to the program
         command = [sys.executable, "-m", "remora.cli", "serve", "--port", "0", "--until-stdin-closes"]
+        command += ["--threads", str(threads)]
         self._process = subprocess.Popen(
             [*command, *self.options],
             stdin=subprocess.PIPE,

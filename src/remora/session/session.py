@@ -15,10 +15,11 @@ from remora.errors import ExecutorError, RemoraError, UnsupportedOp
 from remora.session.failures import error_from
 from remora.session.link import Link, to_stderr
 from remora.session.progress import UploadProgress
+from remora.session.sites import Sites
 from remora.session.stats import Stats
 from remora.session.uploads import Uploads
 from remora.transport.interface import Transport
-from remora.wire.binding import SiteMemory, encode_run
+from remora.wire.binding import encode_run
 from remora.wire.limits import MAX_INLINE_NBYTES
 from remora.wire.messages import (
     Adopt,
@@ -57,7 +58,7 @@ class Session:
         self._outbox: list[ToExecutor] = []
         self._outbox_nbytes = 0
         self._defined: dict[int, int] = {}  # captured index to the template's index on the wire
-        self._sites: dict[tuple[int, int], tuple[int, SiteMemory]] = {}
+        self._sites = Sites()
         self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
         self._wanted: tuple[tuple[int, ...], int] | None = None  # wants and ticket of the next segment
         self._missing_ops: frozenset[str] | None = None
@@ -71,16 +72,15 @@ class Session:
             self._outbox.append(Define(len(self._defined), captured.template.body))
             self._defined[captured.index] = len(self._defined)
         template = self._defined[captured.index]
-        key = (segment.position, captured.index)
-        found = self._sites.get(key)
-        if found is None:
-            found = self._sites[key] = (len(self._sites), SiteMemory(template))
-            self._outbox.append(Site(found[0], template))
-        site, memory = found
-        wants, ticket = self._wanted or (None, None)
         names = [value.name for value in segment.slots]
+        site, new = self._sites.choose(template, segment.number, names)
+        if new:
+            self._outbox.append(Site(site.index, template))
+        wants, ticket = self._wanted or (None, None)
         self._outbox.append(
-            encode_run(memory, segment.number, site, names, segment.holes, segment.keep, segment.frees, wants, ticket)
+            encode_run(
+                site.memory, segment.number, site.index, names, segment.holes, segment.keep, segment.frees, wants, ticket
+            )
         )
         self._sent[segment.number] = captured
         if len(self._sent) > REMEMBERED_SEGMENTS:

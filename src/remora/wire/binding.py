@@ -58,6 +58,19 @@ def encode_run(
     return run
 
 
+def count_changes(memory: SiteMemory, segment: int, names: list[Name], limit: int) -> int:
+    """How many names differ from what the site's last run predicts; stops counting above `limit`."""
+    if len(memory.slots) != len(names):
+        return len(names) + 1
+    changes = 0
+    for (relative, at, row, out), name in zip(memory.slots, names, strict=True):
+        if name != (segment - at if relative else at, row, out):
+            changes += 1
+            if changes > limit:
+                break
+    return changes
+
+
 def _encode_slots(memory: SiteMemory, segment: int, names: list[Name]) -> tuple[int, ...] | None:
     known = memory.slots
     first = not known

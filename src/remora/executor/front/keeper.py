@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import NoReturn
-
 from remora.executor.front.front import Front
 from remora.executor.front.worker_link import WorkerFailed, WorkerLink
 
@@ -13,14 +11,14 @@ log = logging.getLogger("remora.front")
 START_TRIES = 3
 
 
-async def keep_worker(front: Front) -> NoReturn:
-    """Runs until cancelled.
+async def keep_worker(front: Front) -> None:
+    """Runs until the front drains, or until cancelled.
 
     Raises:
         WorkerFailed: workers do not even start.
     """
     starts = failures = 0
-    while True:
+    while not front.draining:
         starts += 1
         folder = front.folder / f"worker-{starts}"
         link = WorkerLink(folder, front.options.worker, front.take_packet)

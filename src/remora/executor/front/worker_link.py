@@ -77,15 +77,18 @@ class WorkerLink(asyncio.Protocol):
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # the front's stdout is its ready line and nothing else
+                start_new_session=True,  # Ctrl-C is for the front, which then ends its worker
                 env={**os.environ, "REMORA_EXECUTOR": "1"},
             )
         finally:
             theirs.close()
         ours.setblocking(False)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
-        events: list[asyncio.Future[Any]] = [self._ready, self._cut]
+        exit = asyncio.create_task(self._process.wait())
+        events: list[asyncio.Future[Any]] = [self._ready, self._cut, exit]
         done, _ = await asyncio.wait(events, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-        if self._ready in done and not self._ready.exception():
+        exit.cancel()
+        if self._ready in done:
             return self._ready.result()
         ended = await self._stop()
         raise WorkerFailed(ended if done else f"it was not ready after {START_TIMEOUT_S:g} s")

@@ -1,0 +1,1 @@
+"""Measurements: workloads, the harness, and the demo."""
