@@ -10,7 +10,6 @@ executor import it too and have no use for torch, so torch is never imported fro
 
 from __future__ import annotations
 
-import importlib.metadata as _metadata
 import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
@@ -20,7 +19,7 @@ if _TYPE_CHECKING:
     from remora.device.patches import probes
     from remora.session.connect import connect, disconnect, stats
 
-__version__ = _metadata.version("remora")
+__version__ = "0.1.0"
 __all__ = ["as_cuda", "connect", "disconnect", "probes", "stats"]
 
 _HOMES = {
@@ -38,6 +37,8 @@ def activate() -> None:
 
     if is_executor():
         return
+    import torch  # noqa: F401  # first, and whole: at its end it calls back here (remora_autoload.py)
+
     from remora.device.register import register
     from remora.session.connect import install
 

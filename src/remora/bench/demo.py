@@ -15,6 +15,7 @@ import remora
 from remora.bench import models
 
 NEW_TOKENS = 32
+RUNS = 2
 SENTENCES = (
     "The cat sleeps on the warm window sill.",
     "A kitten naps in the sunshine by the window.",
@@ -56,10 +57,10 @@ def generate_gpt2() -> bool:
     before = remora.stats()
     remote_ms, tokens = _generate(model, ids.to("remora"))
     spent = remora.stats() - before
-    n = NEW_TOKENS
+    n = RUNS * NEW_TOKENS
     same = torch.equal(tokens, expected)
     print(f"  tokens: {tokens[0, ids.shape[1] :].tolist()[:12]} …")
-    print(f"  equal to local: {'yes, all' if same else 'NO'} {n} tokens")
+    print(f"  equal to local: {'yes, all' if same else 'NO'} {NEW_TOKENS} tokens")
     print(f"  ms per token: {remote_ms:.1f} remote, {local_ms:.1f} local (one thread)")
     print(f"  bytes per token: {(spent.bytes_sent + spent.bytes_received) / n:.0f}, both ways, at the socket")
     print(f"  times blocked: {spent.round_trips} in {n} tokens")
@@ -68,7 +69,7 @@ def generate_gpt2() -> bool:
 
 def _generate(model: Any, ids: torch.Tensor) -> tuple[float, torch.Tensor]:
     times = []
-    for _ in range(2):
+    for _ in range(RUNS):
         started = time.perf_counter()
         tokens = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False).cpu()
         times.append((time.perf_counter() - started) / NEW_TOKENS * 1e3)

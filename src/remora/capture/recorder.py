@@ -27,6 +27,7 @@ MAX_CUT_ROWS = 384  # or here at the latest
 BOUNDARIES = 24  # one call site in so many is a boundary
 MAX_STEPS = 1_000_000  # then the trie starts anew; only speed is lost
 
+NOWHERE = 0  # the segment of values that never were
 _segments = itertools.count(1)  # never repeats in a process, so a value of an old session cannot look local
 
 
@@ -68,6 +69,10 @@ class Segment:
     holes: list[int | float]
     keep: tuple[int, ...]  # flat (row, out)
     frees: tuple[int, ...]  # flat (distance, row, out)
+
+    def uploaded(self) -> frozenset[int]:
+        """Slots whose value came from the client."""
+        return frozenset(slot for slot, value in enumerate(self.slots) if value.uploaded)
 
 
 class Recorder:
@@ -140,6 +145,19 @@ class Recorder:
         for value in list(self.slots)[step.n_slots :]:
             del self.slots[value]
 
+    def take_back(self, value: Value, ops: frozenset[str]) -> bool:
+        """Undoes the last row if it is one of `ops` and made `value`; the value then names nothing."""
+        step = self.step
+        if value.segment != self.segment or step.node is None or step.node.op not in ops:
+            return False
+        if value.code != (step.rows - 1) << OUT_BITS or step.parent is None:
+            return False
+        self.step = step.parent
+        self.repair()
+        self.created.remove(value.code)
+        value.segment = NOWHERE
+        return True
+
     def learn(self, step: Step, key: tuple[Any, ...], node: Node, n_holes: int, frame: FrameType | None) -> Step:
         """Adds a row that was never seen here behind `step`."""
         if self._n_steps >= MAX_STEPS:
@@ -189,7 +207,7 @@ class Recorder:
             number, code = graveyard.popleft()
             if number == segment:
                 dead.add(code)
-            else:
+            elif number != NOWHERE:
                 self._ended.append((number, code))
         live = [code for code in self.created if code not in dead and code >> OUT_BITS < rows]
         return tuple(n for code in live for n in (code >> OUT_BITS, code & 0xFFFF))
@@ -202,7 +220,7 @@ class Recorder:
             number, code = graveyard.popleft()
             if number == segment:
                 graveyard.append((number, code))
-            else:
+            elif number != NOWHERE:
                 self._ended.append((number, code))
         ended, self._ended = self._ended, []
         return ended

@@ -13,10 +13,11 @@ class Value:
 
     code: row and output in one number, as rows refer to each other.
     meta: shape, stride, offset, dtype; interned, compared by identity.
+    uploaded: it came from the client and was not computed.
     shadow: a copy on the client while it is known to be equal, else None (device/shadow.py).
     """
 
-    __slots__ = ("__weakref__", "code", "graveyard", "meta", "segment", "session", "shadow")
+    __slots__ = ("__weakref__", "code", "graveyard", "meta", "segment", "session", "shadow", "uploaded")
 
     def __init__(
         self, session: str, graveyard: deque[tuple[int, int]], segment: int, code: int, meta: Any
@@ -27,6 +28,7 @@ class Value:
         self.code = code
         self.meta = meta
         self.shadow: Any = None
+        self.uploaded = False
 
     def __del__(self) -> None:
         self.graveyard.append((self.segment, self.code))  # atomic; any thread, any moment

@@ -12,6 +12,7 @@ from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
 from remora.device.tensor import RemoraTensor
 from remora.ops.composites import COMPOSITES
+from remora.ops.schema import resolve
 
 _libraries: list[Any] = []  # registrations end when their library dies
 _SPARSE = ("sparse", "quantized", "cudnn", "mkldnn", "nested", "_make_dep_token", "from_file")
@@ -73,11 +74,10 @@ def _factory(op: Any) -> Any:
 def _register_composites(library: Any) -> None:
     """Keeps a composite op whole where nothing needs a gradient; else PyTorch's own decomposition runs."""
     for name in COMPOSITES:
-        base, _, overload = name.partition(".")
-        op = getattr(getattr(torch.ops.aten, base), overload or "default")
+        op = resolve(name)
         kernel = _composite(op)
-        library.impl(name, kernel, "AutogradPrivateUse1")
-        library.impl(name, kernel, "PrivateUse1")
+        library.impl(op.name(), kernel, "AutogradPrivateUse1")
+        library.impl(op.name(), kernel, "PrivateUse1")
 
 
 def _composite(op: Any) -> Any:

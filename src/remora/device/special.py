@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ import torch
 from remora.device import tensor as tensors
 from remora.device.download import download
 from remora.device.shadow import known
+from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor, wrap
 from remora.device.upload import upload
-from remora.errors import NotSupported
 
 aten = torch.ops.aten
 
@@ -43,9 +44,6 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
             return record(func, (source,), rest, 4)
         local = download(source)
         return func(local, **{**rest, "device": target}) if rest or target.type != "cpu" else local
-    if target.type == "remora":
-        _only_device(target)
-        return upload(func(source, **rest) if rest else source)
     return NotImplemented
 
 
@@ -58,13 +56,33 @@ def _copy(func: Any, args: Any, kwargs: Any) -> Any:
     target, source = args[0], args[1]
     if not isinstance(target, RemoraTensor):
         return target.copy_(download(source))
-    if isinstance(source, RemoraTensor) and len(args) == 2:
-        return NotImplemented
+    if isinstance(source, RemoraTensor):
+        if len(args) == 2:
+            return NotImplemented
+    else:
+        source = source.to(target.dtype)
+        if _fill_blank(target, source):
+            return target
+        source = upload(source)
     from remora.device.dispatch import record
 
-    if not isinstance(source, RemoraTensor):
-        source = upload(source.to(target.dtype) if source.dtype != target.dtype else source)
     return record(aten.copy_.default, (target, source), {}, 4)
+
+
+_BLANK = frozenset({"aten.empty.memory_format", "aten.empty_strided.default"})
+
+
+def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
+    """`Tensor.to` makes an empty tensor and copies into it: then the upload itself becomes the value."""
+    if target.shape != source.shape or target.stride() != source.stride() or target.storage_offset():
+        return False
+    recorder, _ = bound.need()
+    value = target._value
+    alone = sys.getrefcount(value) == 3  # the tensor's, the one above, the call's: no alias sees the old value
+    if not alone or not recorder.take_back(value, _BLANK):
+        return False
+    target._value = upload(source)._value
+    return True
 
 
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
@@ -81,10 +99,6 @@ def _equal(func: Any, args: Any, kwargs: Any) -> Any:
     if first.shape != second.shape:
         return False
     return bool((first == second).all().item())
-
-
-def _refuse_generator(func: Any, args: Any, kwargs: Any) -> Any:
-    raise NotSupported("a torch.Generator for the remora device; seed it with torch.manual_seed()")
 
 
 SPECIAL: dict[Any, Any] = {

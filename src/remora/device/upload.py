@@ -39,6 +39,7 @@ def upload(source: torch.Tensor) -> RemoraTensor:
         else:
             segment = sink.store(name, shape, data)
         value = Value(recorder.session, recorder.graveyard, segment, 0, contiguous_meta(shape, base.dtype))
+        value.uploaded = True
         if data.nbytes <= MAX_INLINE_NBYTES:
             value.shadow = Shadow(base.clone())
         result = wrap(value)

@@ -9,6 +9,8 @@ import torch
 from blake3 import blake3
 from torch._ops import OpOverload
 
+from remora.ops.composites import COMPOSITES
+
 Place = int | str
 """Where an argument stands in a call: its position, or its name if it is keyword-only."""
 
@@ -28,6 +30,9 @@ _UNDECLARED_WRITES: dict[str, tuple[str, ...]] = {
 
 # Writes that change sizes, strides or the storage itself but that no tag of PyTorch announces.
 _UNTAGGED_METADATA_WRITES = frozenset({"set_data", "_resize_output_", "resize_as_", "resize_", "set_"})
+
+# Attention and recurrent networks draw only to drop values out.
+_DROPOUT = ("dropout_p", "dropout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ def _look_up(name: str) -> OpOverload:
 
 
 def _read(op: OpOverload) -> OpTraits:
-    schema = op._schema
+    schema, name = op._schema, op_name(op)
     base = schema.name.split("::")[1]
     arguments, returns = schema.arguments, schema.returns
     places: list[Place] = [a.name if a.kwarg_only else i for i, a in enumerate(arguments)]
@@ -151,26 +156,24 @@ def _read(op: OpOverload) -> OpTraits:
     ]
     views = tuple((i, place) for i, place, is_write in aliases if not is_write)
     composite = op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    returns_tensor = any("Tensor" in str(r.type) for r in returns)
     tags = set(op.tags)
     kinds = [str(a.type) for a in arguments]
     random = torch.Tag.nondeterministic_seeded in tags or any("Generator" in kind for kind in kinds)
     devices = [place for place, kind in zip(places, kinds, strict=True) if "Device" in kind]
     return OpTraits(
-        name=op_name(op),
+        name=name,
         mutates=mutates,
         views=views,
-        may_alias=not mutates
-        and (
-            _tagged(tags, "maybe_aliasing_or_mutating")
-            or (composite and any("Tensor" in str(r.type) for r in returns))
-        ),
+        may_alias=_tagged(tags, "maybe_aliasing_or_mutating")
+        or (composite and returns_tensor and not mutates and name not in COMPOSITES),
         written=tuple((i, place) for i, place, is_write in aliases if is_write),
         random=random,
-        dropout_arg=next((i for i, a in enumerate(arguments) if a.name == "dropout_p" and random), None),
+        dropout_arg=next((i for i, a in enumerate(arguments) if random and a.name in _DROPOUT), None),
         dynamic_shape=_tagged(tags, "dynamic_output_shape") or _tagged(tags, "data_dependent_output"),
         metadata_only_write=_tagged(tags, "inplace_view") or base in _UNTAGGED_METADATA_WRITES,
         composite=composite,
-        returns_tensor=any("Tensor" in str(r.type) for r in returns),
+        returns_tensor=returns_tensor,
         returns_scalar=len(returns) == 1 and str(returns[0].type) in ("int", "float", "bool", "number"),
         n_returns=len(returns),
         device_arg=devices[0] if devices else None,

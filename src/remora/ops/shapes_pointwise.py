@@ -26,7 +26,7 @@ def elementwise(dtype: object, *operands: Operand) -> Meta | None:
         if common is None:
             return None
         shape = common
-    if 0 not in shape and all(x.stride == contiguous(x.shape) for x in tensors):
+    if 0 not in shape and _are_contiguous(*tensors):
         return Meta(shape, contiguous(shape), 0, dtype)
     layouts = tuple((x.shape, x.stride) if isinstance(x, Meta) else ((), ()) for x in operands)
     return Meta(shape, elementwise_stride(shape, layouts), 0, dtype)
@@ -43,6 +43,10 @@ def promoted(c: Constants, x: Meta, other: object) -> object:
         return wide.dtype if _rank(c, narrow.dtype) <= _rank(c, wide.dtype) else None
     rank = {bool: 0, int: 1, float: 2}.get(type(other), 3)
     return x.dtype if rank <= _rank(c, x.dtype) else None
+
+
+def _are_contiguous(*operands: Operand) -> bool:
+    return all(not isinstance(x, Meta) or x.stride == contiguous(x.shape) for x in operands)
 
 
 def _rank(c: Constants, dtype: object) -> int:
@@ -128,6 +132,8 @@ def compare(c: Constants, x: Meta, other: Operand) -> Meta | None:
         return None
     if isinstance(other, Meta) and not _is_real(c, other.dtype):
         return None
+    if promoted(c, x, other) is None and not _are_contiguous(x, other):
+        return None  # torch converts an operand first, and the copy may have other strides
     return None if isinstance(other, complex) else elementwise(c.bool, x, other)
 
 

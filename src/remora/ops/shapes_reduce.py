@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from remora.ops.layout import Constants, Meta, Shape, fresh, is_contiguous, wrap
+from remora.ops.layout import Constants, Meta, Shape, contiguous, fresh, wrap
 
 
 def reduced(shape: Shape, dim: Sequence[int] | None, keepdim: bool) -> Shape | None:
@@ -21,7 +21,7 @@ def reduced(shape: Shape, dim: Sequence[int] | None, keepdim: bool) -> Shape | N
 
 
 def total(
-    c: Constants, x: Meta, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: object = None
+    c: Constants, x: Meta, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: object = None
 ) -> Meta | None:
     """Sum: integers and bool add up in int64."""
     if dtype is None:
@@ -35,7 +35,7 @@ def total_all(c: Constants, x: Meta, *, dtype: object = None) -> Meta | None:
 
 
 def mean(
-    c: Constants, x: Meta, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: object = None
+    c: Constants, x: Meta, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: object = None
 ) -> Meta | None:
     kind = x.dtype if dtype is None else dtype
     shape = reduced(x.shape, dim, keepdim)
@@ -108,7 +108,7 @@ def rms_norm(
     eps: float | None = None,
 ) -> Meta | None:
     """Only for contiguous inputs: off CPU it is one kernel, on CPU a chain of elementwise ops."""
-    if not is_contiguous(x.shape, x.stride) or not _fits(c, x, normalized_shape, weight):
+    if x.stride != contiguous(x.shape) or not _fits(c, x, normalized_shape, weight):
         return None
     return fresh(x.shape, x.dtype)
 

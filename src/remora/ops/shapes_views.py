@@ -86,9 +86,7 @@ def unsqueeze(c: Constants, x: Meta, dim: int) -> Meta | None:
     if at is None:
         return None
     step = x.shape[at] * x.stride[at] if at < len(x.shape) else 1
-    return Meta(
-        (*x.shape[:at], 1, *x.shape[at:]), (*x.stride[:at], step, *x.stride[at:]), x.offset, x.dtype
-    )
+    return Meta((*x.shape[:at], 1, *x.shape[at:]), (*x.stride[:at], step, *x.stride[at:]), x.offset, x.dtype)
 
 
 def squeeze(c: Constants, x: Meta) -> Meta | None:

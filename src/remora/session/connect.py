@@ -103,6 +103,11 @@ def stats() -> Stats:
     return _current.stats() if _current is not None else Stats()
 
 
+def current() -> Session | None:
+    """The session of this process, for tools that watch it."""
+    return _current
+
+
 def _beat(session: Session, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
         session.idle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 
 from remora.capture.recorder import CapturedTemplate, Recorder, Segment
 from remora.capture.value import OUT_BITS, Value
@@ -54,6 +55,7 @@ class Session:
         self.uploads = Uploads(transport, grant, self.progress.add)
         self.pid = os.getpid()
         self.segments = 0
+        self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
         self._tickets = itertools.count(1)
         self._outbox: list[ToExecutor] = []
         self._outbox_nbytes = 0
@@ -66,6 +68,8 @@ class Session:
     # -- steps
 
     def _send_segment(self, segment: Segment) -> None:
+        if self.tap is not None:
+            self.tap(segment)
         captured = segment.captured
         if captured.index not in self._defined:
             self._check_ops(captured)
@@ -79,7 +83,8 @@ class Session:
         wants, ticket = self._wanted or (None, None)
         self._outbox.append(
             encode_run(
-                site.memory, segment.number, site.index, names, segment.holes, segment.keep, segment.frees, wants, ticket
+                site.memory, segment.number, site.index, names, segment.holes, segment.keep, segment.frees, wants, ticket,
+                segment.uploaded(),
             )
         )
         self._sent[segment.number] = captured

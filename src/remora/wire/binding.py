@@ -15,7 +15,6 @@ from remora.wire.messages import Run
 
 Name = tuple[int, int, int]
 T = TypeVar("T")
-RECENT_SEGMENTS = 512  # first guess: what is younger than this is named by distance
 
 
 @dataclass
@@ -39,15 +38,17 @@ def encode_run(
     frees: tuple[int, ...],
     wants: tuple[int, ...] | None = None,
     ticket: int | None = None,
+    uploaded: frozenset[int] = frozenset(),
 ) -> Run:
     """The Run that tells these names, holes, keep-set and frees; updates the memory as the peer will.
 
-    keep: flat (row, out). frees: flat (distance, row, out).
+    keep: flat (row, out). frees: flat (distance, row, out). uploaded: slots whose value came from the client;
+    at a new site they are guessed to stay, and what a run made to follow.
     """
     run = Run(
         segment,
         site,
-        _encode_slots(memory, segment, names),
+        _encode_slots(memory, segment, names, uploaded),
         _encode_holes(memory, holes),
         None if keep == memory.keep else keep,
         None if frees == memory.frees else frees,
@@ -71,14 +72,16 @@ def count_changes(memory: SiteMemory, segment: int, names: list[Name], limit: in
     return changes
 
 
-def _encode_slots(memory: SiteMemory, segment: int, names: list[Name]) -> tuple[int, ...] | None:
+def _encode_slots(
+    memory: SiteMemory, segment: int, names: list[Name], uploaded: frozenset[int]
+) -> tuple[int, ...] | None:
     known = memory.slots
     first = not known
     changed: list[int] = []
     for slot, name in enumerate(names):
         number, row, out = name
         if first:
-            relative = 1 if segment - number < RECENT_SEGMENTS else 0
+            relative = 0 if slot in uploaded else 1
             entry = (relative, segment - number if relative else number, row, out)
             known.append(entry)
         else:

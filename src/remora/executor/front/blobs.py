@@ -110,8 +110,7 @@ class BlobTable:
 
     def _free(self, memory: Memory) -> int:
         on_device = memory.capacity_nbytes - memory.used_nbytes - self.stored_nbytes - self.reserved_nbytes
-        # the folder's free bytes count uploads already: their files are allocated whole
-        return min(on_device, memory.folder_free_nbytes)
+        return min(on_device, memory.folder_free_nbytes - self.reserved_nbytes)
 
     def _forget_cached(self, need_nbytes: int) -> list[Blob]:
         gone: list[Blob] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+
 from remora.executor.front.front import Front
 from remora.executor.front.worker_link import WorkerFailed, WorkerLink
 

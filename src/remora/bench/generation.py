@@ -1,0 +1,127 @@
+"""`generate` as it is measured: what one call took, with clocks read before each forward."""
+
+from __future__ import annotations
+
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+import remora
+
+
+@dataclass(frozen=True)
+class Call:
+    """One generate. steady: from the second forward to the last, so without start and prefill."""
+
+    tokens: torch.Tensor
+    ms_per_token: float  # the whole call
+    steady_ms: float  # median step
+    steady_cpu_ms: float  # of this process, mean step
+
+
+def timed(model: Any, ids: torch.Tensor, n: int) -> Call:
+    """Generates `n` tokens greedily."""
+    marks: list[tuple[float, float]] = []
+    with before_forward(model, lambda: marks.append((time.perf_counter(), time.process_time()))):
+        started = time.perf_counter()
+        tokens = model.generate(ids, max_new_tokens=n, do_sample=False).cpu()
+        wall_s = time.perf_counter() - started
+    steps = [(after[0] - before[0]) * 1e3 for before, after in zip(marks[1:], marks[2:], strict=False)]
+    cpu_s = marks[-1][1] - marks[1][1]
+    made = tokens.shape[1] - ids.shape[1]
+    return Call(tokens, wall_s / made * 1e3, statistics.median(steps), cpu_s / len(steps) * 1e3)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one generate cost on the wire and in waits, by the session's own counters."""
+
+    bytes_sent: float  # per steady token, as is bytes_received
+    bytes_received: float
+    round_trips: float  # per steady token
+    before_prefill: int
+    per_token: list[int]  # bytes both ways, token by token from the second on
+
+
+def traffic(model: Any, ids: torch.Tensor, n: int, **options: Any) -> Traffic:
+    """Counts one warm generate of `n` tokens."""
+    marks: list[Any] = []
+    with before_forward(model, lambda: marks.append(remora.stats())):
+        before = remora.stats()
+        model.generate(ids, max_new_tokens=n, do_sample=False, **options)
+    steps = [after - earlier for earlier, after in zip(marks[1:], marks[2:], strict=False)]
+    steady = marks[-1] - marks[1]
+    return Traffic(
+        steady.bytes_sent / len(steps),
+        steady.bytes_received / len(steps),
+        steady.round_trips / len(steps),
+        (marks[0] - before).round_trips,
+        [step.bytes_sent + step.bytes_received for step in steps],
+    )
+
+
+@contextmanager
+def before_forward(model: Any, act: Callable[[], object]) -> Any:
+    """Calls `act` before each forward of the model."""
+    hook = model.register_forward_pre_hook(lambda module, args: (act(), None)[1])
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class Collect(BaseStreamer):
+    """A streamer as TextStreamer is one: looks at every token as it comes."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.seen += value.flatten().tolist()
+
+    def end(self) -> None:
+        pass
+
+
+class Queued(BaseStreamer):
+    """A streamer as TextIteratorStreamer is one: another thread takes the tokens."""
+
+    def __init__(self) -> None:
+        self.queue: queue.Queue[list[int] | None] = queue.Queue()
+
+    def put(self, value: torch.Tensor) -> None:
+        self.queue.put(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.queue.put(None)
+
+
+def streamed_from_thread(generate: Callable[..., object]) -> list[int]:
+    """The tokens of a generate that runs in a thread of its own, taken here."""
+    streamer = Queued()
+    failures: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            generate(streamer=streamer)
+        except BaseException as error:
+            failures.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    seen: list[int] = []
+    while (tokens := streamer.queue.get()) is not None:
+        seen += tokens
+    thread.join()
+    if failures:
+        raise failures[0]
+    return seen

@@ -1,0 +1,52 @@
+"""`remora bench`: runs an experiment, shows what it measured, and fails if a bar is missed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from remora.cli.failure import fail, failures_in_one_line
+
+if TYPE_CHECKING:
+    from remora.bench.harness import Report
+
+
+def bench(
+    experiment: Annotated[str, typer.Argument(help="Which one: decode.")] = "decode",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: under a minute.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="An executor that runs with --threads 1; none: one is started.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the trials.")] = 0,
+) -> None:
+    """Measure remote against local; the last line of output is JSON, exit code 1 means a bar was missed."""
+    from remora.bench.experiments import EXPERIMENTS, run
+    from remora.bench.harness import Options
+
+    if experiment not in EXPERIMENTS:
+        raise fail("bench", f"there is no experiment {experiment!r}; there is: {', '.join(EXPERIMENTS)}", 2)
+    with failures_in_one_line("bench"):
+        report = run(experiment, Options(quick, url, seed))
+    if not as_json:
+        _print_tables(report)
+    typer.echo(json.dumps(report.content()))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def _print_tables(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    rows = Table("measure", "arm", "median", "low", "high", "unit", "trials", title=report.experiment)
+    for row in report.rows:
+        numbers = [f"{number:.4g}" for number in (row.median, row.low, row.high)]
+        rows.add_row(row.measure, row.arm, *numbers, row.unit, str(row.trials))
+    bars = Table("bar", "value", "", "must be", "")
+    for bar in report.bars:
+        bars.add_row(bar.name, f"{bar.value:.4g}", bar.op, f"{bar.bar:.4g}", "ok" if bar.ok else "MISSED")
+    console.print(rows)
+    console.print(bars)
