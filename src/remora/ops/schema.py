@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +15,16 @@ from remora.ops.composites import COMPOSITES
 Place = int | str
 """Where an argument stands in a call: its position, or its name if it is keyword-only."""
 
-# Ops that write arguments which their schema does not declare as written: batch norms, whose schemas were
-# kept for compatibility, update the running statistics when training.
-_UNDECLARED_WRITES: dict[str, tuple[str, ...]] = {
-    "batch_norm": ("running_mean", "running_var"),
-    "_batch_norm_impl_index": ("running_mean", "running_var"),
-    "native_batch_norm": ("running_mean", "running_var"),
-    "cudnn_batch_norm": ("running_mean", "running_var"),
-    "miopen_batch_norm": ("running_mean", "running_var"),
-    "instance_norm": ("running_mean", "running_var"),
-    "batch_norm_gather_stats": ("running_mean", "running_var"),
-    "batch_norm_gather_stats_with_counts": ("running_mean", "running_var"),
-    "batch_norm_update_stats": ("running_mean", "running_var"),
-}
+# Ops that update running statistics though their schema, kept for compatibility, does not say so.
+_UPDATES_STATISTICS = frozenset(
+    {"batch_norm", "_batch_norm_impl_index", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
+    | {"instance_norm", "batch_norm_update_stats"}
+    | {"batch_norm_gather_stats", "batch_norm_gather_stats_with_counts"}
+)
+_STATISTICS = ("running_mean", "running_var")
+
+# Flags without which an op leaves the running statistics alone and drops nothing out.
+_TRAINING = ("training", "train", "use_input_stats")
 
 # Writes that change sizes, strides or the storage itself but that no tag of PyTorch announces.
 _UNTAGGED_METADATA_WRITES = frozenset({"set_data", "_resize_output_", "resize_as_", "resize_", "set_"})
@@ -39,12 +37,14 @@ _DROPOUT = ("dropout_p", "dropout")
 class OpTraits:
     """The facts of one op overload, all from its schema and tags.
 
+    mutates: arguments that the op may write; `writes` says which a given call does.
     views: (return, argument) pairs: the return aliases the argument and neither is written. If the return
     is a list, each of its items does.
     may_alias: an output may be a view of an input, or the input itself, depending on values or layout.
     written: (return, argument) pairs: the return is that written argument.
     random: the op may draw from a generator; `draws` says whether a given call does.
     dropout_arg: position of the dropout probability without which a random op draws nothing.
+    training_arg: position of the flag without which the op draws nothing and leaves `statistics` alone.
     dynamic_shape: an output's shape or value needs the contents of an input. True for `index.Tensor`, where
     only a mask among the indices makes it so: the caller decides.
     """
@@ -56,6 +56,8 @@ class OpTraits:
     written: tuple[tuple[int, Place], ...]
     random: bool
     dropout_arg: int | None
+    training_arg: int | None
+    statistics: tuple[Place, ...]
     dynamic_shape: bool
     metadata_only_write: bool
     composite: bool
@@ -74,12 +76,24 @@ class OpTraits:
         """The op writes nothing and always gives the same outputs for the same inputs."""
         return not self.mutates and not self.random
 
-    def draws(self, args: tuple[Any, ...]) -> bool:
+    def writes(self, args: Sequence[Any]) -> tuple[Place, ...]:
+        """The arguments that the call with these positional arguments writes."""
+        if self.statistics and self._evaluates(args):
+            return tuple(place for place in self.mutates if place not in self.statistics)
+        return self.mutates
+
+    def draws(self, args: Sequence[Any]) -> bool:
         """Whether the call with these positional arguments draws random numbers."""
-        if not self.random or self.dropout_arg is None:
-            return self.random
+        if not self.random or self._evaluates(args):
+            return False
+        if self.dropout_arg is None:
+            return True
         dropout_p = args[self.dropout_arg] if len(args) > self.dropout_arg else 0.0  # every default is 0
         return bool(dropout_p != 0.0)
+
+    def _evaluates(self, args: Sequence[Any]) -> bool:
+        at = self.training_arg
+        return at is not None and len(args) > at and args[at] is False
 
 
 _TRAITS: dict[OpOverload, OpTraits] = {}
@@ -141,7 +155,7 @@ def _read(op: OpOverload) -> OpTraits:
     base = schema.name.split("::")[1]
     arguments, returns = schema.arguments, schema.returns
     places: list[Place] = [a.name if a.kwarg_only else i for i, a in enumerate(arguments)]
-    undeclared = _UNDECLARED_WRITES.get(base, ())
+    undeclared = _STATISTICS if base in _UPDATES_STATISTICS else ()
     mutates = tuple(
         place
         for place, a in zip(places, arguments, strict=True)
@@ -161,6 +175,7 @@ def _read(op: OpOverload) -> OpTraits:
     kinds = [str(a.type) for a in arguments]
     random = torch.Tag.nondeterministic_seeded in tags or any("Generator" in kind for kind in kinds)
     devices = [place for place, kind in zip(places, kinds, strict=True) if "Device" in kind]
+    positions = {a.name: i for i, a in enumerate(arguments) if not a.kwarg_only}
     return OpTraits(
         name=name,
         mutates=mutates,
@@ -169,7 +184,9 @@ def _read(op: OpOverload) -> OpTraits:
         or (composite and returns_tensor and not mutates and name not in COMPOSITES),
         written=tuple((i, place) for i, place, is_write in aliases if is_write),
         random=random,
-        dropout_arg=next((i for i, a in enumerate(arguments) if random and a.name in _DROPOUT), None),
+        dropout_arg=next((positions[word] for word in _DROPOUT if random and word in positions), None),
+        training_arg=next((positions[word] for word in _TRAINING if word in positions), None),
+        statistics=tuple(positions[word] for word in _STATISTICS if positions.get(word) in mutates),
         dynamic_shape=_tagged(tags, "dynamic_output_shape") or _tagged(tags, "data_dependent_output"),
         metadata_only_write=_tagged(tags, "inplace_view") or base in _UNTAGGED_METADATA_WRITES,
         composite=composite,
