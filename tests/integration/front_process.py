@@ -56,6 +56,11 @@ class FrontProcess:
             assert time.monotonic() < until, f"the worker was not sent {line!r}"
             time.sleep(0.01)
 
+    def last_opened(self) -> int:
+        """Number of the session that was opened last, once the worker has noted it."""
+        time.sleep(0.2)
+        return max(int(line.split()[1]) for line in self.received() if line.startswith("OPEN"))
+
     def stop(self) -> tuple[int, str]:
         """Ends it by its own pid; exit code and stderr."""
         if self.process.poll() is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from remora.bench.harness import Options, Report
+from remora.bench.harness import Impossible, Options, Report
 
 EXPERIMENTS = {
     "decode": "remora.bench.decode",
@@ -12,12 +12,15 @@ EXPERIMENTS = {
 
 
 def run(name: str, options: Options) -> Report:
-    """Runs one experiment.
+    """Runs one experiment. A measurement that cannot be true ends it with a missed bar.
 
     Raises:
         KeyError: there is none of this name.
     """
     module = import_module(EXPERIMENTS[name])
     report = Report(name)
-    module.run(options, report)
+    try:
+        module.run(options, report)
+    except Impossible as error:
+        report.bar(f"impossible measurements ({error})", 1, "==", 0)
     return report

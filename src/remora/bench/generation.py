@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import statistics
 import threading
@@ -15,6 +16,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 import remora
+
+SETTLED = 8  # tokens after which a call is steady: what depends on where it starts is then told
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def timed(model: Any, ids: torch.Tensor, n: int) -> Call:
         started = time.perf_counter()
         tokens = model.generate(ids, max_new_tokens=n, do_sample=False).cpu()
         wall_s = time.perf_counter() - started
-    steps = [(after[0] - before[0]) * 1e3 for before, after in zip(marks[1:], marks[2:], strict=False)]
+    steps = [(after[0] - before[0]) * 1e3 for before, after in itertools.pairwise(marks[1:])]
     cpu_s = marks[-1][1] - marks[1][1]
     made = tokens.shape[1] - ids.shape[1]
     return Call(tokens, wall_s / made * 1e3, statistics.median(steps), cpu_s / len(steps) * 1e3)
@@ -42,30 +45,36 @@ def timed(model: Any, ids: torch.Tensor, n: int) -> Call:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one generate cost on the wire and in waits, by the session's own counters."""
+    """What one generate cost on the wire and in waits, by the session's own counters.
 
-    bytes_sent: float  # per steady token, as is bytes_received
-    bytes_received: float
-    round_trips: float  # per steady token
+    steps: bytes both ways of each steady token. whole: the same a token, with all that the call cost.
+    round_trips: waits per steady token. before_prefill: waits before the first forward.
+    """
+
+    steps: list[int]
+    whole: float
+    round_trips: float
     before_prefill: int
-    per_token: list[int]  # bytes both ways, token by token from the second on
 
 
 def traffic(model: Any, ids: torch.Tensor, n: int, **options: Any) -> Traffic:
-    """Counts one warm generate of `n` tokens."""
+    """Counts one generate of `n` tokens; those after the first few are steady."""
     marks: list[Any] = []
     with before_forward(model, lambda: marks.append(remora.stats())):
         before = remora.stats()
         model.generate(ids, max_new_tokens=n, do_sample=False, **options)
-    steps = [after - earlier for earlier, after in zip(marks[1:], marks[2:], strict=False)]
-    steady = marks[-1] - marks[1]
+        whole = remora.stats() - before
+    steps = [after - earlier for earlier, after in itertools.pairwise(marks[SETTLED:])]
     return Traffic(
-        steady.bytes_sent / len(steps),
-        steady.bytes_received / len(steps),
-        steady.round_trips / len(steps),
+        [_both_ways(step) for step in steps],
+        _both_ways(whole) / len(marks),
+        sum(step.round_trips for step in steps) / len(steps),
         (marks[0] - before).round_trips,
-        [step.bytes_sent + step.bytes_received for step in steps],
     )
+
+
+def _both_ways(spent: Any) -> int:
+    return int(spent.bytes_sent + spent.bytes_received)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def measure(report: Report, quick: bool) -> None:
             expected = mode(local, "cpu", n)
             same = all(_same(report, f"{family} {name}", mode, remote, n, expected) for _ in range(repeats))
             differ += not same
-            report.row(f"tokens equal to local: {family}, {name}", "remote", "1 is yes", [float(same)])
+            report.row(f"tokens equal to local, {family}", name, "equal", [float(same)])
     report.bar("modes whose tokens differ from local", differ, "==", 0)
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from remora.capture.interrupts import uninterrupted
 from remora.capture.provenance import Provenance, provenance, user_frame
-from remora.capture.value import OUT_BITS, Value
+from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.errors import Disconnected
 from remora.ir.graph import Template
 from remora.ir.node import Node
@@ -34,7 +35,22 @@ _segments = itertools.count(1)  # never repeats in a process, so a value of an o
 class Step:
     """One row after the rows before it. The counts make it the single record of what is committed."""
 
-    __slots__ = ("code", "ends", "first", "n_holes", "n_slots", "next", "node", "parent", "rows", "template", "where")
+    __slots__ = (
+        "code",
+        "ends",
+        "first",
+        "holes",
+        "metas",
+        "n_holes",
+        "n_slots",
+        "next",
+        "node",
+        "outcome",
+        "parent",
+        "rows",
+        "template",
+        "where",
+    )
 
     def __init__(self, parent: Step | None = None) -> None:
         self.parent = parent
@@ -48,6 +64,9 @@ class Step:
         self.n_slots = 0
         self.first = parent.first if parent is not None else False  # in a program's first segment
         self.ends = False  # the segment is cut behind this row
+        self.holes: list[int | float] | None = None  # of the last call recorded here, with its inputs' metadata
+        self.metas: list[Any] | None = None
+        self.outcome: Any = None  # and what it gave (device/infer.py)
 
 
 @dataclass(frozen=True)
@@ -80,16 +99,18 @@ class Recorder:
 
     Args:
         session: the session's name, for errors about values that outlive it.
-        on_segment: called under the lock with each segment that is cut.
+        commit: called under the lock, uninterrupted, with each segment that is cut; from then on it will be sent.
+        transmit: called under the lock after it; may block and may be interrupted.
     """
 
-    def __init__(self, session: str, on_segment: Callable[[Segment], None]) -> None:
+    def __init__(self, session: str, commit: Callable[[Segment], None], transmit: Callable[[], None]) -> None:
         self.session = session
         self.lock = threading.RLock()
         self.graveyard: deque[tuple[int, int]] = deque()
         self.ops = 0
         self.closed: Exception | None = None
-        self._on_segment = on_segment
+        self._commit = commit
+        self._transmit = transmit
         self._captured: dict[bytes, CapturedTemplate] = {}
         self._roots: dict[tuple[int, int, bool], Step] = {}
         self._n_steps = 0
@@ -158,7 +179,9 @@ class Recorder:
         value.segment = NOWHERE
         return True
 
-    def learn(self, step: Step, key: tuple[Any, ...], node: Node, n_holes: int, frame: FrameType | None) -> Step:
+    def learn(
+        self, step: Step, key: tuple[Any, ...], node: Node, n_holes: int, frame: FrameType | None
+    ) -> Step:
         """Adds a row that was never seen here behind `step`."""
         if self._n_steps >= MAX_STEPS:
             self._roots.clear()
@@ -175,24 +198,30 @@ class Recorder:
         step.next[key] = after
         return after
 
-    def cut(self) -> Segment | None:
+    def cut(self) -> None:
         """Ends the open segment, if it has rows, and hands it on."""
         with self.lock:
-            self.repair()
-            step = self.step
-            if not step.rows:
-                return None
-            captured = step.template or self._template(step)
-            keep = self._bury(step.rows)
-            frees = self.take_frees()
-            flat = tuple(n for s, c in frees for n in (self.segment - s, c >> OUT_BITS, c & 0xFFFF))
-            segment = Segment(
-                self.segment, captured, list(self.slots), self.holes, keep, flat
-            )
-            self._starts_program = False
-            self._open()
-            self._on_segment(segment)
-            return segment
+            with uninterrupted:
+                segment = self.end_segment()
+                if segment is None:
+                    return
+                self._commit(segment)
+            self._transmit()
+
+    def end_segment(self) -> Segment | None:
+        """Ends the open segment, if it has rows; to be called uninterrupted, until the segment is committed."""
+        self.repair()
+        step = self.step
+        if not step.rows:
+            return None
+        captured = step.template or self._template(step)
+        keep = self._bury(step.rows)
+        frees = self.take_frees()
+        flat = tuple(n for s, c in frees for n in (self.segment - s, c >> OUT_BITS, c & OUT_MASK))
+        segment = Segment(self.segment, captured, list(self.slots), self.holes, keep, flat)
+        self._starts_program = False
+        self._open()
+        return segment
 
     def program_ends(self) -> None:
         """A sync: the next segment is the first of a new program."""
@@ -210,7 +239,7 @@ class Recorder:
             elif number != NOWHERE:
                 self._ended.append((number, code))
         live = [code for code in self.created if code not in dead and code >> OUT_BITS < rows]
-        return tuple(n for code in live for n in (code >> OUT_BITS, code & 0xFFFF))
+        return tuple(n for code in live for n in (code >> OUT_BITS, code & OUT_MASK))
 
     def take_frees(self) -> list[tuple[int, int]]:
         """Names (segment, code) of sent segments that died since the last call."""

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 OUT_BITS = 16
+OUT_MASK = (1 << OUT_BITS) - 1
 
 
 class Value:
@@ -35,4 +36,4 @@ class Value:
 
     @property
     def name(self) -> tuple[int, int, int]:
-        return self.segment, self.code >> OUT_BITS, self.code & ((1 << OUT_BITS) - 1)
+        return self.segment, self.code >> OUT_BITS, self.code & OUT_MASK

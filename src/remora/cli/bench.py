@@ -41,6 +41,8 @@ def _print_tables(report: Report) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 140
     rows = Table("measure", "arm", "median", "low", "high", "unit", "trials", title=report.experiment)
     for row in report.rows:
         numbers = [f"{number:.4g}" for number in (row.median, row.low, row.high)]

@@ -1,7 +1,479 @@
-"""`remora run --as-cuda`: code that says "cuda" gets remora."""
+"""`remora run --as-cuda`: code that says "cuda" gets remora.
+
+What takes a device rewrites "cuda" to "remora" on its way in, function by function, so an op without a device
+argument costs nothing. `torch.device("cuda")` itself stays what it is: a program that compares `device.type`
+with "cuda" goes its way. A tensor says `device='remora:0'`, honestly, and `is_cuda` is true. A GPU of the
+client's own is never touched. What cannot be kept is refused by name. Ends only with the process.
+"""
 
 from __future__ import annotations
 
+import time
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch.utils import _device
+
+from remora.device.patches import Patch
+from remora.device.sink import bound
+from remora.device.tensor import RemoraTensor
+from remora.errors import NotSupported
+
+_NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_tensor", "new_zeros")
+_LIKE = ("empty_like", "full_like", "ones_like", "rand_like", "randint_like", "randn_like", "zeros_like")
+_LEAVES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_MARK = "_remora_as_cuda"
+
 
 def as_cuda() -> None:
-    raise NotImplementedError
+    """From now on, "cuda" means the remora device in this process. Idempotent."""
+    for patch in AS_CUDA_PATCHES:
+        patch.apply()
+
+
+def moved(device: Any) -> Any:
+    """The device that a program gets for the one that it names."""
+    kind = type(device)
+    if kind is str:
+        return f"remora{device[4:]}" if device == "cuda" or device.startswith("cuda:") else device
+    if kind is torch.device:
+        return torch.device(f"remora{str(device)[4:]}") if device.type == "cuda" else device
+    if kind is int:
+        return torch.device("remora", device)
+    return device
+
+
+def _set(owner: Any, name: str, replacement: Any) -> None:
+    setattr(replacement, _MARK, True)
+    setattr(owner, name, replacement)
+
+
+def _is_set(owner: Any, name: str) -> bool:
+    return hasattr(getattr(owner, name, None), _MARK)
+
+
+def _missing(owner: Any, names: tuple[str, ...]) -> str | None:
+    wrong = [name for name in names if not _is_set(owner, name)]
+    return f"not replaced: {', '.join(wrong)}" if wrong else None
+
+
+# Functions that make a tensor, and what moves one
+
+
+def _factories() -> list[tuple[Any, str]]:
+    """Where PyTorch keeps the functions that take a device and no tensor, and their `like` companions."""
+    makers = _device._device_constructors()  # keeps what it finds now: PyTorch's own functions
+    found = [(torch, name) for name in _LIKE]
+    for owner in (torch, torch.fft, torch.nested, torch.signal.windows):
+        found += [(owner, n) for n, f in vars(owner).items() if isinstance(f, Callable) and f in makers]
+    return found
+
+
+def _replace_factories() -> None:
+    if _is_set(torch, "empty"):
+        return
+    for owner, name in _factories():
+        original = getattr(owner, name)
+        made = _with_device(original)
+        _set(owner, name, made)
+        builtin = torch.jit._builtins._find_builtin(original)
+        if builtin is not None:
+            torch.jit._builtins._register_builtin(made, builtin)  # TorchScript knows functions by identity
+    for name in _NEW:
+        _set(torch.Tensor, name, _with_device(getattr(torch.Tensor, name)))
+
+
+def _with_device(original: Any) -> Any:
+    @wraps(original)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            if "device" in kwargs:
+                kwargs["device"] = moved(kwargs["device"])
+            kwargs.pop("pin_memory", None)
+        return original(*args, **kwargs)
+
+    return make
+
+
+def _probe_factories() -> str | None:
+    return _missing(torch, ("empty", "zeros", "tensor", "as_tensor", "arange", *_LIKE)) or _missing(
+        torch.Tensor, _NEW
+    )
+
+
+def _replace_moves() -> None:
+    if _is_set(torch.Tensor, "to"):
+        return
+    to, cast = torch.Tensor.to, torch.Tensor.type
+
+    @wraps(to)
+    def tensor_to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            first = args[0]
+            kind = type(first)
+            if kind is torch.device or kind is str or kind is int:
+                args = (moved(first), *args[1:])
+        if "device" in kwargs:
+            kwargs["device"] = moved(kwargs["device"])
+        return to(self, *args, **kwargs)
+
+    def cuda(
+        self: Any, device: Any = None, non_blocking: bool = False, memory_format: Any = torch.preserve_format
+    ) -> Any:
+        device = "remora" if device is None else moved(device)
+        return to(self, device, non_blocking=non_blocking, memory_format=memory_format)
+
+    def type_(self: Any, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
+        if isinstance(dtype, str) and dtype.startswith("torch.cuda."):
+            return to(self, "remora", getattr(torch, dtype.rpartition(".")[2]).dtype, non_blocking)
+        return (
+            cast(self, non_blocking=non_blocking)
+            if dtype is None
+            else cast(self, dtype, non_blocking, **kwargs)
+        )
+
+    def pin_memory(self: Any, device: Any = None) -> Any:
+        return self
+
+    for name, replacement in (("to", tensor_to), ("cuda", cuda), ("type", type_), ("pin_memory", pin_memory)):
+        _set(torch.Tensor, name, replacement)
+    RemoraTensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    torch.UntypedStorage.cuda = _refused(
+        "UntypedStorage.cuda(), as in a map_location function", 'torch.load(map_location="cuda") works'
+    )
+
+
+def _probe_moves() -> str | None:
+    if torch.ones(1).to("cpu", torch.float64).dtype != torch.float64:
+        return "Tensor.to() lost its arguments"
+    return _missing(torch.Tensor, ("to", "cuda", "type", "pin_memory"))
+
+
+# The device of a `with` block and the default device
+
+
+def _replace_context() -> None:
+    if _is_set(_device.DeviceContext, "__init__"):
+        return
+    original = _device.DeviceContext.__init__
+
+    def init(self: Any, device: Any) -> None:
+        original(self, moved(device))
+
+    _set(_device.DeviceContext, "__init__", init)
+
+
+def _probe_context() -> str | None:
+    given = _device.DeviceContext("cuda").device.type
+    return None if given == "remora" else f'`with torch.device("cuda")` gives {given}'
+
+
+# torch.cuda
+
+
+def _refused(what: str, instead: str) -> Any:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise NotSupported(f"{what} on the remora device; {instead}")
+
+    return refuse
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None: ...
+
+
+def _refused_type(name: str, instead: str) -> type:
+    """As `_refused`, for what programs also name in annotations."""
+    return type(name, (), {"__init__": _refused(f"torch.cuda.{name}", instead)})
+
+
+class Guard:
+    """A `with` block that has nothing to change: there is one device, and one stream."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+def _granted(field: str) -> Any:
+    """What the executor said of itself when the session opened; opens one if there is none."""
+    _, session = bound.need()
+    return getattr(session.grant, field)  # type: ignore[attr-defined]
+
+
+def _device_name(device: Any = None) -> str:
+    return f"remora ({_granted('device')})"
+
+
+def _memory_info(device: Any = None) -> tuple[int, int]:
+    """The session's whole share as both free and total: how much of it is in use is not known here."""
+    return _granted("memory_nbytes"), _granted("memory_nbytes")
+
+
+def _unknown_nbytes(*args: Any, **kwargs: Any) -> int:
+    warnings.warn(
+        "memory in use on the executor is not known here and reads as 0; see `remora status`", stacklevel=2
+    )
+    return 0
+
+
+class Stream:
+    """The one op stream of a session."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    synchronize = staticmethod(lambda: torch.cuda.synchronize())
+    wait_stream = wait_event = _nothing
+    query = staticmethod(lambda: True)
+
+    def record_event(self, event: Any = None) -> Any:
+        event = event or Event()
+        event.record()
+        return event
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class Event:
+    """A time at which everything before it has run. `record` waits for the executor, so times hold the network too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.at_s: float | None = None
+
+    def record(self, stream: Any = None) -> None:
+        torch.cuda.synchronize()
+        self.at_s = time.perf_counter()
+
+    wait = synchronize = _nothing
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: Event) -> float:
+        """Milliseconds from this event to `end`."""
+        if self.at_s is None or end.at_s is None:
+            raise ValueError("Both events must be recorded before calculating elapsed time.")
+        return (end.at_s - self.at_s) * 1e3
+
+
+def _cuda_functions() -> dict[str, Any]:
+    ours = torch.remora  # type: ignore[attr-defined]
+    graphs = "capture happens by itself: call the model"
+    facts = "it is not known here what the executor's device can do"
+    return {
+        **dict.fromkeys(("is_available", "is_initialized"), lambda: True),
+        **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), lambda: False),
+        **dict.fromkeys(("init", "_lazy_init", "ipc_collect", "set_stream", "empty_cache"), _nothing),
+        **dict.fromkeys(("reset_peak_memory_stats", "reset_max_memory_allocated"), _nothing),
+        **dict.fromkeys(("reset_accumulated_memory_stats", "reset_max_memory_cached"), _nothing),
+        **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), _unknown_nbytes),
+        **dict.fromkeys(("max_memory_reserved", "memory_cached", "max_memory_cached"), _unknown_nbytes),
+        **dict.fromkeys(("device", "device_of", "stream", "StreamContext"), Guard),
+        **dict.fromkeys(("current_stream", "default_stream"), lambda device=None: Stream()),
+        **dict.fromkeys(("get_rng_state",), lambda device="cuda": ours.get_rng_state()),
+        **dict.fromkeys(("make_graphed_callables",), _refused("torch.cuda.make_graphed_callables", graphs)),
+        **dict.fromkeys(
+            ("get_device_capability", "get_device_properties"), _refused("Device properties", facts)
+        ),
+        **dict.fromkeys(
+            ("memory_stats", "memory_summary", "memory_snapshot"), _refused("memory statistics", facts)
+        ),
+        "device_count": ours.device_count,
+        "current_device": ours.current_device,
+        "set_device": lambda device: ours.set_device(moved(device)),
+        "synchronize": lambda device=None: ours.synchronize(),
+        "manual_seed": ours.manual_seed,
+        "manual_seed_all": ours.manual_seed_all,
+        "seed": lambda: ours.manual_seed(torch.seed()),
+        "seed_all": lambda: ours.manual_seed(torch.seed()),
+        "initial_seed": torch.initial_seed,
+        "get_rng_state_all": lambda: [ours.get_rng_state()],
+        "set_rng_state": lambda state, device="cuda": ours.set_rng_state(state),
+        "set_rng_state_all": lambda states: ours.set_rng_state(states[0]),
+        "get_device_name": _device_name,
+        "mem_get_info": _memory_info,
+        "is_bf16_supported": lambda including_emulation=True: True,
+        "get_arch_list": list,
+        "can_device_access_peer": lambda device, peer: device == peer,
+        "CUDAGraph": _refused_type("CUDAGraph", graphs),
+        "graph": _refused_type("graph", graphs),
+        "Stream": Stream,
+        "Event": Event,
+    }
+
+
+def _replace_functions() -> None:
+    for name, replacement in _cuda_functions().items():
+        setattr(torch.cuda, name, replacement)
+
+
+def _probe_functions() -> str | None:
+    if not (torch.cuda.is_available() and torch.cuda.device_count() == 1):
+        return "torch.cuda is not available"
+    return (
+        None
+        if torch.cuda.synchronize.__module__ == __name__
+        else "torch.cuda speaks of a GPU of this machine"
+    )
+
+
+# Precision, generators, checkpoints
+
+
+def _replace_precision() -> None:
+    autocast, scaler = torch.amp.autocast_mode.autocast, torch.amp.grad_scaler.GradScaler
+    if _is_set(autocast, "__init__"):
+        return
+    enter, scale = autocast.__init__, scaler.__init__
+
+    def init(
+        self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None
+    ) -> None:
+        if device_type == "cuda":
+            if enabled:
+                raise NotSupported(
+                    'autocast("cuda") on the remora device, which would run in full precision; '
+                    "use model.to(torch.bfloat16)"
+                )
+            device_type = "remora"
+        enter(self, device_type, dtype, enabled, cache_enabled)
+
+    def init_scaler(self: Any, device: str = "cuda", *args: Any, **kwargs: Any) -> None:
+        if device == "cuda" and kwargs.get("enabled", args[4] if len(args) > 4 else True):
+            raise NotSupported(
+                'GradScaler("cuda") on the remora device, which has no autocast yet; pass enabled=False'
+            )
+        scale(self, device, *args, **kwargs)
+
+    _set(autocast, "__init__", init)
+    _set(scaler, "__init__", init_scaler)
+
+
+def _probe_precision() -> str | None:
+    try:
+        torch.autocast("cuda")
+    except NotSupported:
+        return None
+    return 'autocast("cuda") is silently ignored'
+
+
+class _Generators(type):
+    """Makes PyTorch's own generators, and knows them as instances."""
+
+    def __instancecheck__(cls, item: Any) -> bool:
+        return isinstance(item, torch._C.Generator)
+
+    def __call__(cls, device: Any = "cpu") -> Any:
+        if torch.device(moved(device)).type == "remora":
+            raise NotSupported("a torch.Generator for the remora device; seed it with torch.manual_seed()")
+        return torch._C.Generator(device)
+
+
+class Generator(metaclass=_Generators):
+    """What `torch.Generator` is from now on."""
+
+
+def _replace_generator() -> None:
+    torch.Generator = Generator  # type: ignore[misc]
+
+
+def _probe_generator() -> str | None:
+    return (
+        None
+        if isinstance(torch.Generator(), torch._C.Generator)
+        else "torch.Generator() makes something else"
+    )
+
+
+def _replace_load() -> None:
+    if _is_set(torch, "load"):
+        return
+    original = torch.load
+
+    @wraps(original)
+    def load(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if callable(map_location):
+            return original(f, map_location, *args, **kwargs)
+        ours: dict[int, Any] = {}  # storages that belong on the device, kept alive while their ids are in use
+
+        def place(storage: Any, location: str) -> Any:
+            target = map_location.get(location, location) if isinstance(map_location, dict) else map_location
+            target = torch.device(moved(target if target is not None else location))
+            if target.type == "remora":
+                ours[storage._cdata] = storage
+            elif target.type != "cpu":
+                raise NotSupported(f"torch.load to {target}, with --as-cuda")
+            return storage
+
+        return _carried(original(f, place, *args, **kwargs), ours, {})
+
+    _set(torch, "load", load)
+    torch.serialization.load = load
+
+
+def _carried(item: Any, ours: dict[int, Any], bases: dict[int, Any]) -> Any:
+    """The loaded object with its tensors on the device; tensors that share memory go on sharing it."""
+    if not ours:
+        return item
+    if isinstance(item, torch.Tensor):
+        return _carried_tensor(item, ours, bases)
+    if isinstance(item, dict):
+        for name, value in item.items():
+            item[name] = _carried(value, ours, bases)
+        return item
+    if type(item) in (list, tuple, set):
+        return type(item)(_carried(value, ours, bases) for value in item)
+    if isinstance(item, torch.nn.Module):
+        return item.to("remora")
+    if isinstance(item, _LEAVES) or type(item).__module__ == "numpy":
+        return item
+    raise NotSupported(
+        f"torch.load of a {type(item).__name__} to the remora device; "
+        'load it with map_location="cpu" and move what it holds'
+    )
+
+
+def _carried_tensor(tensor: torch.Tensor, ours: dict[int, Any], bases: dict[int, Any]) -> torch.Tensor:
+    storage = tensor.untyped_storage()
+    if storage._cdata not in ours:
+        return tensor
+    with torch.no_grad():
+        key = storage._cdata, tensor.dtype
+        if key not in bases:
+            bases[key] = torch.empty(0, dtype=tensor.dtype).set_(storage).to("remora")
+        there = bases[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(there, tensor.requires_grad)
+    return there.requires_grad_(tensor.requires_grad)
+
+
+def _probe_load() -> str | None:
+    return _missing(torch, ("load",))
+
+
+AS_CUDA_PATCHES = (
+    Patch(
+        "as-cuda-factories",
+        'torch.zeros(..., device="cuda") makes a remora tensor',
+        _replace_factories,
+        _probe_factories,
+    ),
+    Patch("as-cuda-moves", "Tensor.to, cuda, type and what is built on them", _replace_moves, _probe_moves),
+    Patch(
+        "as-cuda-context",
+        "the device of a `with` block and the default device",
+        _replace_context,
+        _probe_context,
+    ),
+    Patch("as-cuda-functions", "torch.cuda.* speaks of the executor", _replace_functions, _probe_functions),
+    Patch("as-cuda-precision", "autocast and GradScaler are refused", _replace_precision, _probe_precision),
+    Patch("as-cuda-generator", "generators of the device are refused", _replace_generator, _probe_generator),
+    Patch("as-cuda-load", "torch.load to the device goes through the CPU", _replace_load, _probe_load),
+)

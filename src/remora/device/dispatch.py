@@ -1,8 +1,9 @@
 """From an op call to a recorded row: the hot path of the client.
 
-A call is looked up twice: in the memo, by the op, its inputs' metadata and its typed scalars, which gives the
-outputs' metadata; and in the recorder's trie, by the op, its wiring and its kinds of constants, which gives the
-row. Both hit in a program that repeats. What misses is inferred (device/infer.py) and learned.
+A call is recognised by the op, the place in the program that makes it, its wiring and its kinds of constants:
+that is the row, found by one look-up behind the rows before it. Where the inputs' metadata and the numbers are
+also those of last time, the outcome is that of last time. What differs goes through the memo, and what the memo
+does not know is inferred (device/infer.py) and learned.
 """
 
 from __future__ import annotations
@@ -12,24 +13,29 @@ from typing import Any
 
 import torch
 
-from remora.capture.recorder import Recorder
+from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.device import tensor as tensors
 from remora.device.encode import node_of
-from remora.device.infer import Outcome, infer, is_memoised
+from remora.device.infer import Outcome, infer
+from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
-from remora.device.shadow import Shadow, fold, known
+from remora.device.shadow import Shadow, fold
 from remora.device.sink import bound
 from remora.device.special import SPECIAL
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 
-_Make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+_make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
 _getframe = sys._getframe
-_PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device)
+_PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
 
 memo: dict[tuple[Any, ...], Outcome] = {}
+
+
+class _LocalTensor(Exception):
+    """An argument is a CPU tensor, which has to be uploaded first."""
 
 
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
@@ -37,155 +43,231 @@ def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     return record(func, args, kwargs, 3)
 
 
-def record(func: Any, args: Any, kwargs: Any, depth: int = 1) -> Any:
+def record(func: Any, args: Any, kwargs: Any, depth: int = 1, outcome: Outcome | None = None) -> Any:
     """Records one op call and returns its lazy result.
 
     depth: how many Python frames above this one the program's own call is.
+    outcome: if it has been inferred already.
     """
-    recorder = bound.recorder
-    if recorder is None:
-        recorder, _ = bound.need()
+    recorder = bound.recorder or bound.need()[0]
+    frame = _getframe(depth)
+    code = frame.f_code
     with recorder.lock:
         if recorder.closed is not None:
             raise recorder.closed
         step = recorder.step
-        if len(recorder.holes) != step.n_holes or len(recorder.slots) != step.n_slots:
+        slots = recorder.slots
+        if len(recorder.holes) != step.n_holes or len(slots) != step.n_slots:
             recorder.repair()
-        key: list[Any] = [func]
-        wire: list[Any] = [func]
-        holes: list[int | float] = []
-        inputs: list[RemoraTensor] = []
-        if not (_encode(args, recorder, key, wire, holes, inputs)):
-            return _with_uploads(func, args, kwargs, depth + 1)
-        if kwargs:
-            for name, value in kwargs.items():
-                key.append(name)
-                wire.append(name)
-                if not _encode((value,), recorder, key, wire, holes, inputs):
-                    return _with_uploads(func, args, kwargs, depth + 1)
-        memo_key = tuple(key)
-        outcome = memo.get(memo_key)
-        if outcome is None:
-            special = SPECIAL.get(func)
-            if special is not None:
-                recorder.repair()
-                result = special(func, args, kwargs or {})
-                if result is not NotImplemented:
-                    return result
-            outcome = infer(func, args, kwargs or {}, inputs)
-            if is_memoised(outcome):
-                memo[memo_key] = outcome
-            return _commit(recorder, func, args, kwargs, outcome, depth + 1)  # the special may have cut
-        frame = _getframe(depth)
         if step is recorder.empty:
             step = recorder.root(frame)
-        wire.append(outcome.layouts)
-        wire.append(id(frame.f_code))
-        wire.append(frame.f_lasti)
+        wire: list[Any] = [id(func), id(code), frame.f_lasti]
+        metas: list[Any] = []
+        holes: list[int | float] = []
+        inputs: list[RemoraTensor] = []
+        items = args
+        if kwargs:
+            wire.append(tuple(kwargs))
+            items = (*args, *kwargs.values())
+        segment = recorder.segment
+        try:
+            for item in items:
+                kind = type(item)
+                if kind is RemoraTensor:
+                    value = item._value
+                    inputs.append(item)
+                    metas.append(value.meta)
+                    if value.segment == segment:
+                        wire.append(value.code)
+                    else:
+                        slot = slots.get(value)
+                        wire.append(~(recorder.add_slot(value) if slot is None else slot))
+                elif kind is int or kind is float:
+                    wire.append(kind)
+                    holes.append(item)
+                elif kind is list or kind is tuple:
+                    _encode_list(item, recorder, wire, metas, holes, inputs)
+                else:
+                    _encode_other(item, recorder, wire, metas, holes, inputs)
+        except _LocalTensor:
+            recorder.repair()
+            value = None  # _fill_blank counts who knows the value
+            return _with_uploads(func, args, kwargs, depth + 1)
         row_key = tuple(wire)
         after = step.next.get(row_key)
-        if after is None:
-            node = node_of(func, args, kwargs, recorder, outcome.layouts)
-            after = recorder.learn(step, row_key, node, len(holes), frame)
+        if after is None or after.holes != holes or after.metas != metas:
+            if outcome is None:
+                outcome = memo.get(memo_key(func, args, kwargs))
+                if outcome is None:
+                    return _learn_outcome(recorder, func, args, kwargs, depth + 1)
+            after = _step(recorder, step, after, row_key, outcome, func, args, kwargs, len(holes), depth + 1)
+            after.holes, after.metas, after.outcome = holes, metas, outcome
+        else:
+            outcome = after.outcome
         recorder.holes += holes
         recorder.ops += 1
         recorder.step = after  # the commit: what is not counted by the step has not happened
-        result = _results(recorder, outcome, after.rows - 1, inputs, func, args, kwargs)
+        if outcome.simple and not (outcome.shadowed and _any_shadow(inputs)):
+            meta = outcome.outs[0]
+            out = (after.rows - 1) << OUT_BITS
+            value = Value(recorder.session, recorder.graveyard, segment, out, meta)
+            recorder.created.append(out)
+            result = _make(
+                RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, tensors.DEVICE
+            )
+            result._value = value
+        elif outcome.unknown:
+            return _described(recorder, outcome, after.rows - 1)
+        else:
+            result = _results(recorder, outcome, after.rows - 1, inputs, func, args, kwargs)
         if after.ends:
             recorder.cut()
         return result
 
 
-def _commit(recorder: Recorder, func: Any, args: Any, kwargs: Any, outcome: Outcome, depth: int) -> Any:
-    """Records a call whose outcome is not in the memo: encodes again, since inferring may have cut."""
-    recorder.repair()
-    key: list[Any] = []
-    wire: list[Any] = [func]
-    holes: list[int | float] = []
-    inputs: list[RemoraTensor] = []
-    _encode(args, recorder, key, wire, holes, inputs)
-    for name, value in (kwargs or {}).items():
-        wire.append(name)
-        _encode((value,), recorder, key, wire, holes, inputs)
-    frame = _getframe(depth)
-    step = recorder.step
-    if step is recorder.empty:
-        step = recorder.root(frame)
-    wire += (outcome.layouts, id(frame.f_code), frame.f_lasti)
-    row_key = tuple(wire)
-    after = step.next.get(row_key)
-    if after is None:
-        node = node_of(func, args, kwargs, recorder, outcome.layouts)
-        after = recorder.learn(step, row_key, node, len(holes), frame)
-    recorder.holes += holes
-    recorder.ops += 1
-    recorder.step = after
-    if outcome.unknown:
-        return _described(recorder, outcome, after.rows - 1)
-    result = _results(recorder, outcome, after.rows - 1, inputs, func, args, kwargs)
-    if after.ends:
-        recorder.cut()
-    return result
+def _any_shadow(inputs: list[RemoraTensor]) -> bool:
+    """Whether shadows have to be looked at; an op without inputs may get its first one."""
+    for tensor in inputs:  # noqa: SIM110  # any() costs a generator on the hot path
+        if tensor._value.shadow is not None:
+            return True
+    return not inputs
 
 
-def _encode(
+def _encode_list(
     items: Any,
     recorder: Recorder,
-    key: list[Any],
     wire: list[Any],
+    metas: list[Any],
     holes: list[int | float],
     inputs: list[RemoraTensor],
-) -> bool:
-    """Appends arguments to both keys; false if there is a local tensor that has to be uploaded first."""
+) -> None:
+    wire.append(list)
+    wire.append(len(items))
     segment = recorder.segment
     for item in items:
         kind = type(item)
-        if kind is RemoraTensor:
+        if kind is int:
+            wire.append(kind)
+            holes.append(item)
+        elif kind is RemoraTensor:
             value = item._value
             inputs.append(item)
-            key.append(value.meta)
+            metas.append(value.meta)
             if value.segment == segment:
                 wire.append(value.code)
             else:
                 slot = recorder.slots.get(value)
-                if slot is None:
-                    slot = recorder.add_slot(value)
-                wire.append(~slot)
-        elif kind is int or kind is float:
-            key.append(kind)
-            key.append(item)
+                wire.append(~(recorder.add_slot(value) if slot is None else slot))
+        elif kind is float:
             wire.append(kind)
             holes.append(item)
-        elif kind is bool or item is None or kind is str:
-            key.append(kind)
-            key.append(item)
-            wire.append(kind)
-            wire.append(item)
-        elif isinstance(item, (list, tuple)):
-            key.append(list)
-            key.append(len(item))
-            wire.append(list)
-            wire.append(len(item))
-            if not _encode(item, recorder, key, wire, holes, inputs):
-                return False
-        elif isinstance(item, _PLAIN) or kind is complex:
-            key.append(item)
-            wire.append(item)
-        elif isinstance(item, torch.Tensor):
-            return False
-        elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            raise NotSupported("symbolic sizes on the remora device: torch.export and torch.compile trace on meta or fake tensors")
         else:
-            raise NotSupported(f"an argument of type {kind.__name__} ({item!r}) cannot travel to an executor")
-    return True
+            _encode_other(item, recorder, wire, metas, holes, inputs)
+
+
+def _encode_other(
+    item: Any,
+    recorder: Recorder,
+    wire: list[Any],
+    metas: list[Any],
+    holes: list[int | float],
+    inputs: list[RemoraTensor],
+) -> None:
+    """What is neither a remora tensor nor a number. Raises _LocalTensor, NotSupported."""
+    if isinstance(item, _PLAIN):
+        wire.append(type(item))  # True and 1 are equal
+        wire.append(item)
+    elif isinstance(item, (list, tuple)):
+        _encode_list(item, recorder, wire, metas, holes, inputs)
+    elif isinstance(item, torch.Tensor):
+        raise _LocalTensor
+    elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        raise NotSupported("symbolic sizes on the remora device; trace on meta or fake tensors instead")
+    else:
+        raise NotSupported(f"an argument of type {type(item).__name__} ({item!r}) cannot travel to an executor")
+
+
+def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """All that the outputs' metadata depends on: the op, the inputs' metadata, the typed scalars."""
+    key: list[Any] = [func]
+    _add_to_key(args, key)
+    if kwargs:
+        for name, item in kwargs.items():
+            key.append(name)
+            _add_to_key((item,), key)
+    return tuple(key)
+
+
+def _add_to_key(items: Any, key: list[Any]) -> None:
+    for item in items:
+        if type(item) is RemoraTensor:
+            key.append(item._value.meta)
+        elif isinstance(item, (list, tuple)):
+            key += (list, len(item))
+            _add_to_key(item, key)
+        elif item is None or isinstance(item, (bool, int, float, str)):
+            key += (type(item), item)
+        else:
+            key.append(item)
+
+
+def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
+    """A call that the memo does not know: moves data, or is looked up on disk, or is inferred."""
+    recorder.repair()
+    special = SPECIAL.get(func)
+    if special is not None:
+        result = special(func, args, kwargs or {})
+        if result is not NotImplemented:
+            return result
+    key = memo_key(func, args, kwargs)
+    outcome = store.find(key)
+    if outcome is None:
+        inputs = [item for item in _flat((*args, *(kwargs or {}).values())) if isinstance(item, RemoraTensor)]
+        outcome = infer(func, args, kwargs or {}, inputs)
+        store.add(key, outcome)
+    if not outcome.unknown:
+        memo[key] = outcome
+    return record(func, args, kwargs, depth + 1, outcome)
+
+
+def _flat(items: Any) -> list[Any]:
+    flat: list[Any] = []
+    for item in items:
+        if isinstance(item, (list, tuple)):
+            flat += _flat(item)
+        else:
+            flat.append(item)
+    return flat
+
+
+def _step(
+    recorder: Recorder,
+    step: Step,
+    known: Step | None,
+    row_key: tuple[Any, ...],
+    outcome: Outcome,
+    func: Any,
+    args: Any,
+    kwargs: Any,
+    n_holes: int,
+    depth: int,
+) -> Step:
+    """The row behind `step` for this call. Rows of one wiring that differ in their layouts are apart."""
+    if known is not None and known.node is not None and known.node.layouts == outcome.layouts:
+        return known
+    if known is not None:
+        row_key = (*row_key, outcome.layouts)
+        known = step.next.get(row_key)
+        if known is not None:
+            return known
+    node = node_of(func, args, kwargs, recorder, outcome.layouts)
+    return recorder.learn(step, row_key, node, n_holes, _getframe(depth))
 
 
 def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     """Moves the CPU tensors that PyTorch allows beside device tensors (numbers, indices), then records."""
     from remora.device.upload import upload
 
-    assert bound.recorder is not None
-    bound.recorder.repair()
     special = SPECIAL.get(func)
     if special is not None:
         result = special(func, args, kwargs or {})
@@ -204,44 +286,30 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
             return [move(x) for x in item]
         return item
 
-    return record(
-        func, [move(a) for a in args], {n: move(v) for n, v in kwargs.items()} if kwargs else None, depth + 1
-    )
+    moved = {name: move(item) for name, item in kwargs.items()} if kwargs else None
+    return record(func, [move(item) for item in args], moved, depth + 1)
 
 
 def _results(
     recorder: Recorder, outcome: Outcome, row: int, inputs: list[RemoraTensor], func: Any, args: Any, kwargs: Any
 ) -> Any:
+    """The outputs of a row that is more than one fresh tensor, with their shadows."""
     folded = _update_shadows(outcome, inputs, func, args, kwargs)
-    outs = outcome.outs
-    if outcome.single:
-        meta = outs[0]
-        if type(meta) is TensorMeta:
-            code = row << OUT_BITS
-            value = Value(recorder.session, recorder.graveyard, recorder.segment, code, meta)
-            recorder.created.append(code)
-            if folded is not None:
-                value.shadow = Shadow(folded, _cell(outcome, inputs))
-            result = _Make(
-                RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, tensors.DEVICE
-            )
-            result._value = value
-            if outcome.scalar:
-                return result.item()
-            return result
-        return inputs[meta] if meta is not None else None
+    if folded is not None and outcome.single:
+        folded = (folded,)
+    cell = inputs[0]._value.shadow.valid if folded is not None and outcome.is_view and inputs else None
     results: list[Any] = []
-    for out, meta in enumerate(outs):
+    for out, meta in enumerate(outcome.outs):
         if type(meta) is TensorMeta:
             code = row << OUT_BITS | out
             value = Value(recorder.session, recorder.graveyard, recorder.segment, code, meta)
             recorder.created.append(code)
             if folded is not None:
-                value.shadow = Shadow(folded[out], _cell(outcome, inputs))
+                value.shadow = Shadow(folded[out], cell)  # a view shares its base's validity
             results.append(tensors.wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
-    return outcome.container(results)
+    return results[0] if outcome.single else outcome.container(results)
 
 
 def _update_shadows(outcome: Outcome, inputs: list[RemoraTensor], func: Any, args: Any, kwargs: Any) -> Any:
@@ -260,11 +328,6 @@ def _update_shadows(outcome: Outcome, inputs: list[RemoraTensor], func: Any, arg
     return None
 
 
-def _cell(outcome: Outcome, inputs: list[RemoraTensor]) -> list[bool] | None:
-    """A view shares its base's validity."""
-    return inputs[0]._value.shadow.valid if outcome.is_view and inputs else None
-
-
 def _described(recorder: Recorder, outcome: Outcome, row: int) -> Any:
     """Waits for the executor to say what an op's outputs look like: their shape depends on data."""
     from remora.device.download import described
@@ -277,6 +340,3 @@ def _described(recorder: Recorder, outcome: Outcome, row: int) -> Any:
     described(values)
     results = [tensors.wrap(value) for value in values]
     return results[0] if outcome.single else outcome.container(results)
-
-
-__all__ = ["dispatch", "known", "memo", "record"]

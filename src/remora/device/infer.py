@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from remora.ops.layout import Meta
 from remora.ops.torch_shapes import shape_rules
 
 _RULES = shape_rules()
+misses = 0  # calls that neither this process nor one before it had inferred
 
 
 @dataclass(slots=True)
@@ -36,12 +37,13 @@ class Outcome:
     foldable: bool = False
     is_view: bool = False
     stale: tuple[int, ...] = ()
-    scalar: bool = False
     unknown: bool = False
+    simple: bool = field(init=False)  # one fresh output or view: the common case
+    shadowed: bool = field(init=False)  # shadows of the inputs matter
 
-
-def is_memoised(outcome: Outcome) -> bool:
-    return not outcome.unknown
+    def __post_init__(self) -> None:
+        self.simple = self.single and isinstance(self.outs[0], TensorMeta) and not self.unknown
+        self.shadowed = self.foldable or bool(self.stale)
 
 
 def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outcome:
@@ -51,6 +53,8 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
         raise NotSupported(f"{op_name(func)} changes a tensor's own shape, which remora tensors do not support yet")
     if _masked(args) if func is torch.ops.aten.index.Tensor else known.dynamic_shape:
         return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
+    global misses
+    misses += 1
     outs = _by_rule(func, args, kwargs)
     if outs is None:
         outs = _by_meta_kernel(func, args, kwargs, inputs)

@@ -22,7 +22,7 @@ import torch
 from blake3 import blake3
 from torch._ops import OpOverload
 
-import remora
+from remora import __version__
 from remora.config import cache_dir
 from remora.device.infer import Outcome
 from remora.device.meta import TensorMeta, intern
@@ -57,7 +57,6 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     foldable: bool
     is_view: bool
     stale: tuple[int, ...]
-    scalar: bool
 
 
 class OpEntries(msgspec.Struct, array_like=True, frozen=True):
@@ -201,7 +200,9 @@ class MemoStore:
                 except _ABSENT:
                     self.failures += 1
         _drop_oldest(merged, self.max_entries)
-        packed = {n: OpEntries(s, msgspec.Raw(_pack(entries))) for n, (s, entries) in merged.items() if entries}
+        packed = {
+            n: OpEntries(s, msgspec.Raw(_pack(entries))) for n, (s, entries) in merged.items() if entries
+        }
         return Stored(age, packed)
 
     def _write(self, stored: Stored) -> None:
@@ -232,7 +233,6 @@ def pack(outcome: Outcome) -> Entry:
         outcome.foldable,
         outcome.is_view,
         outcome.stale,
-        outcome.scalar,
     )
 
 
@@ -245,7 +245,6 @@ def unpack(entry: Entry) -> Outcome:
         entry.foldable,
         entry.is_view,
         entry.stale,
-        entry.scalar,
     )
 
 
@@ -310,7 +309,7 @@ def _digest(data: Any) -> bytes:
 def default_path() -> Path:
     """Named by everything that an outcome depends on besides its key and its op's schema."""
     code = _sources((Path(__file__).parent, Path(__file__).parents[1] / "ops"))
-    versions = f"{torch.__version__}-{remora.__version__}-py{sys.version_info[0]}{sys.version_info[1]}"
+    versions = f"{torch.__version__}-{__version__}-py{sys.version_info[0]}{sys.version_info[1]}"
     return cache_dir() / f"memo-{versions}-{code}.msgpack"
 
 

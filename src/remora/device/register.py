@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import Any
 
 import torch
 
 from remora.device import tensor as tensors
 from remora.device.dispatch import dispatch, record
+from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
 from remora.device.tensor import RemoraTensor
@@ -34,6 +36,7 @@ def register() -> None:
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     for patch in PATCHES:
         patch.apply()
+    atexit.register(store.save)
 
 
 def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:

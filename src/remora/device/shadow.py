@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-MAX_NUMEL = 1 << 18
+MAX_NUMEL = 1 << 14  # folding stays cheaper than recording, and below what PyTorch spreads over threads
+MAX_FLOATS = 16  # numbers, not weights
 EXACT = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
@@ -35,6 +36,11 @@ def foldable(traits: Any, inputs: list[Any], outs: list[Any]) -> bool:
     if traits.views and not traits.mutates:
         return True
     return all(meta.dtype in EXACT for meta in (*inputs, *known))
+
+
+def worth_keeping(tensor: torch.Tensor) -> bool:
+    """Whether an upload keeps a shadow: what programs branch on, and not small weights."""
+    return tensor.numel() <= (MAX_NUMEL if tensor.dtype in EXACT else MAX_FLOATS)
 
 
 def known(value: Any) -> torch.Tensor | None:

@@ -48,16 +48,20 @@ class Bound:
         self.recorder: Recorder | None = None
         self.sink: Sink | None = None
         self.start: Callable[[], None] | None = None
+        self.ended: Exception | None = None  # why there is no session any more; none starts by itself then
 
     def bind(self, recorder: Recorder, sink: Sink) -> None:
-        self.recorder, self.sink = recorder, sink
+        self.recorder, self.sink, self.ended = recorder, sink, None
 
-    def unbind(self) -> None:
+    def unbind(self, reason: Exception) -> None:
         self.recorder = self.sink = None
+        self.ended = reason
 
     def need(self) -> tuple[Recorder, Sink]:
-        """The bound session; starts one if there is none."""
+        """The bound session; starts one if there was none yet."""
         if self.recorder is None or self.sink is None:
+            if self.ended is not None:
+                raise self.ended
             if self.start is None:
                 raise Disconnected("no session: call remora.connect() first")
             self.start()

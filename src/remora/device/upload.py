@@ -7,7 +7,7 @@ import torch
 from remora.capture.value import Value
 from remora.ops.dtypes import bytes_of, dtype_name
 from remora.device.meta import contiguous_meta, dense_order
-from remora.device.shadow import Shadow
+from remora.device.shadow import Shadow, worth_keeping
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor, wrap
 from remora.errors import NotSupported
@@ -40,7 +40,7 @@ def upload(source: torch.Tensor) -> RemoraTensor:
             segment = sink.store(name, shape, data)
         value = Value(recorder.session, recorder.graveyard, segment, 0, contiguous_meta(shape, base.dtype))
         value.uploaded = True
-        if data.nbytes <= MAX_INLINE_NBYTES:
+        if worth_keeping(base):
             value.shadow = Shadow(base.clone())
         result = wrap(value)
         if order is not None:

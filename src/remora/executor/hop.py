@@ -28,6 +28,7 @@ class Kind(enum.IntEnum):
     REPLY = 17  # encoded tuple of ToClient
     BULK = 18  # BulkFile: a large value that the session may read; sent before the reply that names it
     USAGE = 19  # Usage, at most every 100 ms, and after a session closed
+    RELEASE = 20  # BlobRelease: no value of the session is made of the blob any more
 
 
 class SessionTerms(msgspec.Struct, frozen=True):
@@ -37,9 +38,19 @@ class SessionTerms(msgspec.Struct, frozen=True):
 
 
 class BlobFile(msgspec.Struct, frozen=True):
+    """`times`: how often the session was given this blob, this time included."""
+
     digest: bytes
     path: str
     nbytes: int
+    times: int
+
+
+class BlobRelease(msgspec.Struct, frozen=True):
+    """`times`: of the last BlobFile that the worker has seen; if the front has sent another, this is outdated."""
+
+    digest: bytes
+    times: int
 
 
 class BulkFile(msgspec.Struct, frozen=True):

@@ -42,7 +42,7 @@ _REFUSED: dict[str, str] = {
     "belongs to the quantized engine's own tensor types": (
         r"q_\w+|qscheme|int_repr|dequantize|quantize_per_\w+|_make_per_\w+_quantized_tensor|_?empty_\w*quantized"
     ),
-    "works on layouts private to a host library": r"\w*mkldnn\w*",
+    "works on layouts private to a host library": r"to_mkldnn\w*|_mkldnn_\w+|mkldnn_(linear|reorder|max|adaptive)\w*",
     "sets state of the whole process": r"_cufft_\w+",
     "rebinds the storages of its inputs without saying so": r"_cudnn_rnn_flatten_weight",
     "autograd belongs to the client": (

@@ -23,6 +23,9 @@ _UPDATES_STATISTICS = frozenset(
 )
 _STATISTICS = ("running_mean", "running_var")
 
+# Ops whose outputs share the input's storage though their schema calls them fresh.
+_UNDECLARED_VIEWS = frozenset({"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes"})
+
 # Flags without which an op leaves the running statistics alone and drops nothing out.
 _TRAINING = ("training", "train", "use_input_stats")
 
@@ -169,6 +172,8 @@ def _read(op: OpOverload) -> OpTraits:
         if a.alias_info is not None and _same_alias(a.alias_info, r.alias_info)
     ]
     views = tuple((i, place) for i, place, is_write in aliases if not is_write)
+    if base in _UNDECLARED_VIEWS and not mutates:
+        views = ((0, 0),)
     composite = op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     returns_tensor = any("Tensor" in str(r.type) for r in returns)
     tags = set(op.tags)

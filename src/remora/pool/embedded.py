@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 
 from remora.errors import ConnectError
@@ -32,18 +33,32 @@ class EmbeddedExecutor:
         threads = max(1, (os.cpu_count() or 2) - 1)  # one core is left to the program
         command = [sys.executable, "-m", "remora.cli", "serve", "--port", "0", "--until-stdin-closes"]
         command += ["--threads", str(threads)]
-        self._process = subprocess.Popen(
-            [*command, *self.options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the program, not for its executor
-        )
-        line = self._first_line(self._process)
-        if not line.startswith(_READY):
-            self.stop()
-            raise ConnectError(f"the embedded executor did not start (it said {line!r}; see its messages above)")
+        with tempfile.TemporaryFile() as log:  # not the program's stderr: nobody asked for an executor's log
+            self._process = subprocess.Popen(
+                [*command, *self.options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the program, not for its executor
+            )
+            line = self._first_line(self._process)
+            if not line.startswith(_READY):
+                self.stop()
+                log.seek(0)
+                said = log.read()[-2000:].decode(errors="replace").strip()
+                raise ConnectError(
+                    f"the embedded executor did not start; it said: {said or line or 'nothing'}"
+                )
         self.address = line.removeprefix(_READY)
         return self.address
+
+    def forget(self) -> None:
+        """In a fork: the executor is the parent's, and must end with it even if the fork lives on."""
+        process, self._process = self._process, None
+        if process is not None and process.stdin is not None and process.stdout is not None:
+            process.stdin.close()
+            process.stdout.close()
+            process.returncode = 0  # not ours to wait for
 
     def _first_line(self, process: subprocess.Popen[bytes]) -> str:
         lines: list[bytes] = []

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from remora.config import ClientSettings
@@ -26,6 +27,7 @@ HEARTBEAT_S = 5.0
 _current: Session | None = None
 _embedded: EmbeddedExecutor | None = None
 _stop = threading.Event()
+_of_parent: list[Session] = []
 
 
 def connect(url: str | Sequence[str] | None = None, token: str | None = None) -> None:
@@ -42,9 +44,7 @@ def connect(url: str | Sequence[str] | None = None, token: str | None = None) ->
     """
     global _embedded
     if _current is not None:
-        raise UsageError(
-            f"already connected to {_current.transport.address}; call remora.disconnect() first"
-        )
+        raise UsageError(f"already connected to {_current.transport.address}; call remora.disconnect() first")
     settings = ClientSettings()
     address = _one(url if url is not None else settings.url)
     token = token if token is not None else settings.token
@@ -67,22 +67,31 @@ def _one(url: str | Sequence[str] | None) -> str | None:
 
 
 def open_on(transport: Transport, settings: ClientSettings) -> Session:
-    """Opens the process's session over any transport."""
+    """Opens the process's session over any transport, which is closed if that fails."""
     global _current, _stop
     wants = OpenSession(
         protocol=PROTOCOL,
         oldest_protocol=OLDEST_PROTOCOL,
         torch=torch_version(),
-        client=f"{socket.gethostname()}:{os.getpid()}",
+        client=f"{socket.gethostname()[:48]}:{os.getpid()}",
         seed=initial_seed(),
     )
-    grant = transport.open_session(wants, settings.connect_timeout_s)
-    session = Session(transport, grant, settings)
-    session.link.open(settings.connect_timeout_s)
-    _current = session
+    deadline = time.monotonic() + settings.connect_timeout_s
+    try:
+        grant = transport.open_session(wants, settings.connect_timeout_s)
+        session = Session(transport, grant, settings)
+        try:
+            session.link.open(max(0.1, deadline - time.monotonic()))
+        except BaseException as error:
+            session.close(Disconnected(str(error)))
+            raise
+    except BaseException:
+        transport.close()
+        raise
+    _current, _stop = session, threading.Event()
     bound.bind(session.recorder, session)
-    _stop = threading.Event()
-    threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True).start()
+    beat = threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True)
+    beat.start()
     return session
 
 
@@ -90,12 +99,15 @@ def disconnect() -> None:
     """Ends the session; its tensors cannot be used any more. Without a session: nothing happens."""
     global _current
     session, _current = _current, None
-    bound.unbind()
+    if session is None:
+        return
     _stop.set()
-    if session is not None:
-        session.close(
-            Disconnected(f"session {session.grant.session} on {session.transport.address} has ended (disconnect())")
-        )
+    reason = Disconnected(
+        f"session {session.grant.session} on {session.transport.address} has ended (remora.disconnect()), "
+        "and its tensors with it; remora.connect() opens another"
+    )
+    bound.unbind(reason)
+    session.close(reason)
 
 
 def stats() -> Stats:
@@ -109,21 +121,28 @@ def current() -> Session | None:
 
 
 def _beat(session: Session, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_S):
+    every_s = min(HEARTBEAT_S, session.grant.lease_s / 3)
+    while not stop.wait(every_s):
         session.idle()
 
 
 def _forked() -> None:
     """In a child process: the session belongs to the parent, and its connection must not be touched."""
-    global _current, _embedded
-    session, _current, _embedded = _current, None, None
-    bound.unbind()
+    global _current, _embedded, _stop
+    session, _current = _current, None
+    executor, _embedded = _embedded, None
+    _stop = threading.Event()
+    if executor is not None:
+        executor.forget()
     if session is not None:
-        session.recorder.lock = threading.RLock()
-        session.recorder.closed = Disconnected(
+        _of_parent.append(session)  # closing what it holds would be heard by the executor
+        reason = Disconnected(
             f"session {session.grant.session} belongs to process {session.pid}, of which this one is a fork; "
             "call remora.connect() here for a session of its own"
         )
+        session.recorder.lock = threading.RLock()
+        session.recorder.closed = reason
+        bound.unbind(reason)
 
 
 def _at_exit() -> None:

@@ -24,17 +24,23 @@ _TYPES: dict[str, type[ExecutorError]] = {
 
 def error_from(failed: Failed, captured: CapturedTemplate | None, address: str) -> ExecutorError:
     """Names op, shapes, module path and the user's line, as far as they are known."""
-    kind = _TYPES.get(failed.kind, ExecutorError)
-    if captured is None or failed.row >= len(captured.template.nodes):
-        return kind(f"{failed.message}\n  on executor {address}")
-    node = captured.template.nodes[failed.row]
-    where = captured.where[failed.row]
-    lines = [f"{failed.message}", f"  in {node.op} on executor {address}"]
+    lines = [failed.message]
+    if captured is not None:
+        lines.append(f"  in {row_text(captured, failed.row)}")
+    elif failed.op:
+        lines.append(f"  in {failed.op}")
     if failed.shapes:
         lines.append(f"  with {failed.shapes}")
-    if where is not None and where.module:
-        lines.append(f"  module {where.module}")
-    if where is not None:
-        lines.append(f"  called at {where.file}:{where.line}")
-    lines.append("  What came before it is kept; what was recorded after it did not run.")
-    return kind("\n".join(lines))
+    lines.append(f"  on executor {address}")
+    if captured is not None:
+        lines.append("  What came before it is kept; what was recorded after it did not run.")
+    return _TYPES.get(failed.kind, ExecutorError)("\n".join(lines))
+
+
+def row_text(captured: CapturedTemplate, row: int) -> str:
+    """The op of a row, the user's file and line, and the module path."""
+    if row >= len(captured.template.nodes):
+        return f"row {row}"
+    where = captured.where[row]
+    op = captured.template.nodes[row].op
+    return f"{op}, called at {where}" if where is not None else op

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 
+from remora.capture.interrupts import uninterrupted
 from remora.config import ClientSettings
 from remora.errors import AuthError, ConnectError, NobodyListens, ProtocolError, Refused, SessionLost
 from remora.transport.interface import Channel, ChannelCut, Transport
@@ -22,7 +25,12 @@ PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 class Link:
     """Blocking; the session's lock is held around every call.
 
-    notice: told when the link is cut and when it is back.
+    What waits may be interrupted (Ctrl-C): the channel is then dropped, since a frame may be half sent or half
+    read, and the next call resumes on a new one. What is committed is sent in any case.
+
+    Args:
+        notice: told when the link is cut and when it is back.
+        story: what row `row` of segment `segment` is, in words.
     """
 
     def __init__(
@@ -31,21 +39,23 @@ class Link:
         grant: Grant,
         settings: ClientSettings,
         notice: Callable[[str], None],
+        story: Callable[[int, int], str] = lambda segment, row: "",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.transport, self.grant = transport, grant
-        self.settings, self.notice = settings, notice
+        self.transport, self.grant, self.settings = transport, grant, settings
+        self.notice, self.story = notice, story
         self.clock, self.sleep = clock, sleep
         self.stream = Stream()
         self.epoch = grant.epoch
-        self.round_trips = 0
+        self.channel: Channel | None = None
         self.failed: Failed | None = None
         self.lost: SessionLost | None = None
-        self._values: dict[int, Values | Done] = {}
-        self._closed_sent = self._closed_received = 0  # bytes of channels that are gone
-        self.channel: Channel | None = None
+        self.round_trips = 0
         self.reconnects = 0
+        self._values: dict[int, Values | Done] = {}
+        self._unsent: deque[bytes] = deque()  # committed frames
+        self._closed_sent = self._closed_received = 0  # bytes of channels that are gone
 
     def open(self, timeout_s: float) -> None:
         """Opens the first channel."""
@@ -59,26 +69,28 @@ class Link:
     def bytes_received(self) -> int:
         return self._closed_received + (self.channel.bytes_received if self.channel else 0)
 
-    def send(self, messages: list[ToExecutor]) -> None:
-        """Sends one frame; reconnects when the channel is cut. Blocks only while too much is unacknowledged."""
-        self._check_alive()
-        frame = self.stream.send(encode(messages))
-        try:
-            if self.channel is None:
-                self._reconnect("it was closed")  # sends the new frame too: it is kept
-            else:
-                self.channel.send(frame)
-        except ChannelCut as cut:
-            self._reconnect(str(cut))
-        except BaseException:
-            self._abandon()  # a frame may be half sent (Ctrl-C); what is kept is sent again
-            raise
-        grant = self.grant
-        while self.stream.kept_frames > grant.in_flight_frames or self.stream.kept_nbytes > grant.in_flight_nbytes:
-            self._await_frame()
+    def commit(self, messages: list[ToExecutor]) -> None:
+        """Numbers one frame, which will be sent from now on, whatever happens. Waits for nothing."""
+        self._unsent.append(self.stream.send(encode(messages)))
 
-    def wait(self, ticket: int) -> Values | Done:
-        """Blocks until the reply to `ticket`, or a failure, is there. A failure raises nothing: see `failed`.
+    def transmit(self) -> None:
+        """Sends what is committed. Blocks while the link is cut, or too much is unacknowledged.
+
+        Raises:
+            SessionLost: the session's state is gone.
+        """
+        self.check_alive()
+        self._carefully(self._send_committed)
+        grant = self.grant
+        while (
+            self.stream.kept_frames > grant.in_flight_frames
+            or self.stream.kept_nbytes > grant.in_flight_nbytes
+        ):
+            self._carefully(self._receive_one)
+            self.check_alive()
+
+    def wait(self, ticket: int) -> Values | Done | None:
+        """Blocks until the reply to `ticket` is there; None if a failure came in its place: see `failed`.
 
         Raises:
             SessionLost: the session's state is gone.
@@ -90,61 +102,76 @@ class Link:
                 self._values.clear()  # older tickets belong to calls that were interrupted
                 return reply
             if self.failed is not None:
-                return Done(ticket)
-            self._check_alive()
-            self._await_frame()
+                return None
+            self.check_alive()
+            self._carefully(self._receive_one)
 
-    def poll(self) -> None:
-        """Takes in what has arrived; never blocks, never reconnects."""
-        if self.channel is None:
+    def idle(self) -> None:
+        """Takes in what has arrived and gives a sign of life; after a cut, one quiet try to resume."""
+        if self.lost is not None:
             return
         try:
-            while (frame := self.channel.receive(0)) is not None:
+            if self.channel is None:
+                self._resume()
+            channel = self.channel
+            assert channel is not None
+            self._send_committed()
+            while (frame := channel.receive(0)) is not None:
                 self._take(frame)
-            if self.stream.told < self.stream.received:
-                self.channel.send(self.stream.ack_frame())
-        except ChannelCut:
-            self._abandon()
-
-    def renew(self) -> None:
-        """Tells the executor that this session is alive."""
-        if self.channel is None:
-            return
-        try:
-            self.channel.send(self.stream.ack_frame())
-        except ChannelCut:
+            channel.send(self.stream.ack_frame())
+        except (AuthError, Refused, ProtocolError, SessionLost) as error:
+            self._lose(str(error))
+        except (ChannelCut, ConnectError):
             self._abandon()
 
     def close(self) -> None:
         self._abandon()
 
-    def _await_frame(self) -> None:
-        """Waits for one frame, with pings through silence and a new channel after a cut."""
-        if self.channel is None:
-            self._reconnect("it was closed")
-        assert self.channel is not None
-        channel = self.channel
-        started = self.clock()
+    def check_alive(self) -> None:
+        if self.lost is not None:
+            raise self.lost
+
+    def _carefully(self, act: Callable[[], None]) -> None:
+        """Does something on the channel; after a cut, a new channel is there when this returns."""
         try:
-            while True:
-                frame = channel.receive(PING_AFTER_S)
-                if frame is not None:
-                    self._take(frame)
-                    return
-                silent_s = self.clock() - max(channel.heard_at, started)
-                if silent_s > SILENCE_S:
-                    self._reconnect(f"the executor gave no sign of life for {silent_s:.0f} s")
-                    return
-                channel.ping()
+            if self.channel is None:
+                self._reconnect("")
+            act()
         except ChannelCut as cut:
             self._reconnect(str(cut))
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _send_committed(self) -> None:
+        assert self.channel is not None
+        while self._unsent:
+            self.channel.send(self._unsent[0])
+            self._unsent.popleft()
+
+    def _receive_one(self) -> None:
+        """Waits for one frame, with pings through silence."""
+        channel = self.channel
+        assert channel is not None
+        started = self.clock()
+        while (frame := channel.receive(PING_AFTER_S)) is None:
+            silent_s = self.clock() - max(channel.heard_at, started)
+            if silent_s > SILENCE_S:
+                raise ChannelCut(f"the executor gave no sign of life for {silent_s:.0f} s")
+            channel.ping()
+        self._take(frame)
 
     def _take(self, frame: bytes) -> None:
-        envelope = decode_envelope(frame)
-        if not self.stream.receive(envelope):
-            return
-        for message in decode_to_client(bytes(envelope.messages)):
-            self._act(message)
+        with uninterrupted:
+            try:
+                envelope = decode_envelope(frame)
+                messages = decode_to_client(bytes(envelope.messages))
+                new = self.stream.receive(envelope)
+            except ProtocolError as error:
+                raise self._lose(f"the executor broke the protocol: {error}") from None
+            if new:
+                for message in messages:
+                    self._act(message)
 
     def _act(self, message: ToClient) -> None:
         if isinstance(message, (Values, Done)):
@@ -152,14 +179,8 @@ class Link:
         elif isinstance(message, Failed):
             self.failed = message
         elif isinstance(message, Lost):
-            self.lost = SessionLost(
-                f"session {self.grant.session} on {self.transport.address} is lost: {message.reason}. "
-                "Its tensors are gone; remora.disconnect() and connect again"
-            )
-
-    def _check_alive(self) -> None:
-        if self.lost is not None:
-            raise self.lost
+            ran = self.story(message.segment, message.row) if message.segment else ""
+            self._lose(message.reason + (f", which is {ran}" if ran else ""))
 
     def _abandon(self) -> None:
         channel, self.channel = self.channel, None
@@ -169,49 +190,57 @@ class Link:
             channel.close()
 
     def _reconnect(self, reason: str) -> None:
-        """A new channel for the same session, tried through the grace period.
+        """A new channel for the same session, tried through the grace period; without a reason, quietly.
 
         Raises:
             SessionLost: the executor does not know the session any more, refuses it, or nobody listens there.
         """
         self._abandon()
-        self._check_alive()
+        self.check_alive()
         started = self.clock()
-        told = False
-        for attempt in range(1_000_000):
+        refused_at: float | None = None
+        for attempt in itertools.count():
             try:
                 self._resume()
-            except (NobodyListens, ConnectError) as error:
-                waited_s = self.clock() - started
-                limit_s = REFUSED_S if isinstance(error, NobodyListens) else self.settings.grace_s
-                if waited_s > limit_s:
-                    raise self._give_up(f"not reached again for {waited_s:.1f} s ({error})") from None
-                if not told and waited_s > 0.1:
-                    self.notice(f"link cut ({reason}); trying again for up to {self.settings.grace_s:g} s")
-                    told = True
-                self.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
+                break
             except (AuthError, Refused, SessionLost, ProtocolError) as error:
-                raise self._give_up(str(error)) from None
-            else:
-                self.reconnects += 1
-                if told:
-                    self.notice(f"link is back after {self.clock() - started:.1f} s; nothing was lost")
-                return
+                raise self._lose(str(error)) from None
+            except ConnectError as error:
+                now = self.clock()
+                refused_at = (refused_at or now) if isinstance(error, NobodyListens) else None
+                left_s = self.settings.grace_s - (now - started)
+                if refused_at is not None:
+                    left_s = min(left_s, REFUSED_S - (now - refused_at))
+                if left_s <= 0:
+                    raise self._lose(f"not reached again for {now - started:.1f} s ({error})") from None
+                if not attempt:
+                    text = f"link cut ({reason or error})"
+                    self.notice(f"{text}; trying again for up to {self.settings.grace_s:g} s")
+                self.sleep(min(left_s, PAUSES_S[min(attempt, len(PAUSES_S) - 1)]))
+        self.reconnects += 1
+        if reason or attempt:
+            self.notice(
+                f"link was cut ({reason}); back after {self.clock() - started:.1f} s, nothing was lost"
+            )
 
     def _resume(self) -> None:
         self.epoch += 1
         channel, peer_received = self.transport.open_channel(
             self.grant, self.epoch, self.stream.received, self.settings.connect_timeout_s
         )
+        self._unsent.clear()  # all of it is among what is sent again
         try:
             for frame in self.stream.resume(peer_received):
                 channel.send(frame)
         except ChannelCut as cut:
             channel.close()
             raise ConnectError(str(cut)) from None
+        except BaseException:
+            channel.close()
+            raise
         self.channel = channel
 
-    def _give_up(self, reason: str) -> SessionLost:
+    def _lose(self, reason: str) -> SessionLost:
         self.lost = SessionLost(
             f"session {self.grant.session} on {self.transport.address} is lost: {reason}. "
             "Its tensors are gone; remora.disconnect() and connect again"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import CapturedTemplate, Recorder, Segment
-from remora.capture.value import OUT_BITS, Value
+from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.config import ClientSettings
-from remora.device.module import torch_version
 from remora.device.sink import Fetched
-from remora.errors import ExecutorError, RemoraError, UnsupportedOp
-from remora.session.failures import error_from
+from remora.errors import ProtocolError, RemoraError
+from remora.session.failures import error_from, row_text
 from remora.session.link import Link, to_stderr
 from remora.session.progress import UploadProgress
 from remora.session.sites import Sites
@@ -40,17 +41,23 @@ from remora.wire.messages import (
     Values,
 )
 
-OUTBOX_NBYTES = 256 << 10  # small uploads wait for company up to here
+OUTBOX_NBYTES = 256 << 10  # small uploads wait for company up to here,
+OUTBOX_MESSAGES = 1024  # or up to so many
+MAX_FREES = 4096  # names in one message
 REMEMBERED_SEGMENTS = 20_000  # whose provenance is kept while they may still fail
 
 
 class Session:
-    """Implements device.sink.Sink. Every public method takes the recorder's lock."""
+    """Implements device.sink.Sink. Every public method takes the recorder's lock.
+
+    Ctrl-C may come anywhere. What must stay together happens uninterrupted and waits for nothing: taking a
+    segment from the recorder, writing it into messages, committing them to the link.
+    """
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self.transport, self.grant = transport, grant
-        self.link = Link(transport, grant, settings, to_stderr(transport.address))
-        self.recorder = Recorder(grant.session, self._send_segment)
+        self.link = Link(transport, grant, settings, to_stderr(transport.address), self._story)
+        self.recorder = Recorder(grant.session, self._commit_segment, self.link.transmit)
         self.progress = UploadProgress(transport.address)
         self.uploads = Uploads(transport, grant, self.progress.add)
         self.pid = os.getpid()
@@ -62,17 +69,21 @@ class Session:
         self._defined: dict[int, int] = {}  # captured index to the template's index on the wire
         self._sites = Sites()
         self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
-        self._wanted: tuple[tuple[int, ...], int] | None = None  # wants and ticket of the next segment
-        self._missing_ops: frozenset[str] | None = None
 
     # -- steps
 
-    def _send_segment(self, segment: Segment) -> None:
+    def _commit_segment(self, segment: Segment) -> None:
+        self._write(segment)
+        self._commit()
+
+    def _write(
+        self, segment: Segment, wants: tuple[int, ...] | None = None, ticket: int | None = None
+    ) -> None:
+        """Appends a segment's messages to the outbox."""
         if self.tap is not None:
             self.tap(segment)
         captured = segment.captured
         if captured.index not in self._defined:
-            self._check_ops(captured)
             self._outbox.append(Define(len(self._defined), captured.template.body))
             self._defined[captured.index] = len(self._defined)
         template = self._defined[captured.index]
@@ -80,78 +91,80 @@ class Session:
         site, new = self._sites.choose(template, segment.number, names)
         if new:
             self._outbox.append(Site(site.index, template))
-        wants, ticket = self._wanted or (None, None)
-        self._outbox.append(
-            encode_run(
-                site.memory, segment.number, site.index, names, segment.holes, segment.keep, segment.frees, wants, ticket,
-                segment.uploaded(),
-            )
+        number, frees = segment.number, segment.frees
+        for distance in frees[::3]:
+            self.uploads.freed(number - distance)
+        if len(frees) > 3 * MAX_FREES:
+            groups = zip(frees[::3], frees[1::3], frees[2::3], strict=True)
+            self._free([(number - distance, row, out) for distance, row, out in groups])
+            frees = ()
+        run = encode_run(
+            site.memory,
+            number,
+            site.index,
+            names,
+            segment.holes,
+            segment.keep,
+            frees,
+            wants,
+            ticket,
+            segment.uploaded(),
         )
-        self._sent[segment.number] = captured
+        self._outbox.append(run)
+        self._sent[number] = captured
         if len(self._sent) > REMEMBERED_SEGMENTS:
             self._sent.popitem(last=False)
         self.segments += 1
-        self._flush_outbox()
 
-    def _flush_outbox(self) -> None:
+    def _free(self, names: Sequence[tuple[int, int, int]]) -> None:
+        for start in range(0, len(names), MAX_FREES):
+            group = names[start : start + MAX_FREES]
+            self._outbox.append(Free(tuple(number for name in group for number in name)))
+
+    def _commit(self) -> None:
         if self._outbox:
-            messages, self._outbox, self._outbox_nbytes = self._outbox, [], 0
-            self.progress.done()
-            self.link.send(messages)
+            self.link.commit(self._outbox)
+            self._outbox, self._outbox_nbytes = [], 0
 
-    def _check_ops(self, captured: CapturedTemplate) -> None:
-        if self._missing_ops is None:
-            self._missing_ops = self._compare_ops()
-        for row, node in enumerate(captured.template.nodes):
-            if node.op in self._missing_ops:
-                raise UnsupportedOp(
-                    f"{node.op} does not exist on executor {self.transport.address} "
-                    f"(torch {self.grant.torch}); called at {captured.where[row]}"
-                )
-
-    def _compare_ops(self) -> frozenset[str]:
-        """Ops that this torch has and the executor's does not; asked only if their tables differ."""
-        from remora.ops.permission import op_table, table_digest
-
-        if self.grant.torch == torch_version():
-            return frozenset()  # the same release has the same ops
-        ours = op_table()
-        if table_digest(ours) == self.grant.ops_digest:
-            return frozenset()
-        theirs = self.transport.op_table(10.0)
-        return frozenset(name for name in ours if name not in theirs)
+    def _post(self, message: ToExecutor, nbytes: int = 0) -> None:
+        """Puts a message in the outbox, which goes with the next segment or when it is full."""
+        self._outbox.append(message)
+        self._outbox_nbytes += nbytes
+        if self._outbox_nbytes > OUTBOX_NBYTES or len(self._outbox) >= OUTBOX_MESSAGES:
+            self._commit()
 
     # -- sync
 
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         """Blocks until the executor has sent the values, or their descriptions."""
-        recorder = self.recorder
-        with recorder.lock:
+        with self.recorder.lock:
             self._check()
-            ticket = next(self._tickets)
-            names = [value.name for value in values]
-            in_open = not describe and all(value.segment == recorder.segment for value in values)
-            if in_open and recorder.step.rows:
-                self._wanted = (tuple(n for _, row, out in names for n in (row, out)), ticket)
-                try:
-                    recorder.cut()
-                finally:
-                    self._wanted = None
-            else:
-                recorder.cut()
-                self._outbox.append(Fetch(ticket, tuple(n for name in names for n in name), describe))
-                self._flush_outbox()
-            recorder.program_ends()
-            reply = self._wait(ticket)
+            names = tuple(number for value in values for number in value.name)
+            reply = self._ask(Fetch(next(self._tickets), names, describe))
             assert isinstance(reply, Values)
-            return [self._fetched(payload) for payload in reply.values]
+            return [self._fetched(*pair) for pair in zip(values, reply.values, strict=True)]
 
-    def _wait(self, ticket: int) -> Values | Done:
-        reply = self.link.wait(ticket)
+    def _ask(self, question: Fetch | RngState | Barrier) -> Values | Done:
+        """Sends the open segment and a question behind it; blocks until it is answered.
+
+        Raises:
+            ExecutorError: something that was recorded before has failed.
+        """
+        self.progress.done()
+        with uninterrupted:
+            segment = self.recorder.end_segment()
+            wants = _wanted(question, segment)
+            if segment is not None:
+                self._write(segment, wants, question.ticket if wants else None)
+            if wants is None:
+                self._outbox.append(question)
+            self._commit()
+            self.recorder.program_ends()
+        self.link.transmit()
+        reply = self.link.wait(question.ticket)
         self._raise_failure()
-        last = max((s for s in self._sent), default=0)
-        if isinstance(reply, Values) and last:
-            self._sent.clear()  # replies come in order: everything sent before has run
+        assert reply is not None
+        self._sent.clear()  # replies come in order: everything sent before has run
         return reply
 
     def _raise_failure(self) -> None:
@@ -159,24 +172,38 @@ class Session:
         if failed is None:
             return
         error = error_from(failed, self._sent.get(failed.segment), self.transport.address)
-        self.link.failed = None
-        self._sent.clear()
-        self.link.send([Recover(failed.failure)])
+        with uninterrupted:
+            self.link.failed = None
+            self._sent.clear()
+            self.link.commit([Recover(failed.failure)])
+        self.link.transmit()
         raise error
 
-    def _fetched(self, payload: Payload) -> Fetched:
+    def _fetched(self, value: Value, payload: Payload) -> Fetched:
         data: bytes | bytearray | None = payload.data
         if data is None and payload.bulk is not None:
+            self._check_size(value, payload)
             data = bytearray(payload.nbytes)
             self.link.round_trips += 1
             self.transport.get_bulk(self.grant, payload.bulk, memoryview(data))
         return Fetched(payload.dtype, payload.shape, payload.stride, data)
 
+    def _check_size(self, value: Value, payload: Payload) -> None:
+        """The executor may not make this process allocate more than the program asked for."""
+        expected = value.meta.shape.numel() * value.meta.dtype.itemsize
+        if payload.nbytes != expected:
+            raise ProtocolError(
+                f"executor {self.transport.address} offers {payload.nbytes} bytes for a value of {expected}"
+            )
+
     def _check(self) -> None:
         if self.recorder.closed is not None:
             raise self.recorder.closed
-        if self.link.lost is not None:
-            raise self.link.lost
+        self.link.check_alive()
+
+    def _story(self, segment: int, row: int) -> str:
+        captured = self._sent.get(segment)
+        return row_text(captured, row) if captured is not None else ""
 
     # -- uploads
 
@@ -184,19 +211,21 @@ class Session:
         assert len(data) <= MAX_INLINE_NBYTES
         with self.recorder.lock:
             self._check()
-            segment = self.recorder.number()
-            self._outbox.append(Put(segment, dtype, shape, data))
-            self._outbox_nbytes += len(data)
-            if self._outbox_nbytes > OUTBOX_NBYTES:
-                self._flush_outbox()
+            with uninterrupted:
+                segment = self.recorder.number()
+                self._post(Put(segment, dtype, shape, data), len(data))
+            self.link.transmit()
             return segment
 
     def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
         with self.recorder.lock:
             self._check()
             digest = self.uploads.ensure(data)
-            segment = self.recorder.number()
-            self._outbox.append(Adopt(segment, dtype, shape, digest))
+            with uninterrupted:
+                segment = self.recorder.number()
+                self.uploads.adopted(segment, digest)
+                self._post(Adopt(segment, dtype, shape, digest))
+            self.link.transmit()
             return segment
 
     # -- generator and order
@@ -205,49 +234,35 @@ class Session:
         with self.recorder.lock:
             self._check()
             self.recorder.cut()
-            self._outbox.append(Seed(seed))
+            self._post(Seed(seed))
 
     def rng_state(self, state: bytes | None = None) -> bytes:
         with self.recorder.lock:
             self._check()
-            self.recorder.cut()
-            ticket = next(self._tickets)
-            self._outbox.append(RngState(ticket, state))
-            self._flush_outbox()
-            reply = self._wait(ticket)
+            reply = self._ask(RngState(next(self._tickets), state))
             assert isinstance(reply, Values)
             return bytes(reply.values[0].data or b"")
 
     def barrier(self) -> None:
         with self.recorder.lock:
             self._check()
-            self.recorder.cut()
-            self.recorder.program_ends()
-            ticket = next(self._tickets)
-            self._outbox.append(Barrier(ticket))
-            self._flush_outbox()
-            self._wait(ticket)
+            self._ask(Barrier(next(self._tickets)))
 
     # -- life
 
     def idle(self) -> None:
-        """Called now and then while nothing happens: frees what died, takes in acks, renews the lease."""
+        """Called now and then: frees what died, takes in acks, renews the lease. Never waits for the program."""
         if not self.recorder.lock.acquire(blocking=False):
             return  # somebody is at work, which is sign of life enough
         try:
-            if self.recorder.closed is not None or self.link.lost is not None:
+            if self.recorder.closed is not None:
                 return
             frees = self.recorder.take_frees()
-            if frees:
-                names = tuple(n for s, c in frees for n in (s, c >> OUT_BITS, c & ((1 << OUT_BITS) - 1)))
-                self._outbox.append(Free(names))
-            self.link.poll()
-            if self._outbox:
-                self._flush_outbox()
-            else:
-                self.link.renew()
-        except RemoraError:
-            pass  # the next call of the program raises it again, where the program can see it
+            for segment, _ in frees:
+                self.uploads.freed(segment)
+            self._free([(segment, code >> OUT_BITS, code & OUT_MASK) for segment, code in frees])
+            self._commit()
+            self.link.idle()
         finally:
             self.recorder.lock.release()
 
@@ -269,12 +284,18 @@ class Session:
         with self.recorder.lock:
             self.recorder.closed = reason
             self.link.close()
+            self.progress.done()
             if os.getpid() == self.pid and self.link.lost is None:
-                try:
+                with suppress(RemoraError, OSError):  # else the lease ends it
                     self.transport.close_session(self.grant, 2.0)
-                except (RemoraError, OSError):
-                    pass  # the lease ends it
             self.transport.close()
 
 
-__all__ = ["ExecutorError", "Session"]
+def _wanted(question: Fetch | RngState | Barrier, segment: Segment | None) -> tuple[int, ...] | None:
+    """(row, out) pairs, flat, if the question asks for nothing but bytes of the segment that goes with it."""
+    if segment is None or not isinstance(question, Fetch) or question.describe:
+        return None
+    names = question.names
+    if any(number != segment.number for number in names[::3]):
+        return None
+    return tuple(number for pair in zip(names[1::3], names[2::3], strict=True) for number in pair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from blake3 import blake3
@@ -18,30 +19,48 @@ class Uploads:
 
     While everything turns out to be new, bytes are sent unasked, without a round trip for the question; once
     something was there already, the rest is likely to be there too, and each is offered before it is sent.
+    The executor keeps a blob for the session while a value is made of it; then it may go.
     """
 
     def __init__(self, transport: Transport, grant: Grant, progress: Callable[[int], None]) -> None:
         self.transport, self.grant, self.progress = transport, grant, progress
         self.sent_nbytes = 0
         self.round_trips = 0
-        self._mine: set[bytes] = set()
+        self._values: Counter[bytes] = Counter()  # values made of each digest that live
+        self._made_of: dict[int, bytes] = {}  # by the value's segment
+        self._stored: set[bytes] = set()  # was there once, and may still be
         self._nonce: bytes | None = None
         self._offer = True  # the first one finds out
 
     def ensure(self, data: memoryview) -> bytes:
         """The digest of `data`, which this session may adopt when this returns."""
         digest = blake3(data).digest()
-        if digest in self._mine:
+        if digest in self._values:
             return digest
-        if (self._offer or data.nbytes >= ASK_NBYTES) and self._offered(digest, data):
+        again = digest in self._stored
+        if (again or self._offer or data.nbytes >= ASK_NBYTES) and self._offered(digest, data):
             self._offer = True
         else:
-            self._offer = False
+            self._offer = again
             self.round_trips += 1
             self.transport.put_blob(self.grant, digest.hex(), data, self.progress)
             self.sent_nbytes += data.nbytes
-        self._mine.add(digest)
+        self._stored.add(digest)
         return digest
+
+    def adopted(self, segment: int, digest: bytes) -> None:
+        """A value was made of a blob."""
+        self._made_of[segment] = digest
+        self._values[digest] += 1
+
+    def freed(self, segment: int) -> None:
+        """A value ends; most are no uploads."""
+        digest = self._made_of.pop(segment, None)
+        if digest is None:
+            return
+        self._values[digest] -= 1
+        if not self._values[digest]:
+            del self._values[digest]
 
     def _offered(self, digest: bytes, data: memoryview) -> bool:
         """Whether the executor holds the bytes and accepts the proof that we do too."""

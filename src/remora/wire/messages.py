@@ -175,9 +175,14 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Lost(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The session's state is gone for good (worker died, lease ended); the session is over."""
+    """The session's state is gone for good (worker died, lease ended); the session is over.
+
+    segment, row: what ran of this session when its worker died; segment 0: nothing.
+    """
 
     reason: Text
+    segment: Segment = 0
+    row: Row = 0
 
 
 ToClient = Values | Done | Failed | Lost

@@ -11,6 +11,7 @@ from aiohttp import ClientError, web
 
 from remora.executor.front.blobs import Blob
 from remora.executor.front.front import Front
+from remora.executor.front.intake import IntakePool
 from remora.executor.front.refusal import Refuse
 from remora.executor.front.request import OFFSET_HEADER, json_answer, json_body, length_of, number, session_of
 from remora.executor.front.sessions import Session
@@ -24,6 +25,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class BlobRoutes:
     def __init__(self, front: Front) -> None:
         self._front = front
+        self._intakes = IntakePool()
 
     async def query(self, request: web.Request) -> web.Response:
         session = session_of(self._front, request)
@@ -75,10 +77,21 @@ class BlobRoutes:
                 "protocol",
                 f"bytes {offset} to {offset + length} do not go on at {upload.offset} of {upload.nbytes}",
             )
+
+        def heard() -> None:
+            session.renew(front.now())
+
         try:
-            await upload.feed(request.content, lambda: session.renew(front.now()))
+            intake = self._intakes.intake(request, length)
+            if intake is not None:
+                await upload.receive(intake, length, heard)
+            else:
+                await upload.feed(request.content, heard)
         except (ClientError, ConnectionError):
             return web.Response(status=400)  # to nobody; what arrived stays for the next try
+        except Refuse:  # bytes and hash are no longer of one length
+            await front.drop_upload(session.number, digest)
+            raise
         front.count(session, bytes_in=length)
         await self._finish(session, upload)
         return web.Response(status=204)

@@ -94,12 +94,16 @@ class BlobTable:
         blob.holders.add(session)
         blob.used_at = now
 
+    def let_go(self, session: int, blob: Blob, now: float) -> None:
+        """The session needs the blob no longer; it stays as a cache."""
+        blob.holders.discard(session)
+        blob.used_at = now
+
     def release(self, session: int, now: float) -> None:
         """The session is over: it holds and uploads nothing any more."""
         for blob in self._blobs.values():
             if session in blob.holders:
-                blob.holders.discard(session)
-                blob.used_at = now
+                self.let_go(session, blob, now)
         for number, digest in list(self._reserved):
             if number == session:
                 self.unreserve(number, digest)

@@ -22,7 +22,16 @@ from remora.executor.front.sessions import Session, SessionTable
 from remora.executor.front.tokens import Tokens
 from remora.executor.front.uploads import Upload
 from remora.executor.front.worker_link import Progress, WorkerLink, WorkerOptions
-from remora.executor.hop import BlobFile, BulkFile, BulkRead, Kind, SessionTerms, Usage, WorkerReady
+from remora.executor.hop import (
+    BlobFile,
+    BlobRelease,
+    BulkFile,
+    BulkRead,
+    Kind,
+    SessionTerms,
+    Usage,
+    WorkerReady,
+)
 from remora.wire.codec import decode_envelope, encode
 from remora.wire.limits import (
     MAX_FRAME_NBYTES,
@@ -92,7 +101,9 @@ class Front:
                     f"the worker died ({how}) while it ran row {progress.row} "
                     f"of segment {progress.segment} of this session"
                 )
-            elif progress.session:
+                self.end(session, reason, progress)
+                continue
+            if progress.session:
                 reason = "another session's work ended the worker"
             else:
                 reason = f"the worker died ({how})"
@@ -105,6 +116,8 @@ class Front:
         session = self.table.by_number.get(number)
         if kind is Kind.REPLY and session is not None:
             self._reply(session, payload)
+        elif kind is Kind.RELEASE and session is not None:
+            self._release(session, msgspec.msgpack.decode(payload, type=BlobRelease))
         elif kind is Kind.BULK:
             bulk = msgspec.msgpack.decode(payload, type=BulkFile)
             if self._link is None or Path(bulk.path).parent != self._link.folder:
@@ -183,12 +196,13 @@ class Front:
             principal=principal,
         )
 
-    def end(self, session: Session, reason: str) -> None:
-        """Ends a session for good, whoever wanted it; a connected client is told why."""
+    def end(self, session: Session, reason: str, ran: Progress | None = None) -> None:
+        """Ends a session for good, whoever wanted it; a connected client is told why, and what `ran` of it."""
         self.table.end(session, reason, self.now())
         channel = self.channels.pop(session.number, None)
         if channel is not None:
-            channel.push(session.stream.send(encode((Lost(reason),))))
+            lost = Lost(reason, ran.segment, ran.row) if ran else Lost(reason)
+            channel.push(session.stream.send(encode((lost,))))
             channel.close(1000, reason)
         self.send(Kind.CLOSE, session)
         for number, digest in [key for key in self.uploads if key[0] == session.number]:
@@ -251,7 +265,16 @@ class Front:
 
     def offer(self, session: Session, blob: Blob) -> None:
         """From now on the session may adopt the blob; the worker knows before the client is answered."""
-        self.send(Kind.BLOB, session, BlobFile(bytes.fromhex(blob.digest), blob.path, blob.nbytes))
+        times = session.offers[blob.digest] = session.offers.get(blob.digest, 0) + 1
+        self.send(Kind.BLOB, session, BlobFile(bytes.fromhex(blob.digest), blob.path, blob.nbytes, times))
+
+    def _release(self, session: Session, release: BlobRelease) -> None:
+        """No value is made of the blob any more; one offered again meanwhile stays."""
+        digest = release.digest.hex()
+        blob = self.blobs.get(session.tenant, digest)
+        if blob is not None and session.offers.get(digest) == release.times:
+            del session.offers[digest]
+            self.blobs.let_go(session.number, blob, self.now())
 
     async def drop_upload(self, number: int, digest: str) -> None:
         upload = self.uploads.pop((number, digest), None)

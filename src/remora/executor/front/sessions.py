@@ -34,6 +34,7 @@ class Session:
     stream: Stream = field(default_factory=Stream)
     bulks: dict[str, BulkFile] = field(default_factory=dict)
     read_at: dict[str, float] = field(default_factory=dict)  # bulks that were read whole
+    offers: dict[str, int] = field(default_factory=dict)  # how often the worker was given each blob
     stepped_at: float | None = None  # when the last step went to the worker, if no reply came since
     used_nbytes: int = 0
     device_s: float = 0.0

@@ -97,6 +97,8 @@ class StepRoutes:
                 await asyncio.wait_for(channel.wake.wait(), wait_s)
             session.renew(front.now())
             answer = session.stream.resume(received)
+        if not answer and session.stream.ack_due:
+            answer = [session.stream.ack_frame()]
         return web.Response(
             body=b"".join(_LENGTH.pack(len(frame)) + frame for frame in _fitting(answer)),
             headers={RECEIVED_HEADER: str(session.stream.received)},

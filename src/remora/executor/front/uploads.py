@@ -15,9 +15,11 @@ from pathlib import Path
 import aiohttp
 from blake3 import blake3
 
+from remora.executor.front.intake import Intake
 from remora.executor.front.refusal import Refuse
 
-PIECE_NBYTES = 4 << 20
+MIN_PIECE_NBYTES = 1 << 20  # when the thread is idle; what a cut loses on a slow link
+MAX_PIECE_NBYTES = 4 << 20  # when it is busy
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -32,7 +34,8 @@ class Upload:
     offset: int = 0
     hasher: blake3 = field(default_factory=blake3)
     task: asyncio.Task[object] | None = None  # of the connection that feeds it
-    writing: asyncio.Future[None] | None = None  # the piece that a thread has in hand
+    writing: asyncio.Future[None] | None = None  # what a thread has in hand: a piece, or an intake's body
+    intake: Intake | None = None
 
     @classmethod
     async def create(cls, digest: str, nbytes: int, path: Path) -> Upload:
@@ -55,8 +58,11 @@ class Upload:
         if self.task is not None:
             self.task.cancel()
             self.task = None
+        if self.intake is not None:
+            self.intake.stop()
         if self.writing is not None:
             await asyncio.wait([self.writing])
+            self.writing = None
 
     async def feed(self, body: aiohttp.StreamReader, heard: Callable[[], None]) -> None:
         """Writes the body to its end; while a thread writes one piece, the next one is received.
@@ -71,7 +77,8 @@ class Upload:
             async for chunk in body.iter_any():
                 piece.append(chunk)
                 piece_nbytes += len(chunk)
-                if piece_nbytes >= PIECE_NBYTES:
+                idle = self.writing is None or self.writing.done()
+                if piece_nbytes >= (MIN_PIECE_NBYTES if idle else MAX_PIECE_NBYTES):
                     await self._hand_over(piece)
                     piece, piece_nbytes = [], 0
                     heard()
@@ -81,27 +88,59 @@ class Upload:
             if self.task is asyncio.current_task():
                 self.task = None
 
+    async def receive(self, intake: Intake, nbytes: int, heard: Callable[[], None]) -> None:
+        """As `feed`, with the threads of an intake, which also receive; `heard` is called on one of them."""
+
+        def take(piece: memoryview) -> None:
+            hashing = intake.threads.submit(self.hasher.update, piece)
+            try:
+                self._store(piece, self.offset)
+            finally:
+                hashing.result()
+            self.offset += len(piece)
+            heard()
+
+        def over(receiving: asyncio.Future[None]) -> None:
+            self.intake = None
+            intake.close(whole=not receiving.cancelled() and receiving.exception() is None)
+
+        self.task, self.intake = asyncio.current_task(), intake
+        loop = asyncio.get_running_loop()
+        self.writing = loop.run_in_executor(intake.threads, intake.receive, nbytes, take)
+        self.writing.add_done_callback(over)
+        try:
+            await self._written()
+        except asyncio.CancelledError:
+            intake.stop()
+            raise
+        finally:
+            if self.task is asyncio.current_task():
+                self.task = None
+
     async def _hand_over(self, piece: list[bytes]) -> None:
         await self._written()
-        self.writing = asyncio.get_running_loop().run_in_executor(None, self._write, piece)
+        self.writing = asyncio.get_running_loop().run_in_executor(None, self._take, piece)
 
     async def _written(self) -> None:
         if self.writing is not None:  # shielded: a cancelled connection must not leave a half-noted piece
             await asyncio.shield(self.writing)
 
-    def _write(self, piece: list[bytes]) -> None:
+    def _take(self, piece: list[bytes]) -> None:
         """One system call and one hash a piece: with the event loop busy, each return to Python is dear."""
         data = b"".join(piece)
-        view = memoryview(data)
+        self._store(memoryview(data), self.offset)
+        self.hasher.update(data)
+        self.offset += len(data)
+
+    def _store(self, view: memoryview, offset: int) -> None:
         while view:
             try:
-                written = os.pwrite(self.fd, view, self.offset)
+                written = os.pwrite(self.fd, view, offset)
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
-                raise Refuse("memory", f"the blob folder is full after {self.offset} bytes") from None
-            self.hasher.update(view[:written])
-            self.offset += written
+                raise Refuse("memory", f"the blob folder is full after {offset} bytes") from None
+            offset += written
             view = view[written:]
 
     def matches(self) -> bool:

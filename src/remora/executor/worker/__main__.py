@@ -6,10 +6,12 @@ import argparse
 import mmap
 import os
 import secrets
+import select
 import signal
 import socket
 import struct
 import time
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -20,6 +22,7 @@ from remora.executor.hop import (
     HEADER,
     MAX_PACKET_NBYTES,
     BlobFile,
+    BlobRelease,
     BulkFile,
     BulkRead,
     Kind,
@@ -28,15 +31,45 @@ from remora.executor.hop import (
     WorkerReady,
     packet,
 )
-from remora.executor.worker.memory import device_memory_nbytes, limit_allocator
+from remora.executor.worker.failure import MemoryLimit
+from remora.executor.worker.memory import Maps, device_memory_nbytes, limit_allocator
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.session import Device, WorkerSession
 from remora.ops.permission import op_table, table_digest
 from remora.wire.codec import decode_to_executor, encode
-from remora.wire.messages import Failed, ToClient
+from remora.wire.messages import ToClient, Values
 
 PROGRESS = struct.Struct("<IQI")  # session, segment, row: what runs now, for the front to read if we die
 USAGE_EVERY_S = 0.1
+
+
+class Packets:
+    """The packets that the front sends."""
+
+    def __init__(self, hop: socket.socket) -> None:
+        self.hop = hop
+        self._buffer = bytearray()
+
+    def next(self) -> tuple[Kind, int, bytes] | None:
+        """Blocks; None when the front has closed the hop."""
+        while True:
+            if len(self._buffer) >= HEADER.size:
+                nbytes, kind, number = HEADER.unpack_from(self._buffer)
+                if nbytes > MAX_PACKET_NBYTES:
+                    raise ProtocolError(f"packet of {nbytes} bytes on the hop")
+                end = HEADER.size + nbytes
+                if len(self._buffer) >= end:
+                    body = bytes(memoryview(self._buffer)[HEADER.size : end])
+                    del self._buffer[:end]
+                    return Kind(kind), number, body
+            received = self.hop.recv(1 << 18)
+            if not received:
+                return None
+            self._buffer += received
+
+    def quiet(self, timeout_s: float) -> bool:
+        """Whether nothing came for so long."""
+        return not self._buffer and not select.select([self.hop], [], [], timeout_s)[0]
 
 
 class Worker:
@@ -45,48 +78,55 @@ class Worker:
     def __init__(self, hop: socket.socket, folder: Path, device: torch.device, memory_nbytes: int) -> None:
         self.hop = hop
         self.folder = folder
+        self.limit_nbytes = memory_nbytes
         self.sessions: dict[int, WorkerSession] = {}
         self.progress = _progress_file(folder)
-        self.row = self.progress[12:16].cast("I")
         self.usage_at = 0.0
+        self.usage_due = False
         self.device = Device(
             device,
             Generators(device),
-            self.row,
+            self.progress[12:16].cast("I"),
+            Maps(),
             self.spill,
             self.held,
-            memory_nbytes,
-            lambda: sum(session.values.used_nbytes for session in self.sessions.values()),
+            self.room_nbytes,
+            self.release,
         )
+        self._blobs_nbytes: int | None = None
 
     def serve(self) -> None:
         """Until the front closes the hop."""
-        reader = self.hop.makefile("rb", buffering=1 << 18)
+        packets = Packets(self.hop)
         while True:
-            header = reader.read(HEADER.size)
-            if len(header) < HEADER.size:
+            if self.usage_due and packets.quiet(USAGE_EVERY_S):
+                self.usage()
+            packet = packets.next()
+            if packet is None:
                 return
-            nbytes, kind, number = HEADER.unpack(header)
-            if nbytes > MAX_PACKET_NBYTES:
-                raise ProtocolError(f"packet of {nbytes} bytes on the hop")
-            self.handle(Kind(kind), number, reader.read(nbytes))
+            self.handle(*packet)
 
     def handle(self, kind: Kind, number: int, body: bytes) -> None:
-        if kind is Kind.STEP:
-            session = self.sessions.get(number)
-            if session is not None:
-                self.step(session, body)
-        elif kind is Kind.OPEN:
+        if kind is Kind.OPEN:
             terms = msgspec.msgpack.decode(body, type=SessionTerms)
             self.sessions[number] = WorkerSession(number, terms, self.device)
+            return
+        session = self.sessions.get(number)
+        if session is None:  # it has ended meanwhile
+            return
+        if kind is Kind.STEP:
+            self.step(session, body)
         elif kind is Kind.BLOB:
-            self.sessions[number].allow_blob(msgspec.msgpack.decode(body, type=BlobFile))
+            session.allow_blob(msgspec.msgpack.decode(body, type=BlobFile))
+            self._blobs_nbytes = None
         elif kind is Kind.BULK_READ:
-            (self.folder / msgspec.msgpack.decode(body, type=BulkRead).bulk).unlink(missing_ok=True)
+            bulk = msgspec.msgpack.decode(body, type=BulkRead).bulk
+            if session.bulks.pop(bulk, None) is not None:
+                (self.folder / bulk).unlink(missing_ok=True)
         elif kind is Kind.CLOSE:
-            session = self.sessions.pop(number, None)
-            if session is not None:
-                session.close()
+            del self.sessions[number]
+            session.close()
+            self._blobs_nbytes = None
             self.usage()
 
     def step(self, session: WorkerSession, body: bytes) -> None:
@@ -95,42 +135,82 @@ class Worker:
             messages = decode_to_executor(body)
         except ProtocolError as error:
             messages = ()
-            session.failures += 1
-            replies.append(Failed(session.failures, 0, 0, "protocol", str(error)))
+            self.reply(session, [session.refuse(error)])
         for message in messages:
             PROGRESS.pack_into(self.progress, 0, session.number, getattr(message, "segment", 0), 0)
             reply = session.handle(message)
-            if reply is not None:
+            if isinstance(reply, Values):  # one alone may fill a frame
+                self.reply(session, [*replies, reply])
+                replies.clear()
+            else:
                 replies.append(reply)
         PROGRESS.pack_into(self.progress, 0, 0, 0, 0)
-        if replies:
-            self.hop.sendall(packet(Kind.REPLY, session.number, encode(replies)))
+        self.reply(session, replies)
+        self.usage_due = True
         if time.monotonic() - self.usage_at > USAGE_EVERY_S:
             self.usage()
 
+    def reply(self, session: WorkerSession, replies: list[ToClient | None]) -> None:
+        told = [reply for reply in replies if reply is not None]
+        if told:
+            self.hop.sendall(packet(Kind.REPLY, session.number, encode(told)))
+
     def usage(self) -> None:
         self.usage_at = time.monotonic()
+        self.usage_due = False
         per_session = {
             number: (session.values.used_nbytes, session.device_s, session.segments)
             for number, session in self.sessions.items()
         }
-        self.hop.sendall(packet(Kind.USAGE, 0, Usage(self.device.used_nbytes(), per_session)))
+        self.hop.sendall(packet(Kind.USAGE, 0, Usage(self.used_nbytes(), per_session)))
 
-    def spill(self, number: int, data: memoryview) -> str:
+    def used_nbytes(self) -> int:
+        """By values, less what the front counts as blobs."""
+        return sum(session.values.used_nbytes for session in self.sessions.values())
+
+    def room_nbytes(self) -> int:
+        return self.limit_nbytes - self.used_nbytes() - self.blobs_nbytes()
+
+    def blobs_nbytes(self) -> int:
+        """Of the blobs that sessions hold, each once, if they lie in the device's own memory."""
+        if self.device.device.type != "cpu":
+            return 0
+        if self._blobs_nbytes is None:
+            offered = [blob for session in self.sessions.values() for blob in session.blobs.offered.values()]
+            self._blobs_nbytes = sum({blob.path: blob.nbytes for blob in offered}.values())
+        return self._blobs_nbytes
+
+    def release(self, number: int, digest: bytes, times: int) -> None:
+        self._blobs_nbytes = None
+        self.hop.sendall(packet(Kind.RELEASE, number, BlobRelease(digest, times)))
+
+    def spill(self, session: WorkerSession, data: memoryview) -> str:
         """Writes a large value where the front can send it from."""
+        waiting_nbytes = sum(session.bulks.values())
+        if waiting_nbytes + data.nbytes > self.limit_nbytes:
+            raise MemoryLimit(f"asked for {data.nbytes:,} bytes; {waiting_nbytes:,} wait to be read already")
         bulk = f"bulk-{secrets.token_hex(8)}"
         path = self.folder / bulk
-        path.write_bytes(data)
-        self.hop.sendall(packet(Kind.BULK, number, BulkFile(bulk, str(path), data.nbytes)))
+        try:
+            path.write_bytes(data)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        session.bulks[bulk] = data.nbytes
+        self.hop.sendall(packet(Kind.BULK, session.number, BulkFile(bulk, str(path), data.nbytes)))
         return bulk
 
-    def held(self) -> str:
-        """Who holds how much of the device."""
-        by_principal: dict[str, int] = {}
+    def held(self, principal: str) -> str:
+        """Who holds how much: of one's own tenant by name, of the others in one sum."""
+        tenant = principal.partition("/")[0]
+        by_name: Counter[str] = Counter()
         for session in self.sessions.values():
-            by_principal[session.principal] = by_principal.get(session.principal, 0) + session.values.used_nbytes
-        parts = [f"{principal} {nbytes:,} bytes" for principal, nbytes in sorted(by_principal.items())]
-        return f"Held by: {', '.join(parts) or 'nobody'}; limit {self.device.limit_nbytes:,} bytes"
+            ours = session.principal.partition("/")[0] == tenant
+            by_name[session.principal if ours else "other tenants"] += session.values.used_nbytes
+        if blobs_nbytes := self.blobs_nbytes():
+            by_name["stored weights"] = blobs_nbytes
+        parts = [f"{name} {nbytes:,} bytes" for name, nbytes in sorted(by_name.items())]
+        return f"Held by: {', '.join(parts) or 'nobody'}; limit {self.limit_nbytes:,} bytes (--memory)"
 
 
 def _progress_file(folder: Path) -> memoryview:

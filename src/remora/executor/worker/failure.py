@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import torch
@@ -27,7 +28,9 @@ class MemoryLimit(MemoryError):
 
 def kind_of(error: BaseException) -> str:
     """The `kind` of a Failed message."""
-    if "DefaultCPUAllocator" in str(error):
+    if "DefaultCPUAllocator" in str(error) or "Storage size calculation overflowed" in str(error):
+        return "memory"
+    if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC):
         return "memory"
     return next((kind for type_, kind in _KINDS if isinstance(error, type_)), "error")
 
@@ -35,7 +38,9 @@ def kind_of(error: BaseException) -> str:
 def is_fatal(error: BaseException) -> bool:
     """Whether the device context is broken: nothing that runs on it can be trusted any more."""
     text = str(error)
-    return "device-side assert" in text or "CUDA error: an illegal" in text or "CUDA error: unspecified" in text
+    return (
+        "device-side assert" in text or "CUDA error: an illegal" in text or "CUDA error: unspecified" in text
+    )
 
 
 def message_of(error: BaseException, held: str) -> str:

@@ -1,9 +1,12 @@
-"""How much memory the device has, and a limit on what the process may allocate on it."""
+"""How much memory the device has, a limit on what the process may allocate on it, and mapped blobs."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
+import weakref
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -29,6 +32,46 @@ def limit_allocator(device: torch.device, memory_nbytes: int) -> None:
 
         limit = _data_nbytes() + OWN_NBYTES + memory_nbytes
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
+
+
+class Maps:
+    """Stored blobs, mapped copy-on-write. A map counts as private memory of the process; the blob's file is
+    counted once (by the front), so for every further map of it the limit is raised while that map lives."""
+
+    def __init__(self) -> None:
+        self._living: Counter[str] = Counter()
+
+    def map(self, path: str, nbytes: int) -> mmap.mmap:
+        """Raises OSError: there is no memory, or no such file."""
+        if self._living[path]:
+            _raise_limit(nbytes)
+        self._living[path] += 1
+        try:
+            with open(path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_COPY)
+        except BaseException:
+            self._ended(path, nbytes)
+            raise
+        weakref.finalize(mapped, self._ended, path, nbytes)
+        return mapped
+
+    def _ended(self, path: str, nbytes: int) -> None:
+        self._living[path] -= 1
+        if self._living[path]:
+            _raise_limit(-nbytes)
+        else:
+            del self._living[path]
+
+
+def _raise_limit(nbytes: int) -> None:
+    if sys.platform != "linux":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft >= 0:
+        limit = max(0, soft + nbytes)
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
 
 

@@ -8,19 +8,20 @@ instructions of their own, so that the loop has one form.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
 import torch
 
-from remora.errors import UnsupportedOp
+from remora.errors import ProtocolError, UnsupportedOp
 from remora.ir.graph import Template
 from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.permission import refusal
 from remora.ops.schema import resolve, traits
 
 CONTIGUOUS = ()
+MAX_SHAPES_CHARS = 2000
 Registers = list[Any]
 
 
@@ -49,11 +50,11 @@ class Program:
 
 
 class Failure(Exception):
-    """An instruction raised; holds the row and the shapes of its inputs."""
+    """A row raised. registers: what the rows before it have made; shapes: of its inputs."""
 
-    def __init__(self, row: int, shapes: str, cause: Exception) -> None:
+    def __init__(self, row: int, cause: Exception, registers: Registers, shapes: str = "") -> None:
         super().__init__(str(cause))
-        self.row, self.shapes, self.cause = row, shapes, cause
+        self.row, self.cause, self.registers, self.shapes = row, cause, registers, shapes
 
 
 def run(
@@ -78,8 +79,14 @@ def run(
                 registers[register] = None
     except Exception as error:
         assert instruction is not None
-        raise Failure(instruction.row, _shapes(instruction.read(registers)), error) from error
+        shapes = _shapes(instruction.read(registers))[:MAX_SHAPES_CHARS]
+        raise Failure(instruction.row, error, registers, shapes) from error
     return registers
+
+
+def before(program: Program, row: int) -> Program:
+    """The rows of a program before `row`."""
+    return replace(program, instructions=tuple(step for step in program.instructions if step.row < row))
 
 
 def restride(tensor: torch.Tensor, layout: tuple[int, ...]) -> torch.Tensor:
@@ -103,7 +110,11 @@ def _shapes(items: tuple[Any, ...]) -> str:
 
 
 def compile_program(template: Template, keep: tuple[tuple[int, int], ...], device: torch.device) -> Program:
-    """Raises UnsupportedOp, or ProtocolError for a template that breaks an op's schema."""
+    """A row that cannot be compiled raises when it is reached, so that the rows before it run.
+
+    Raises:
+        ProtocolError: `keep` names an output that the template does not have.
+    """
     return _Compiler(template, keep, device).compile()
 
 
@@ -123,6 +134,9 @@ class _Compiler:
 
     def _used_outputs(self) -> dict[int, set[int]]:
         used: dict[int, set[int]] = {}
+        for row, out in self.keep:
+            if not (0 <= row < len(self.template.nodes) and out >= 0):
+                raise ProtocolError(f"output {out} of row {row} is to be kept; there is none")
         for node in self.template.nodes:
             for arg in node.inputs():
                 if isinstance(arg, Ref):
@@ -133,13 +147,21 @@ class _Compiler:
 
     def compile(self) -> Program:
         for row, node in enumerate(self.template.nodes):
-            self._row(row, node)
+            try:
+                self._row(row, node)
+            except Exception as error:
+                self.steps.append((_raiser(error), [], self._virtual(), None, row))
+                break
         base = self.first_constant + len(self.constants)
 
         def register(number: int) -> int:
             return base - 1 - number if number < 0 else number
 
-        keep = tuple((row, out, register(self.results[row, out])) for row, out in self.keep)
+        keep = tuple(
+            (row, out, register(self.results[row, out]))
+            for row, out in self.keep
+            if (row, out) in self.results
+        )
         steps = [
             (call, [register(n) for n in reads], register(result), layout, row)
             for call, reads, result, layout, row in self.steps
@@ -235,6 +257,13 @@ _UNSET = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_stride
 def _zero_filled(op: Any) -> Callable[..., torch.Tensor]:
     """Memory that was another session's must not be read: what PyTorch leaves unset is zeroed."""
     return lambda *args, **kwargs: op(*args, **kwargs).zero_()
+
+
+def _raiser(error: Exception) -> Callable[..., Any]:
+    def fail() -> Any:
+        raise error.with_traceback(None)
+
+    return fail
 
 
 def _pack(*items: Any) -> list[Any]:

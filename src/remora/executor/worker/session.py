@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from remora.errors import ProtocolError, RemoraError, UnsupportedOp
+from remora.errors import ProtocolError, RemoraError
 from remora.executor.hop import BlobFile, SessionTerms
+from remora.executor.worker.blobs import Blobs
 from remora.executor.worker.failure import MemoryLimit, is_fatal, kind_of, message_of
-from remora.executor.worker.program import Failure, Program, compile_program, restride, run
+from remora.executor.worker.memory import Maps
+from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.values import Values, from_bytes, from_file
 from remora.ir.graph import Template
+from remora.ir.node import Slot
 from remora.ops.dtypes import NAMES, bytes_of
 from remora.wire.binding import Bound, Name, SiteMemory, decode_run, groups
 from remora.wire.limits import MAX_INLINE_NBYTES
@@ -37,30 +39,41 @@ from remora.wire.messages import (
     Site,
     ToClient,
     ToExecutor,
-    Values as ValuesReply,
 )
+from remora.wire.messages import Values as ValuesReply
 
 MAX_PROGRAMS = 4  # per template: keep-sets differ a little while a program warms up
+MAX_TEMPLATES_NBYTES = 256 << 20  # a session, encoded
+MAX_VALUES = 1 << 18  # a session; an empty tensor takes memory too
+MAX_SKIPPED = 4096  # segments whose failure is remembered
+MAX_FETCHED = 4096  # values in one reply
+MAX_REPLY_INLINE_NBYTES = 1 << 20  # of all values in one reply; larger ones go as bulk
+MAX_MESSAGE_CHARS = 60_000
 
 
 @dataclass
 class Device:
-    """What all sessions of a worker share. spill: writes a large value's bytes to a file, returns its bulk name."""
+    """What all sessions of a worker share.
+
+    spill: writes a large value's bytes where the front can send them from, and returns the bulk's name.
+    held: who holds how much, for a principal to read. room_nbytes: what values may still take.
+    release: tells the front that a session needs a blob no longer, and how often it was offered.
+    """
 
     device: torch.device
     generators: Generators
     progress: Any
-    spill: Callable[[int, memoryview], str]
-    held: Callable[[], str]
-    limit_nbytes: int
-    used_nbytes: Callable[[], int]
+    maps: Maps
+    spill: Callable[[WorkerSession, memoryview], str]
+    held: Callable[[str], str]
+    room_nbytes: Callable[[], int]
+    release: Callable[[int, bytes, int], None]
 
 
 @dataclass
 class _Defined:
     template: Template
     programs: dict[tuple[int, ...], Program] = field(default_factory=dict)
-    refused: Exception | None = None
 
 
 class WorkerSession:
@@ -73,15 +86,18 @@ class WorkerSession:
         self.rng: torch.Tensor | None = None
         self.device = device
         self.values = Values()
+        self.blobs = Blobs()
         self.templates: list[_Defined] = []
         self.sites: list[SiteMemory] = []
-        self.blobs: dict[bytes, tuple[Path, int]] = {}
+        self.bulks: dict[str, int] = {}  # on their way to the client: name to bytes
         self.failures = 0
-        self.failed: Failed | None = None
-        self.skipped: dict[int, Failed] = {}  # segment that did not run: the failure that came before it
+        self.failed: Failed | None = None  # everything is skipped until the client recovers from it
+        self.skipped: dict[int, Failed] = {}  # segment that did not run, or not to its end: because of what
         self.device_s = 0.0
         self.segments = 0
         self.restrided = [0]
+        self._last_run = 0
+        self._templates_nbytes = 0
         self._act: dict[type[Any], Callable[[Any], ToClient | None]] = {
             Define: self._define,
             Site: self._site,
@@ -97,37 +113,55 @@ class WorkerSession:
         }
 
     def allow_blob(self, blob: BlobFile) -> None:
-        self.blobs[blob.digest] = (Path(blob.path), blob.nbytes)
+        self.blobs.offer(blob)
 
     def handle(self, message: ToExecutor) -> ToClient | None:
-        """Acts on one message; returns the reply, if it has one. Raises what ends the worker."""
+        """Acts on one message; returns the reply, if it has one. Raises only what ends the worker."""
+        segment = getattr(message, "segment", 0)
         try:
             return self._act[type(message)](message)
-        except Failure as error:
-            return self._fail(message.segment if isinstance(message, Run) else 0, error.row, error.cause, error.shapes)
-        except (RemoraError, RuntimeError, ValueError, TypeError, MemoryError, OSError) as error:
-            return self._fail(getattr(message, "segment", 0), 0, error, "")
+        except Failure as failure:
+            return self._fail(
+                failure.cause, segment, failure.row, self._op(message, failure.row), failure.shapes
+            )
+        except Exception as error:
+            return self.refuse(error, segment)
 
-    def _fail(self, segment: int, row: int, error: Exception, shapes: str) -> Failed | None:
+    def refuse(self, error: Exception, segment: int = 0) -> Failed | None:
+        """A message could not be acted on."""
+        return self._fail(error, segment, 0, "", "")
+
+    def _fail(self, error: Exception, segment: int, row: int, op: str, shapes: str) -> Failed | None:
         if is_fatal(error):
             raise error
-        if self.failed is not None and not isinstance(error, ProtocolError):
-            return None  # told already; everything is skipped until the client recovers
+        if self.failed is not None:
+            return None  # told already
         self.failures += 1
-        op = ""
-        self.failed = Failed(
-            self.failures, segment, row, kind_of(error), message_of(error, self.device.held())[:60_000], op, shapes
-        )
+        text = message_of(error, self.device.held(self.principal))[:MAX_MESSAGE_CHARS]
+        self.failed = Failed(self.failures, segment, row, kind_of(error), text, op, shapes)
         if segment:
-            self.skipped[segment] = self.failed
+            self._skip(segment)
         return self.failed
+
+    def _skip(self, segment: int) -> None:
+        assert self.failed is not None
+        self.skipped[segment] = self.failed
+        if len(self.skipped) > MAX_SKIPPED:
+            del self.skipped[next(iter(self.skipped))]
+
+    def _op(self, message: ToExecutor, row: int) -> str:
+        assert isinstance(message, Run)
+        return self.templates[self.sites[message.site].template].template.nodes[row].op
 
     # -- definitions
 
     def _define(self, message: Define) -> None:
         if message.template != len(self.templates):
             raise ProtocolError(f"template {message.template} defined after {len(self.templates)}")
+        if self._templates_nbytes + len(message.body) > MAX_TEMPLATES_NBYTES:
+            raise MemoryLimit(f"the session's templates take more than {MAX_TEMPLATES_NBYTES:,} bytes")
         self.templates.append(_Defined(Template.decode(message.body)))
+        self._templates_nbytes += len(message.body)
 
     def _site(self, message: Site) -> None:
         if message.site != len(self.sites) or message.template >= len(self.templates):
@@ -138,14 +172,19 @@ class WorkerSession:
 
     def _run(self, message: Run) -> ToClient | None:
         if message.site >= len(self.sites):
-            raise ProtocolError(f"segment {message.segment} runs at site {message.site}, which does not exist")
+            raise ProtocolError(
+                f"segment {message.segment} runs at site {message.site}, which does not exist"
+            )
+        if message.segment <= self._last_run:
+            raise ProtocolError(f"segment {message.segment} after {self._last_run}: each runs once, in order")
+        self._last_run = message.segment
         memory = self.sites[message.site]
         defined = self.templates[memory.template]
         bound = decode_run(memory, message, defined.template.n_slots, defined.template.holes)
         for name in bound.frees:
-            self.values.free(name)
+            self._free_one(name)
         if self.failed is not None:
-            self.skipped[message.segment] = self.failed
+            self._skip(message.segment)
             return None
         self._execute(message.segment, defined, bound)
         self.segments += 1
@@ -158,18 +197,42 @@ class WorkerSession:
         program = defined.programs.get(bound.keep)
         if program is None:
             program = self._compile(defined, bound.keep)
-        slots = self._look_up(bound.names)
+        tensors = self.values.tensors
+        missing, lost = None, 0
+        slots: list[Any]
+        try:
+            slots = [tensors[name] for name in bound.names]
+        except KeyError as error:
+            (missing,) = error.args
+            slots = [tensors.get(name) for name in bound.names]
+            lost = _first_reader(defined.template, slots)
+            program = before(program, lost)
         if program.random:
             self.device.generators.enter(self)
         started = time.perf_counter()
-        registers = run(program, slots, bound.holes, self.device.progress, self.restrided)
-        self.device_s += time.perf_counter() - started
-        keep = self.values.keep
+        try:
+            registers = run(program, slots, bound.holes, self.device.progress, self.restrided)
+        except Failure as failure:
+            self._keep(segment, program, failure.registers)
+            raise
+        finally:
+            self.device_s += time.perf_counter() - started
+        self._keep(segment, program, registers)
+        if missing is not None:
+            raise Failure(lost, RemoraError(self._story(missing)), registers)
+
+    def _keep(self, segment: int, program: Program, registers: Registers) -> None:
+        """Keeps the outputs that live on, as far as they were made and there is room."""
+        values = self.values
+        limit_nbytes = values.used_nbytes + max(0, self.device.room_nbytes())
         for row, out, register in program.keep:
-            keep((segment, row, out), registers[register])
-        used = self.device.used_nbytes()
-        if used > self.device.limit_nbytes:
-            raise MemoryLimit(f"{used:,} bytes are held, {self.device.limit_nbytes:,} are allowed (--memory)")
+            tensor = registers[register]
+            if tensor is None:
+                continue
+            values.keep((segment, row, out), tensor)
+            if values.used_nbytes > limit_nbytes or len(values.tensors) > MAX_VALUES:
+                values.free((segment, row, out))
+                raise Failure(row, _over_limit(tensor), registers)
 
     def _compile(self, defined: _Defined, keep: tuple[int, ...]) -> Program:
         if len(defined.programs) >= MAX_PROGRAMS:
@@ -181,31 +244,40 @@ class WorkerSession:
 
     def _look_up(self, names: list[Name]) -> list[torch.Tensor]:
         tensors = self.values.tensors
-        try:
-            return [tensors[name] for name in names]
-        except KeyError as error:
-            (name,) = error.args
-            raise RemoraError(self._story(name)) from None
+        for name in names:
+            if name not in tensors:
+                raise RemoraError(self._story(name))
+        return [tensors[name] for name in names]
 
     def _story(self, name: Name) -> str:
         cause = self.skipped.get(name[0])
         if cause is not None:
-            return f"value {name} was never computed: its segment was skipped after an earlier failure: {cause.message}"
+            what = f"{cause.op}: {cause.message}" if cause.op else cause.message
+            return f"this tensor was never computed, because of an earlier failure: {what}"
         return f"value {name} does not exist in this session (it was freed, or never made)"
 
     # -- values
 
     def _put(self, message: Put) -> None:
+        self._admit(len(message.data))
         tensor = from_bytes(message.dtype, message.shape, message.data, self.device.device)
         self.values.keep((message.segment, 0, 0), tensor)
 
     def _adopt(self, message: Adopt) -> None:
-        found = self.blobs.get(message.digest)
-        if found is None:
-            raise ProtocolError(f"blob {message.digest.hex()[:16]} was neither sent nor proven in this session")
-        path, nbytes = found
-        tensor = from_file(message.dtype, message.shape, str(path), nbytes, self.device.device)
-        self.values.keep((message.segment, 0, 0), tensor)
+        name, device = (message.segment, 0, 0), self.device.device
+        if name in self.values.tensors:
+            raise ProtocolError(f"value {name} exists already")
+        blob = self.blobs.find(message.digest)
+        mapped = device.type == "cpu"
+        self._admit(0 if mapped else blob.nbytes)
+        tensor = from_file(message.dtype, message.shape, blob.path, blob.nbytes, device, self.device.maps)
+        self.values.keep(name, tensor, counts=not mapped)
+        self.blobs.adopt(message.digest, name)
+
+    def _admit(self, nbytes: int) -> None:
+        """Raises MemoryLimit: the session, or the device, cannot take one more value of so many bytes."""
+        if nbytes > self.device.room_nbytes() or len(self.values.tensors) >= MAX_VALUES:
+            raise MemoryLimit(f"asked for {nbytes:,} bytes")
 
     def _fetch(self, message: Fetch) -> ToClient | None:
         if self.failed is not None:
@@ -214,21 +286,35 @@ class WorkerSession:
         return self._values(message.ticket, names, message.describe)
 
     def _values(self, ticket: int, names: list[Name], describe: bool) -> ValuesReply:
-        return ValuesReply(ticket, tuple(self._payload(tensor, describe) for tensor in self._look_up(names)))
+        if len(names) > MAX_FETCHED:
+            raise ProtocolError(f"{len(names)} values asked for at once; the limit is {MAX_FETCHED}")
+        inline_nbytes = 0
+        payloads = []
+        for tensor in self._look_up(names):
+            payload = self._payload(tensor, describe, MAX_REPLY_INLINE_NBYTES - inline_nbytes)
+            inline_nbytes += len(payload.data or b"")
+            payloads.append(payload)
+        return ValuesReply(ticket, tuple(payloads))
 
-    def _payload(self, tensor: torch.Tensor, describe: bool) -> Payload:
+    def _payload(self, tensor: torch.Tensor, describe: bool, inline_nbytes: int) -> Payload:
         dtype, shape = NAMES[tensor.dtype], tuple(tensor.shape)
         if describe:
             return Payload(dtype, shape, tensor.stride())
         local = restride(tensor.detach().resolve_conj().resolve_neg(), ()).cpu()
         data = bytes_of(local)
-        if data.nbytes <= MAX_INLINE_NBYTES:
+        if data.nbytes <= min(MAX_INLINE_NBYTES, inline_nbytes):
             return Payload(dtype, shape, tensor.stride(), bytes(data), data.nbytes)
-        return Payload(dtype, shape, tensor.stride(), None, data.nbytes, self.device.spill(self.number, data))
+        return Payload(dtype, shape, tensor.stride(), None, data.nbytes, self.device.spill(self, data))
 
     def _free(self, message: Free) -> None:
         for segment, row, out in groups(message.names, 3):
-            self.values.free((segment, row, out))
+            self._free_one((segment, row, out))
+
+    def _free_one(self, name: Name) -> None:
+        self.values.free(name)
+        released = self.blobs.freed(name) if self.blobs.values else None
+        if released is not None:
+            self.device.release(self.number, *released)
 
     # -- generator, failures, order
 
@@ -237,7 +323,9 @@ class WorkerSession:
 
     def _rng_state(self, message: RngState) -> ToClient:
         if message.state is not None:
-            self.device.generators.restore(self, torch.frombuffer(bytearray(message.state), dtype=torch.uint8))
+            self.device.generators.restore(
+                self, torch.frombuffer(bytearray(message.state), dtype=torch.uint8)
+            )
         state = self.device.generators.state(self).cpu().contiguous()
         data = bytes(bytes_of(state))
         return ValuesReply(message.ticket, (Payload("uint8", (len(data),), (1,), data, len(data)),))
@@ -259,4 +347,13 @@ class WorkerSession:
         self.templates.clear()
 
 
-__all__ = ["Device", "UnsupportedOp", "WorkerSession"]
+def _first_reader(template: Template, slots: list[Any]) -> int:
+    """The first row that reads a slot without a tensor."""
+    for row, node in enumerate(template.nodes):
+        if any(isinstance(arg, Slot) and slots[arg.index] is None for arg in node.inputs()):
+            return row
+    raise AssertionError("slots are dense: each is read")
+
+
+def _over_limit(tensor: torch.Tensor) -> MemoryLimit:
+    return MemoryLimit(f"asked for {tensor.untyped_storage().nbytes():,} bytes")

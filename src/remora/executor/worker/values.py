@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
-from typing import Any
-
 import torch
 
 from remora.errors import ProtocolError
+from remora.executor.worker.memory import Maps
 from remora.ops.dtypes import BY_NAME, tensor_from
 from remora.wire.binding import Name
 
@@ -20,14 +18,15 @@ class Values:
         self._storages: dict[int, list[int]] = {}  # address: [names, nbytes]
         self.used_nbytes = 0
 
-    def keep(self, name: Name, tensor: torch.Tensor) -> None:
+    def keep(self, name: Name, tensor: torch.Tensor, counts: bool = True) -> None:
+        """`counts=False`: the bytes are a mapped blob's, which the front counts."""
         if name in self.tensors:
             raise ProtocolError(f"value {name} exists already")
-        self.tensors[name] = tensor
         storage = tensor.untyped_storage()
+        self.tensors[name] = tensor
         entry = self._storages.get(storage.data_ptr())
         if entry is None:
-            nbytes = storage.nbytes()
+            nbytes = storage.nbytes() if counts else 0
             self._storages[storage.data_ptr()] = [1, nbytes]
             self.used_nbytes += nbytes
         else:
@@ -65,7 +64,9 @@ def checked_nbytes(dtype: torch.dtype, shape: tuple[int, ...], nbytes: int) -> N
     for size in shape:
         expected *= size
     if expected != nbytes:
-        raise ProtocolError(f"{nbytes} bytes for a {dtype} tensor of shape {list(shape)}, which needs {expected}")
+        raise ProtocolError(
+            f"{nbytes} bytes for a {dtype} tensor of shape {list(shape)}, which needs {expected}"
+        )
 
 
 def from_bytes(dtype_name: str, shape: tuple[int, ...], data: bytes, device: torch.device) -> torch.Tensor:
@@ -75,12 +76,10 @@ def from_bytes(dtype_name: str, shape: tuple[int, ...], data: bytes, device: tor
 
 
 def from_file(
-    dtype_name: str, shape: tuple[int, ...], path: str, nbytes: int, device: torch.device
+    dtype_name: str, shape: tuple[int, ...], path: str, nbytes: int, device: torch.device, maps: Maps
 ) -> torch.Tensor:
     """A stored blob as this session's own tensor: mapped copy-on-write on a CPU, copied to another device."""
     dtype = checked_dtype(dtype_name)
     checked_nbytes(dtype, shape, nbytes)
-    with open(path, "rb") as file:
-        mapped: Any = mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_COPY)
-    tensor = torch.frombuffer(mapped, dtype=dtype).reshape(shape)
+    tensor = torch.frombuffer(maps.map(path, nbytes), dtype=dtype).reshape(shape)
     return tensor if device.type == "cpu" else tensor.to(device)

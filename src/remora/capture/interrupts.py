@@ -1,0 +1,49 @@
+"""Ctrl-C, held off while something must happen wholly or not at all."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class Uninterrupted:
+    """`with uninterrupted:` a KeyboardInterrupt waits until the block ends. Reentrant.
+
+    For short blocks that wait for nothing. Python raises KeyboardInterrupt in the main thread only, so in
+    other threads this does nothing; nor does it where the program has no handler of its own in Python.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._came: tuple[int, FrameType | None] | None = None
+        self._handler: Any = None
+        self._note = self._take_note  # one object, to be compared by identity
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is self._note:
+            self._depth += 1
+        elif callable(handler):
+            self._handler, self._depth, self._came = handler, 1, None
+            signal.signal(signal.SIGINT, self._note)  # an interrupt before this one is raised by it
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is not threading.main_thread() or not self._depth:
+            return
+        self._depth -= 1
+        if self._depth:
+            return
+        signal.signal(signal.SIGINT, self._handler)
+        if self._came is not None:
+            number, frame = self._came
+            self._handler(number, frame)
+
+    def _take_note(self, number: int, frame: FrameType | None) -> None:
+        self._came = (number, frame)
+
+
+uninterrupted = Uninterrupted()
