@@ -23,8 +23,8 @@ from remora.ir.graph import Template
 from remora.ir.node import Node
 
 FIRST_CUT_ROWS = 32  # a program's first segment is short, so that the executor starts early
-MIN_CUT_ROWS = 96  # from here on, a segment ends at the next row that is a natural boundary,
-MAX_CUT_ROWS = 384  # or here at the latest
+MIN_CUT_ROWS = 144  # from here on, a segment ends at the next row that is a natural boundary,
+MAX_CUT_ROWS = 512  # or here at the latest
 BOUNDARIES = 24  # one call site in so many is a boundary
 MAX_STEPS = 1_000_000  # then the trie starts anew; only speed is lost
 
@@ -112,10 +112,11 @@ class Recorder:
         self._commit = commit
         self._transmit = transmit
         self._captured: dict[bytes, CapturedTemplate] = {}
-        self._roots: dict[tuple[int, int, bool], Step] = {}
+        self._roots: dict[tuple[Any, ...], Step] = {}
         self._n_steps = 0
         self._ended: list[tuple[int, int]] = []  # names of earlier segments that died
         self._starts_program = True
+        self.context: Any = None  # what else rows depend on: the default dtype
         self._open()
 
     def _open(self) -> None:
@@ -138,7 +139,7 @@ class Recorder:
         """Where the open segment starts in the trie: apart by the user's line, so that lines are never mixed."""
         user = user_frame(frame)
         first = self._starts_program
-        key = (id(user.f_code), user.f_lasti, first) if user is not None else (0, 0, first)
+        key = (id(user.f_code) if user else 0, user.f_lasti if user else 0, first, self.context)
         root = self._roots.get(key)
         if root is None:
             root = self._roots[key] = Step()

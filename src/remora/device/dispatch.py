@@ -25,10 +25,14 @@ from remora.device.sink import bound
 from remora.device.special import SPECIAL
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
+from remora.ops.composites import COMPOSITES
+from remora.ops.dtypes import dtype_name
+from remora.ops.schema import traits
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
 _getframe = sys._getframe
+_get_default_dtype = torch.get_default_dtype
 _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
 
 memo: dict[tuple[Any, ...], Outcome] = {}
@@ -50,6 +54,8 @@ def record(func: Any, args: Any, kwargs: Any, depth: int = 1, outcome: Outcome |
     outcome: if it has been inferred already.
     """
     recorder = bound.recorder or bound.need()[0]
+    if _get_default_dtype() is not recorder.context:
+        _tell_default_dtype(recorder)
     frame = _getframe(depth)
     code = frame.f_code
     with recorder.lock:
@@ -125,6 +131,16 @@ def record(func: Any, args: Any, kwargs: Any, depth: int = 1, outcome: Outcome |
         return result
 
 
+def _tell_default_dtype(recorder: Recorder) -> None:
+    """Type promotion depends on the default dtype, here and on the executor; it changes between segments."""
+    dtype = _get_default_dtype()
+    with recorder.lock:
+        if recorder.context is not None or dtype is not torch.float32:
+            assert bound.sink is not None
+            bound.sink.default_dtype(dtype_name(dtype))
+        recorder.context = dtype
+
+
 def _any_shadow(inputs: list[RemoraTensor]) -> bool:
     """Whether shadows have to be looked at; an op without inputs may get its first one."""
     for tensor in inputs:  # noqa: SIM110  # any() costs a generator on the hot path
@@ -189,7 +205,7 @@ def _encode_other(
 
 def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
     """All that the outputs' metadata depends on: the op, the inputs' metadata, the typed scalars."""
-    key: list[Any] = [func]
+    key: list[Any] = [func, _get_default_dtype()]
     _add_to_key(args, key)
     if kwargs:
         for name, item in kwargs.items():
@@ -219,6 +235,9 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
         result = special(func, args, kwargs or {})
         if result is not NotImplemented:
             return result
+    known = traits(func)
+    if known.composite and known.name not in COMPOSITES:
+        return func.decompose(*args, **(kwargs or {}))  # under inference_mode composites arrive whole
     key = memo_key(func, args, kwargs)
     outcome = store.find(key)
     if outcome is None:

@@ -35,6 +35,9 @@ class Sink(Protocol):
 
     def seed(self, seed: int) -> None: ...
 
+    def default_dtype(self, name: str) -> None:
+        """What `torch.get_default_dtype()` says from here on."""
+
     def rng_state(self, state: bytes | None = None) -> bytes: ...
 
     def barrier(self) -> None:

@@ -15,6 +15,7 @@ from remora.device.tensor import RemoraTensor, wrap
 from remora.device.upload import upload
 
 aten = torch.ops.aten
+_DEPTH = 6  # frames from a record made here to the program: special, learn, record, dispatch, the tensor's own
 
 
 def _item(func: Any, args: Any, kwargs: Any) -> Any:
@@ -41,7 +42,7 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
                 return NotImplemented
             from remora.device.dispatch import record
 
-            return record(func, (source,), rest, 4)
+            return record(func, (source,), rest, _DEPTH)
         local = download(source)
         return func(local, **{**rest, "device": target}) if rest or target.type != "cpu" else local
     return NotImplemented
@@ -66,7 +67,7 @@ def _copy(func: Any, args: Any, kwargs: Any) -> Any:
         source = upload(source)
     from remora.device.dispatch import record
 
-    return record(aten.copy_.default, (target, source), {}, 4)
+    return record(aten.copy_.default, (target, source), {}, _DEPTH)
 
 
 _BLANK = frozenset({"aten.empty.memory_format", "aten.empty_strided.default"})
@@ -108,5 +109,6 @@ SPECIAL: dict[Any, Any] = {
     aten.detach.default: _same,
     aten.alias.default: _same,
     aten.lift_fresh.default: _itself,
+    aten.detach_.default: _itself,
     aten.equal.default: _equal,
 }

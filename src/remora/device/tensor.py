@@ -57,6 +57,28 @@ class RemoraTensor(torch.Tensor):
             "Use .cpu() for a local copy"
         )
 
+    @property
+    def data(self) -> torch.Tensor:
+        """The same value without its history, as of any tensor."""
+        return self.detach()
+
+    @data.setter
+    def data(self, source: torch.Tensor) -> None:
+        """Takes over another remora tensor's value; PyTorch's own setter would silently keep the old one."""
+        if not isinstance(source, RemoraTensor) or source._value.meta is not self._value.meta:
+            raise NotSupported(
+                "assigning .data of a remora tensor needs a remora tensor of the same shape, strides and dtype; "
+                "use copy_() or torch.utils.swap_tensors()"
+            )
+        self._value = source._value
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles, and so torch.save, hold a CPU copy: what is loaded is a CPU tensor."""
+        copy = self.detach().cpu()
+        if isinstance(self, torch.nn.Parameter):
+            return torch.nn.Parameter(copy, self.requires_grad).__reduce_ex__(protocol)
+        return copy.requires_grad_(self.requires_grad).__reduce_ex__(protocol)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) in memo:
             return memo[id(self)]

@@ -50,7 +50,7 @@ class Link:
         self.epoch = grant.epoch
         self.channel: Channel | None = None
         self.failed: Failed | None = None
-        self.lost: SessionLost | None = None
+        self.lost: str | None = None  # why the session is over
         self.round_trips = 0
         self.reconnects = 0
         self._values: dict[int, Values | Done] = {}
@@ -129,7 +129,7 @@ class Link:
 
     def check_alive(self) -> None:
         if self.lost is not None:
-            raise self.lost
+            raise SessionLost(self.lost)
 
     def _carefully(self, act: Callable[[], None]) -> None:
         """Does something on the channel; after a cut, a new channel is there when this returns."""
@@ -241,11 +241,11 @@ class Link:
         self.channel = channel
 
     def _lose(self, reason: str) -> SessionLost:
-        self.lost = SessionLost(
+        self.lost = (
             f"session {self.grant.session} on {self.transport.address} is lost: {reason}. "
             "Its tensors are gone; remora.disconnect() and connect again"
         )
-        return self.lost
+        return SessionLost(self.lost)
 
 
 def to_stderr(address: str) -> Callable[[str], None]:

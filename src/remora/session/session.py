@@ -26,6 +26,7 @@ from remora.wire.limits import MAX_INLINE_NBYTES
 from remora.wire.messages import (
     Adopt,
     Barrier,
+    DefaultDtype,
     Define,
     Done,
     Fetch,
@@ -171,13 +172,13 @@ class Session:
         failed = self.link.failed
         if failed is None:
             return
-        error = error_from(failed, self._sent.get(failed.segment), self.transport.address)
+        captured = self._sent.get(failed.segment)
         with uninterrupted:
             self.link.failed = None
             self._sent.clear()
             self.link.commit([Recover(failed.failure)])
         self.link.transmit()
-        raise error
+        raise error_from(failed, captured, self.transport.address)
 
     def _fetched(self, value: Value, payload: Payload) -> Fetched:
         data: bytes | bytearray | None = payload.data
@@ -235,6 +236,12 @@ class Session:
             self._check()
             self.recorder.cut()
             self._post(Seed(seed))
+
+    def default_dtype(self, name: str) -> None:
+        with self.recorder.lock:
+            self._check()
+            self.recorder.cut()
+            self._post(DefaultDtype(name))
 
     def rng_state(self, state: bytes | None = None) -> bytes:
         with self.recorder.lock:

@@ -132,7 +132,13 @@ class Barrier(msgspec.Struct, frozen=True, array_like=True, tag=10):
     ticket: Ticket
 
 
-ToExecutor = Define | Site | Run | Put | Adopt | Fetch | Free | Seed | RngState | Recover | Barrier
+class DefaultDtype(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """The program's default dtype from here on: results of mixed numbers depend on it."""
+
+    dtype: Dtype
+
+
+ToExecutor = Define | Site | Run | Put | Adopt | Fetch | Free | Seed | RngState | Recover | Barrier | DefaultDtype
 
 # ------------------------------------------------------------------ executor to client
 

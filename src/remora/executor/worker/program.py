@@ -260,8 +260,11 @@ def _zero_filled(op: Any) -> Callable[..., torch.Tensor]:
 
 
 def _raiser(error: Exception) -> Callable[..., Any]:
+    kind = UnsupportedOp if isinstance(error, UnsupportedOp) else ProtocolError
+    text = str(error) or type(error).__name__
+
     def fail() -> Any:
-        raise error.with_traceback(None)
+        raise kind(text)  # a new one each time: an error holds the frames that it went through
 
     return fail
 

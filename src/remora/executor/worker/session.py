@@ -16,7 +16,7 @@ from remora.executor.worker.failure import MemoryLimit, is_fatal, kind_of, messa
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
-from remora.executor.worker.values import Values, from_bytes, from_file
+from remora.executor.worker.values import checked_dtype, Values, from_bytes, from_file
 from remora.ir.graph import Template
 from remora.ir.node import Slot
 from remora.ops.dtypes import NAMES, bytes_of
@@ -35,6 +35,7 @@ from remora.wire.messages import (
     Recover,
     RngState,
     Run,
+    DefaultDtype,
     Seed,
     Site,
     ToClient,
@@ -84,6 +85,7 @@ class WorkerSession:
         self.principal = terms.principal
         self.seed = terms.seed
         self.rng: torch.Tensor | None = None
+        self.default_dtype = torch.float32
         self.device = device
         self.values = Values()
         self.blobs = Blobs()
@@ -107,6 +109,7 @@ class WorkerSession:
             Fetch: self._fetch,
             Free: self._free,
             Seed: self._seed,
+            DefaultDtype: self._default_dtype,
             RngState: self._rng_state,
             Recover: self._recover,
             Barrier: self._barrier,
@@ -209,6 +212,8 @@ class WorkerSession:
             program = before(program, lost)
         if program.random:
             self.device.generators.enter(self)
+        if torch.get_default_dtype() is not self.default_dtype:  # another session's
+            torch.set_default_dtype(self.default_dtype)
         started = time.perf_counter()
         try:
             registers = run(program, slots, bound.holes, self.device.progress, self.restrided)
@@ -317,6 +322,12 @@ class WorkerSession:
             self.device.release(self.number, *released)
 
     # -- generator, failures, order
+
+    def _default_dtype(self, message: DefaultDtype) -> None:
+        dtype = checked_dtype(message.dtype)
+        if not dtype.is_floating_point:
+            raise ProtocolError(f"{message.dtype} cannot be a default dtype")
+        self.default_dtype = dtype
 
     def _seed(self, message: Seed) -> None:
         self.device.generators.seed(self, message.seed)

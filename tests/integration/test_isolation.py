@@ -1,0 +1,76 @@
+"""Two programs on one executor know nothing of each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from executor_process import status_until
+
+import remora
+from remora.errors import RemoraError
+from remora.session.connect import current
+
+PROGRAM = """
+import sys, torch, remora
+from remora.bench import models
+remora.connect(sys.argv[1])
+seed = int(sys.argv[2])
+model = models.gpt2(layers=2, width=16, heads=2, vocabulary=64)
+ids = models.prompt(6, vocabulary=64, seed=seed)
+torch.manual_seed(seed)
+expected = [model.generate(ids, max_new_tokens=16, do_sample=True) for _ in range(4)]
+model.to("remora")
+torch.manual_seed(seed)
+got = [model.generate(ids.to("remora"), max_new_tokens=16, do_sample=True).cpu() for _ in range(4)]
+print(all(map(torch.equal, got, expected)))
+"""
+
+
+def test_two_programs_at_once_draw_from_their_own_streams(executor):
+    both = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM, executor.url, seed], stdout=subprocess.PIPE, text=True)
+        for seed in ("1", "2")
+    ]
+    assert [program.communicate(timeout=90)[0] for program in both] == ["True\n", "True\n"]
+
+
+def test_names_of_another_session_cannot_be_read(connected, executor):
+    from remora.config import ClientSettings
+    from remora.session.session import Session
+    from remora.transport.http import HttpTransport
+    from remora.wire.messages import Fetch, OpenSession
+
+    secret = torch.arange(5.0).to("remora") * 3
+    assert secret.tolist()[4] == 12
+    transport = HttpTransport(executor.url)
+    grant = transport.open_session(OpenSession(1, 1, str(torch.__version__)), 2.0)
+    eve = Session(transport, grant, ClientSettings())
+    eve.link.open(2.0)
+    try:
+        with pytest.raises(RemoraError, match="does not exist in this session"):
+            eve._ask(Fetch(1, secret._value.name))
+    finally:
+        eve.close(RemoraError("over"))
+    assert secret.tolist()[4] == 12
+
+
+def test_random_numbers_are_those_of_a_local_program_seeded_alike(connected):
+    torch.manual_seed(5)
+    expected = [torch.randn(3), torch.rand(2, 2)]
+    torch.manual_seed(5)
+    got = [torch.randn(3, device="remora").cpu(), torch.rand(2, 2, device="remora").cpu()]
+    assert all(map(torch.equal, got, expected))
+
+
+def test_a_session_that_ends_leaves_nothing(executor):
+    before = status_until(executor, lambda status: status.sessions == 0).used_nbytes
+    remora.connect(executor.url)
+    x = torch.ones(1 << 20, device="remora")
+    assert x[5].item() == 1
+    status_until(executor, lambda status: status.used_nbytes >= before + (1 << 22))
+    assert current().grant.principal == "local/user"
+    remora.disconnect()
+    status_until(executor, lambda status: status.used_nbytes <= before and status.sessions == 0)

@@ -1,0 +1,128 @@
+"""Whatever a client sends, well typed but senseless: the worker answers Failed, or nothing, and lives."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from worker_endpoint import LIMIT_NBYTES, worker_device
+
+from remora.executor.hop import SessionTerms
+from remora.executor.worker.memory import _data_nbytes
+from remora.executor.worker.session import WorkerSession
+from remora.ir.graph import Template
+from remora.ir.node import Const, Hole, Items, Node, Ref, Slot, Symbol
+from remora.wire.codec import decode_to_client, decode_to_executor, encode
+from remora.wire.messages import (
+    Adopt,
+    Barrier,
+    Define,
+    Done,
+    Failed,
+    Fetch,
+    Free,
+    Put,
+    Recover,
+    RngState,
+    Run,
+    Seed,
+    Site,
+    Values,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def limited():
+    """As in a worker: an allocation beyond the limit fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_data_nbytes() + (1 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+OPS = (
+    "aten.add.Tensor", "aten.mul_.Tensor", "aten.empty.memory_format", "aten.ones.default", "aten.cat.default",
+    "aten.view.default", "aten.expand.default", "aten.split.Tensor", "aten.max.dim", "aten.item.default",
+    "aten.randn.default", "aten.as_strided.default", "aten.embedding.default", "aten.nonzero.default",
+    "aten.from_file.default", "aten.data_ptr.default", "aten.no_such.op", "prim.device.default",
+    "os.system.default", "aten.set_.source_Storage", "aten.resize_.default", "aten.clone.default",
+)  # fmt: skip
+small = st.integers(-2, 6)
+sizes = st.one_of(small, st.sampled_from([1 << 20, 1 << 33, 1 << 47, (1 << 62) + 1]))
+leaf = st.one_of(
+    st.builds(Ref, st.integers(0, 4), st.integers(0, 2)),
+    st.builds(Slot, st.integers(0, 2)),
+    st.just(Hole("int")),
+    st.just(Hole("float")),
+    st.builds(Const, st.sampled_from([True, None, "mean", "/etc/passwd"])),
+    st.builds(Symbol, st.sampled_from(["dtype", "device", "layout", "complex"]), st.sampled_from(["float32", "executor", "save", "1j"])),
+)
+args = st.one_of(leaf, st.builds(lambda items: Items(tuple(items)), st.lists(leaf, max_size=3)))
+nodes = st.builds(
+    Node,
+    st.sampled_from(OPS),
+    st.lists(args, max_size=4).map(tuple),
+    st.lists(st.tuples(st.sampled_from(["dtype", "device", "dim", "out"]), args), max_size=2).map(tuple),
+    st.sampled_from([(), ((),), ((1, 0),)]),
+)
+bodies = st.one_of(
+    st.lists(nodes, max_size=5).map(lambda rows: Template(tuple(rows)).body), st.binary(max_size=30)
+)
+segments = st.integers(0, 12)
+groups_of = lambda *parts: st.lists(st.tuples(*parts), max_size=4).map(lambda rows: tuple(n for r in rows for n in r))  # noqa: E731
+names = groups_of(segments, small, small)
+maybe = lambda strategy: st.one_of(st.none(), strategy)  # noqa: E731
+messages = st.one_of(
+    st.builds(Define, st.integers(0, 3), bodies),
+    st.builds(Site, st.integers(0, 3), st.integers(0, 3)),
+    st.builds(
+        Run,
+        segments,
+        st.integers(0, 3),
+        maybe(st.one_of(groups_of(small, st.integers(0, 1), segments, small, small), names)),
+        maybe(groups_of(small, st.one_of(sizes, st.floats()))),
+        maybe(groups_of(small, small)),
+        maybe(groups_of(small, small, small)),
+        maybe(groups_of(small, small)),
+        maybe(st.integers(0, 5)),
+    ),
+    st.builds(Put, segments, st.sampled_from(["float32", "int64", "bool", "float9"]), st.lists(sizes.map(abs), max_size=3).map(tuple), st.binary(max_size=64)),
+    st.builds(Put, segments, st.just("float32"), st.just((2, 2)), st.just(bytes(16))),
+    st.builds(Adopt, segments, st.just("float32"), st.just((4,)), st.just(bytes(32))),
+    st.builds(Fetch, st.integers(0, 5), names, st.booleans()),
+    st.builds(Free, names),
+    st.builds(Seed, st.integers(-(1 << 63), (1 << 64) - 1)),
+    st.builds(RngState, st.integers(0, 5), maybe(st.binary(max_size=40))),
+    st.builds(Recover, st.integers(0, 6)),
+    st.builds(Barrier, st.integers(0, 5)),
+)  # fmt: skip
+
+
+@given(st.lists(messages, max_size=40))
+@settings(max_examples=400, deadline=None)
+def test_senseless_messages_are_refused_and_the_session_can_go_on(batch):
+    device, sessions, _ = worker_device()
+    session = WorkerSession(1, SessionTerms("t/u", 0, LIMIT_NBYTES), device)
+    sessions.append(session)
+    with torch.inference_mode():
+        try:
+            for message in decode_to_executor(encode(batch)):
+                reply = session.handle(message)
+                assert reply is None or isinstance(reply, (Values, Done, Failed))
+                if reply is not None:
+                    decode_to_client(encode((reply,)))
+                if isinstance(reply, Failed):
+                    assert reply.message
+                assert session.values.used_nbytes <= LIMIT_NBYTES
+            session.handle(Recover(session.failures))
+            session.handle(Put(100, "float32", (2,), bytes(8)))
+            assert isinstance(session.handle(Fetch(1, (100, 0, 0))), Values)
+        finally:
+            session.close()
