@@ -47,7 +47,9 @@ def make(name: str, device: str, tiny: bool) -> Any:
     else:
         shape = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)
         if name == "llama-1b":
-            shape = dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32)
+            shape = dict(
+                hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32
+            )
         if tiny:
             shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=8)
         config = transformers.LlamaConfig(
@@ -145,7 +147,9 @@ def measure(name: str, device: str, tiny: bool, compiled: bool) -> dict[str, Any
     local = [timed_generate(model, local_ids, device) for _ in range(TRIALS)]
     expected = local[0]["tokens"]
     result["local_eager"] = summary(local)
-    result["local_eager"]["same_tokens_as_itself"] = sum(torch.equal(run["tokens"], expected) for run in local)
+    result["local_eager"]["same_tokens_as_itself"] = sum(
+        torch.equal(run["tokens"], expected) for run in local
+    )
     log(f"{name}: local eager {result['local_eager']}")
     forced = expected[:, PROMPT:]
     first = forced_logits(model, local_ids, forced.to(device))

@@ -95,7 +95,9 @@ def executor_process(*options: str) -> Iterator[ExecutorProcess]:
         executor.stop()
 
 
-def status_until(executor: ExecutorProcess, holds, token: str | None = None, within_s: float = 10.0) -> Status:
+def status_until(
+    executor: ExecutorProcess, holds, token: str | None = None, within_s: float = 10.0
+) -> Status:
     """The first status for which `holds`."""
     until = time.monotonic() + within_s
     while not holds(status := executor.status(token)):
@@ -179,7 +181,9 @@ class Proxy:
             sock.close()
 
 
-def run_program(code: str, *args: str, timeout_s: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_program(
+    code: str, *args: str, timeout_s: float = 60.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs Python code in a process of its own, warnings being errors."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *args],

@@ -49,7 +49,10 @@ def pair(request):
 
 def generate(model, ids, options, device):
     torch.manual_seed(11)
-    options = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    options = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in options.items()
+    }
     return model.generate(ids.to(device), max_new_tokens=NEW, **{"do_sample": False, **options})
 
 

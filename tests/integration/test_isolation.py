@@ -31,7 +31,9 @@ print(all(map(torch.equal, got, expected)))
 
 def test_two_programs_at_once_draw_from_their_own_streams(executor):
     both = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, executor.url, seed], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, executor.url, seed], stdout=subprocess.PIPE, text=True
+        )
         for seed in ("1", "2")
     ]
     assert [program.communicate(timeout=90)[0] for program in both] == ["True\n", "True\n"]

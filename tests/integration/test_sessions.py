@@ -253,7 +253,10 @@ except remora.errors.SessionLost as error:
 """
     with executor_process("--lease", "1") as executor:
         client = subprocess.Popen(
-            [sys.executable, "-c", program, executor.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", program, executor.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert client.stdout.readline() == "[2.0, 2.0]\n"
         client.send_signal(signal.SIGSTOP)
@@ -342,7 +345,10 @@ print(torch.ones(2, device="remora").tolist())
 def test_a_killed_worker_ends_its_sessions_and_nothing_else():
     with executor_process() as executor:
         other = subprocess.Popen(
-            [sys.executable, "-c", OTHER, executor.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", OTHER, executor.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         remora.connect(executor.url)
         assert other.stdout.readline() == "[2.0, 2.0]\n"

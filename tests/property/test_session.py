@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from worker_endpoint import WorkerEndpoint
-
 import remora
 from remora.config import ClientSettings
 from remora.session import link
 from remora.session.connect import open_on
 from remora.transport.faulty import FaultyTransport, random_script
 from remora.transport.inprocess import InProcessTransport
+from worker_endpoint import WorkerEndpoint
 
 ACTIONS = ("put", "store", "add", "write", "drop", "fetch", "order", "fail", "idle")
 
@@ -55,7 +54,11 @@ def play(actions, device, idle=lambda: None):
         elif action == "order" and device == "remora":
             torch.remora.synchronize()
         elif action == "fail":
-            lost = torch.nn.functional.embedding(torch.full((1,), 9, device=device), x[:, None]) if device == "remora" else None
+            lost = (
+                torch.nn.functional.embedding(torch.full((1,), 9, device=device), x[:, None])
+                if device == "remora"
+                else None
+            )
             try:
                 if lost is not None:
                     lost.tolist()
@@ -81,7 +84,8 @@ def test_faults_change_nothing(actions, seed, channels):
         endpoint = WorkerEndpoint(Path(folder))
         script = random_script(random.Random(seed), channels, frames=6)
         session = open_on(
-            FaultyTransport(InProcessTransport(endpoint), script, lambda s: None), ClientSettings(grace_s=60.0)
+            FaultyTransport(InProcessTransport(endpoint), script, lambda s: None),
+            ClientSettings(grace_s=60.0),
         )
         session.link.notice = lambda text: None
         try:

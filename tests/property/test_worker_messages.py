@@ -12,8 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from worker_endpoint import LIMIT_NBYTES, worker_device
-
 from remora.executor.hop import SessionTerms
 from remora.executor.worker.memory import _data_nbytes
 from remora.executor.worker.session import WorkerSession
@@ -36,6 +34,7 @@ from remora.wire.messages import (
     Site,
     Values,
 )
+from worker_endpoint import LIMIT_NBYTES, worker_device
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,7 +61,11 @@ leaf = st.one_of(
     st.just(Hole("int")),
     st.just(Hole("float")),
     st.builds(Const, st.sampled_from([True, None, "mean", "/etc/passwd"])),
-    st.builds(Symbol, st.sampled_from(["dtype", "device", "layout", "complex"]), st.sampled_from(["float32", "executor", "save", "1j"])),
+    st.builds(
+        Symbol,
+        st.sampled_from(["dtype", "device", "layout", "complex"]),
+        st.sampled_from(["float32", "executor", "save", "1j"]),
+    ),
 )
 args = st.one_of(leaf, st.builds(lambda items: Items(tuple(items)), st.lists(leaf, max_size=3)))
 nodes = st.builds(
@@ -76,9 +79,19 @@ bodies = st.one_of(
     st.lists(nodes, max_size=5).map(lambda rows: Template(tuple(rows)).body), st.binary(max_size=30)
 )
 segments = st.integers(0, 12)
-groups_of = lambda *parts: st.lists(st.tuples(*parts), max_size=4).map(lambda rows: tuple(n for r in rows for n in r))  # noqa: E731
+
+
+def groups_of(*parts):
+    return st.lists(st.tuples(*parts), max_size=4).map(lambda rows: tuple(n for row in rows for n in row))
+
+
+def maybe(strategy):
+    return st.one_of(st.none(), strategy)
+
+
 names = groups_of(segments, small, small)
-maybe = lambda strategy: st.one_of(st.none(), strategy)  # noqa: E731
+shapes = st.lists(st.sampled_from([0, 1, 2, 3, 1 << 20, 1 << 47]), max_size=3).map(tuple)
+dtypes = st.sampled_from(["float32", "int64", "bool", "float9"])
 messages = st.one_of(
     st.builds(Define, st.integers(0, 3), bodies),
     st.builds(Site, st.integers(0, 3), st.integers(0, 3)),
@@ -93,7 +106,7 @@ messages = st.one_of(
         maybe(groups_of(small, small)),
         maybe(st.integers(0, 5)),
     ),
-    st.builds(Put, segments, st.sampled_from(["float32", "int64", "bool", "float9"]), st.lists(sizes.map(abs), max_size=3).map(tuple), st.binary(max_size=64)),
+    st.builds(Put, segments, dtypes, shapes, st.binary(max_size=64)),
     st.builds(Put, segments, st.just("float32"), st.just((2, 2)), st.just(bytes(16))),
     st.builds(Adopt, segments, st.just("float32"), st.just((4,)), st.just(bytes(32))),
     st.builds(Fetch, st.integers(0, 5), names, st.booleans()),

@@ -15,7 +15,12 @@ def gpt2(layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 
     import transformers
 
     config = transformers.GPT2Config(
-        n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, bos_token_id=0, eos_token_id=vocabulary - 1
+        n_layer=layers,
+        n_embd=width,
+        n_head=heads,
+        vocab_size=vocabulary,
+        bos_token_id=0,
+        eos_token_id=vocabulary - 1,
     )
     return _ready(transformers.GPT2LMHeadModel, config)
 

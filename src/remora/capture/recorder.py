@@ -64,7 +64,9 @@ class Step:
         self.n_slots = 0
         self.first = parent.first if parent is not None else False  # in a program's first segment
         self.ends = False  # the segment is cut behind this row
-        self.holes: list[int | float] | None = None  # of the last call recorded here, with its inputs' metadata
+        self.holes: list[int | float] | None = (
+            None  # of the last call recorded here, with its inputs' metadata
+        )
         self.metas: list[Any] | None = None
         self.outcome: Any = None  # and what it gave (device/infer.py)
 

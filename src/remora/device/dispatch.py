@@ -143,7 +143,7 @@ def _tell_default_dtype(recorder: Recorder) -> None:
 
 def _any_shadow(inputs: list[RemoraTensor]) -> bool:
     """Whether shadows have to be looked at; an op without inputs may get its first one."""
-    for tensor in inputs:  # noqa: SIM110  # any() costs a generator on the hot path
+    for tensor in inputs:  # any() costs a generator on the hot path
         if tensor._value.shadow is not None:
             return True
     return not inputs
@@ -200,7 +200,9 @@ def _encode_other(
     elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise NotSupported("symbolic sizes on the remora device; trace on meta or fake tensors instead")
     else:
-        raise NotSupported(f"an argument of type {type(item).__name__} ({item!r}) cannot travel to an executor")
+        raise NotSupported(
+            f"an argument of type {type(item).__name__} ({item!r}) cannot travel to an executor"
+        )
 
 
 def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
@@ -310,7 +312,13 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
 
 
 def _results(
-    recorder: Recorder, outcome: Outcome, row: int, inputs: list[RemoraTensor], func: Any, args: Any, kwargs: Any
+    recorder: Recorder,
+    outcome: Outcome,
+    row: int,
+    inputs: list[RemoraTensor],
+    func: Any,
+    args: Any,
+    kwargs: Any,
 ) -> Any:
     """The outputs of a row that is more than one fresh tensor, with their shadows."""
     folded = _update_shadows(outcome, inputs, func, args, kwargs)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from remora.capture.value import Value
-from remora.ops.dtypes import BY_NAME, tensor_from
 from remora.device.meta import contiguous_meta, intern
 from remora.device.shadow import known
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
+from remora.ops.dtypes import BY_NAME, tensor_from
 from remora.ops.layout import Meta
 
 
@@ -26,7 +26,9 @@ def download(tensor: RemoraTensor) -> torch.Tensor:
     flat = tensor_from(fetched.data, meta.dtype, tuple(meta.shape))
     if meta is contiguous_meta(meta.shape, meta.dtype) or flat.stride() == meta.stride:
         return flat
-    return torch.empty_like(meta.example(), device="cpu").copy_(flat)  # keeps dense strides, as a local copy does
+    return torch.empty_like(meta.example(), device="cpu").copy_(
+        flat
+    )  # keeps dense strides, as a local copy does
 
 
 def described(values: list[Value]) -> None:

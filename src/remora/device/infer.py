@@ -13,8 +13,8 @@ from remora.device.meta import TensorMeta, contiguous_meta, dense_order, intern,
 from remora.device.shadow import foldable
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
-from remora.ops.schema import OpTraits, traits
 from remora.ops.layout import Meta
+from remora.ops.schema import OpTraits, traits
 from remora.ops.torch_shapes import shape_rules
 
 _RULES = shape_rules()
@@ -50,7 +50,9 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
     """Finds the outcome of a call. Raises what PyTorch raises for wrong arguments."""
     known = traits(func)
     if known.metadata_only_write:
-        raise NotSupported(f"{op_name(func)} changes a tensor's own shape, which remora tensors do not support yet")
+        raise NotSupported(
+            f"{op_name(func)} changes a tensor's own shape, which remora tensors do not support yet"
+        )
     if _masked(args) if func is torch.ops.aten.index.Tensor else known.dynamic_shape:
         return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
     global misses
@@ -185,4 +187,3 @@ def _declare(func: Any, out: Any, is_view: bool) -> tuple[TensorMeta | int | Non
 def _container(func: Any) -> Any:
     """PyTorch returns a list for Tensor[] and a tuple for several returns."""
     return list if len(func._schema.returns) == 1 else tuple
-

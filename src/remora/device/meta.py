@@ -26,7 +26,9 @@ class TensorMeta:
         """A tensor on the meta device with this metadata, for running meta kernels."""
         if self._example is None:
             with torch.inference_mode(False):
-                span = self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+                span = (
+                    self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+                )
                 nbytes = 0 if 0 in self.shape else span
                 base = torch.empty(nbytes, dtype=self.dtype, device="meta")
                 self._example = base.as_strided(self.shape, self.stride, self.offset)

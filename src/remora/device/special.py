@@ -15,7 +15,9 @@ from remora.device.tensor import RemoraTensor, wrap
 from remora.device.upload import upload
 
 aten = torch.ops.aten
-_DEPTH = 6  # frames from a record made here to the program: special, learn, record, dispatch, the tensor's own
+_DEPTH = (
+    6  # frames from a record made here to the program: special, learn, record, dispatch, the tensor's own
+)
 
 
 def _item(func: Any, args: Any, kwargs: Any) -> Any:
@@ -79,7 +81,9 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
         return False
     recorder, _ = bound.need()
     value = target._value
-    alone = sys.getrefcount(value) == 3  # the tensor's, the one above, the call's: no alias sees the old value
+    alone = (
+        sys.getrefcount(value) == 3
+    )  # the tensor's, the one above, the call's: no alias sees the old value
     if not alone or not recorder.take_back(value, _BLANK):
         return False
     target._value = upload(source)._value

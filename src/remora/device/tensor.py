@@ -94,9 +94,7 @@ class RemoraTensor(torch.Tensor):
 def wrap(value: Value) -> RemoraTensor:
     """A new tensor for a value."""
     meta = value.meta
-    tensor = _make(
-        RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, DEVICE
-    )
+    tensor = _make(RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, DEVICE)
     tensor._value = value
     return tensor  # type: ignore[no-any-return]
 

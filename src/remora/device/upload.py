@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from remora.capture.value import Value
-from remora.ops.dtypes import bytes_of, dtype_name
 from remora.device.meta import contiguous_meta, dense_order
 from remora.device.shadow import Shadow, worth_keeping
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor, wrap
 from remora.errors import NotSupported
+from remora.ops.dtypes import bytes_of, dtype_name
 from remora.wire.limits import MAX_INLINE_NBYTES
 
 aten = torch.ops.aten
@@ -21,7 +21,9 @@ def upload(source: torch.Tensor) -> RemoraTensor:
     from remora.device.dispatch import record
 
     if source.layout != torch.strided or source.is_quantized or source.is_nested:
-        raise NotSupported(f"a {source.layout} tensor cannot travel to an executor; convert it with .to_dense()")
+        raise NotSupported(
+            f"a {source.layout} tensor cannot travel to an executor; convert it with .to_dense()"
+        )
     if source.is_meta:
         raise NotImplementedError("Cannot copy out of meta tensor; no data! Use torch.nn.Module.to_empty()")
     recorder, sink = bound.need()

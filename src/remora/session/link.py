@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
 from remora.capture.interrupts import uninterrupted
 from remora.config import ClientSettings
@@ -19,7 +20,10 @@ from remora.wire.messages import Done, Failed, Grant, Lost, ToClient, ToExecutor
 PING_AFTER_S = 2.0  # of silence while waiting
 SILENCE_S = 10.0  # without any sign of life: the link counts as cut
 REFUSED_S = 1.5  # an address where nobody listens any more is given up after this
+REQUEST_TRIES = 4
 PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
+
+T = TypeVar("T")
 
 
 class Link:
@@ -105,6 +109,24 @@ class Link:
                 return None
             self.check_alive()
             self._carefully(self._receive_one)
+
+    def persist(self, request: Callable[[], T]) -> T:
+        """Makes a request beside the channel; after a cut, again once the executor is reached again.
+
+        Raises:
+            SessionLost: it was not reached through the grace period.
+            ConnectError: it is reached, and the request fails all the same; Refused, AuthError: its answer.
+        """
+        for _ in range(REQUEST_TRIES - 1):
+            self.check_alive()
+            try:
+                return request()
+            except (AuthError, Refused):
+                raise
+            except ConnectError as error:
+                reason = str(error)
+            self._reconnect(reason)
+        return request()
 
     def idle(self) -> None:
         """Takes in what has arrived and gives a sign of life; after a cut, one quiet try to resume."""

@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from blake3 import blake3
+
 from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import CapturedTemplate, Recorder, Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
@@ -186,7 +188,8 @@ class Session:
             self._check_size(value, payload)
             data = bytearray(payload.nbytes)
             self.link.round_trips += 1
-            self.transport.get_bulk(self.grant, payload.bulk, memoryview(data))
+            bulk, into = payload.bulk, memoryview(data)
+            self.link.persist(lambda: self.transport.get_bulk(self.grant, bulk, into))
         return Fetched(payload.dtype, payload.shape, payload.stride, data)
 
     def _check_size(self, value: Value, payload: Payload) -> None:
@@ -221,7 +224,8 @@ class Session:
     def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
         with self.recorder.lock:
             self._check()
-            digest = self.uploads.ensure(data)
+            digest = blake3(data).digest()
+            self.link.persist(lambda: self.uploads.ensure(digest, data))
             with uninterrupted:
                 segment = self.recorder.number()
                 self.uploads.adopted(segment, digest)

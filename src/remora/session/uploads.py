@@ -32,11 +32,10 @@ class Uploads:
         self._nonce: bytes | None = None
         self._offer = True  # the first one finds out
 
-    def ensure(self, data: memoryview) -> bytes:
-        """The digest of `data`, which this session may adopt when this returns."""
-        digest = blake3(data).digest()
+    def ensure(self, digest: bytes, data: memoryview) -> None:
+        """When this returns, the session may adopt `data` by its digest."""
         if digest in self._values:
-            return digest
+            return
         again = digest in self._stored
         if (again or self._offer or data.nbytes >= ASK_NBYTES) and self._offered(digest, data):
             self._offer = True
@@ -46,7 +45,6 @@ class Uploads:
             self.transport.put_blob(self.grant, digest.hex(), data, self.progress)
             self.sent_nbytes += data.nbytes
         self._stored.add(digest)
-        return digest
 
     def adopted(self, segment: int, digest: bytes) -> None:
         """A value was made of a blob."""

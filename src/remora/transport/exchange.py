@@ -101,7 +101,9 @@ class Exchange:
             if refusal is not None:
                 raise refusal
         finally:
-            refusal = None  # else error and frame would hold each other, and all that the callers' frames hold
+            refusal = (
+                None  # else error and frame would hold each other, and all that the callers' frames hold
+            )
 
     def close(self) -> None:
         """Closes the connection; a request that another thread is waiting for ends with ConnectError."""

@@ -138,7 +138,9 @@ class DefaultDtype(msgspec.Struct, frozen=True, array_like=True, tag=11):
     dtype: Dtype
 
 
-ToExecutor = Define | Site | Run | Put | Adopt | Fetch | Free | Seed | RngState | Recover | Barrier | DefaultDtype
+ToExecutor = (
+    Define | Site | Run | Put | Adopt | Fetch | Free | Seed | RngState | Recover | Barrier | DefaultDtype
+)
 
 # ------------------------------------------------------------------ executor to client
 

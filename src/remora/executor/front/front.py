@@ -97,17 +97,12 @@ class Front:
         self.used_nbytes = 0
         for session in list(self.table.by_number.values()):
             if progress.session == session.number:
-                reason = (
-                    f"the worker died ({how}) while it ran row {progress.row} "
-                    f"of segment {progress.segment} of this session"
-                )
-                self.end(session, reason, progress)
-                continue
-            if progress.session:
-                reason = "another session's work ended the worker"
+                where = f"row {progress.row} of segment {progress.segment} of this session"
+                self.end(session, f"the worker died ({how}) while it ran {where}", progress)
+            elif progress.session:
+                self.end(session, "another session's work ended the worker")
             else:
-                reason = f"the worker died ({how})"
-            self.end(session, reason)
+                self.end(session, f"the worker died ({how})")
 
     def take_packet(self, kind: Kind, number: int, payload: bytes) -> None:
         if kind is Kind.USAGE:

@@ -44,10 +44,10 @@ class Intake:
         except BaseException:
             self._socket.close()
             raise
-        self._buffer = pool.spare.pop() or bytearray(2 * PIECE_NBYTES)
+        self._buffer = pool.spare.pop() or bytearray(PIECE_NBYTES)
 
     def receive(self, nbytes: int, take: Callable[[memoryview], None]) -> None:
-        """Blocking: gives `take` all `nbytes` in pieces; the memory of one stays until the next but one.
+        """Blocking: gives `take` all `nbytes`, in pieces whose memory is used again.
 
         Raises:
             ConnectionError: they do not all come; `take` got those that did.
@@ -55,12 +55,12 @@ class Intake:
         if self._early:
             take(memoryview(self._early))
         nbytes -= len(self._early)
-        half, other = memoryview(self._buffer)[:PIECE_NBYTES], memoryview(self._buffer)[PIECE_NBYTES:]
+        view = memoryview(self._buffer)
         while nbytes:
-            into, got = half[:nbytes], 0
+            got = 0
             try:
-                while got < len(into):
-                    n = self._socket.recv_into(into[got:])
+                while got < min(nbytes, PIECE_NBYTES):
+                    n = self._socket.recv_into(view[got : min(nbytes, PIECE_NBYTES)])
                     if not n:
                         raise ConnectionResetError("the body ended early")
                     got += n
@@ -68,9 +68,8 @@ class Intake:
                 raise ConnectionAbortedError(f"nothing came for {STALL_S:g} s") from None
             finally:
                 if got:
-                    take(into[:got])
+                    take(view[:got])
             nbytes -= got
-            half, other = other, half
 
     def stop(self) -> None:
         """Cuts the connection, which ends `receive`. May come at any time, also after `close`."""
@@ -93,7 +92,7 @@ class IntakePool:
     """Buffers and threads for a bounded number of intakes."""
 
     def __init__(self) -> None:
-        self.threads = ThreadPoolExecutor(3 * MAX_INTAKES, "remora-intake")  # to receive, store and hash
+        self.threads = ThreadPoolExecutor(2 * MAX_INTAKES, "remora-intake")  # one receives, one hashes
         self.spare = [bytearray() for _ in range(MAX_INTAKES)]
 
     def intake(self, request: web.Request, length: int) -> Intake | None:

@@ -8,7 +8,6 @@ import hmac
 import mmap
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,30 +91,14 @@ class Upload:
     async def receive(self, intake: Intake, nbytes: int, heard: Callable[[], None]) -> None:
         """As `feed`, with the threads of an intake, which also receive; `heard` is called on one of them."""
 
-        stored: Future[None] | None = None
-        hashed: Future[object] | None = None
-        at = self.offset
-
-        def finish_piece() -> None:
-            if stored is not None and hashed is not None:
-                wait([stored, hashed])
-                stored.result()
-                hashed.result()
-                self.offset = at
-                heard()
-
         def take(piece: memoryview) -> None:
-            nonlocal stored, hashed, at
-            finish_piece()
-            stored = intake.threads.submit(self._store, piece, at)
-            hashed = intake.threads.submit(self.hasher.update, piece)
-            at += len(piece)
-
-        def run() -> None:
+            hashing = intake.threads.submit(self.hasher.update, piece)
             try:
-                intake.receive(nbytes, take)
-            finally:
-                finish_piece()
+                self._store(piece, self.offset)
+            finally:  # the memory is used again
+                hashing.result()
+            self.offset += len(piece)
+            heard()
 
         def over(receiving: asyncio.Future[None]) -> None:
             self.intake = None
@@ -123,7 +106,7 @@ class Upload:
 
         self.task, self.intake = asyncio.current_task(), intake
         loop = asyncio.get_running_loop()
-        self.writing = loop.run_in_executor(intake.threads, run)
+        self.writing = loop.run_in_executor(intake.threads, intake.receive, nbytes, take)
         self.writing.add_done_callback(over)
         try:
             await self._written()

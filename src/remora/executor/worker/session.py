@@ -16,7 +16,7 @@ from remora.executor.worker.failure import MemoryLimit, is_fatal, kind_of, messa
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
-from remora.executor.worker.values import checked_dtype, Values, from_bytes, from_file
+from remora.executor.worker.values import Values, checked_dtype, from_bytes, from_file
 from remora.ir.graph import Template
 from remora.ir.node import Slot
 from remora.ops.dtypes import NAMES, bytes_of
@@ -25,6 +25,7 @@ from remora.wire.limits import MAX_INLINE_NBYTES
 from remora.wire.messages import (
     Adopt,
     Barrier,
+    DefaultDtype,
     Define,
     Done,
     Failed,
@@ -35,7 +36,6 @@ from remora.wire.messages import (
     Recover,
     RngState,
     Run,
-    DefaultDtype,
     Seed,
     Site,
     ToClient,

@@ -61,7 +61,9 @@ def test_after_it_the_session_goes_on_and_what_came_before_is_intact(net):
     assert good.shape == (1, 2)
     assert torch.isfinite(good).all().item()
     for lost in (bad, derived, derived + 1):
-        with pytest.raises(ExecutorError, match=r"never computed.*aten\.embedding\.default: index out of range"):
+        with pytest.raises(
+            ExecutorError, match=r"never computed.*aten\.embedding\.default: index out of range"
+        ):
             lost.sum().item()
 
 
@@ -79,7 +81,11 @@ def test_a_lost_input_spoils_only_the_rows_from_it_on(net):
 
 
 def test_a_failure_shows_at_any_kind_of_sync(net):
-    for sync in (torch.remora.synchronize, torch.remora.get_rng_state, lambda: torch.ones(9, device="remora").tolist()):
+    for sync in (
+        torch.remora.synchronize,
+        torch.remora.get_rng_state,
+        lambda: torch.ones(9, device="remora").tolist(),
+    ):
         with torch.no_grad():
             net(torch.tensor([50], device="remora"))
         with pytest.raises(ExecutorIndexError):
@@ -118,7 +124,9 @@ def test_an_op_that_the_executor_refuses_is_named_and_the_rows_before_it_run(con
         ]
         session._defined[-1] = n
         session._sites.count += 1
-        with pytest.raises(NotImplementedError, match=r"aten\.from_file\.default is not allowed.*touches the host"):
+        with pytest.raises(
+            NotImplementedError, match=r"aten\.from_file\.default is not allowed.*touches the host"
+        ):
             session._ask(Fetch(next(session._tickets), (segments[1], 2, 0)))
         reply = session._ask(Fetch(next(session._tickets), (segments[1], 0, 0)))
     assert reply.values[0].data == b"\0\0\0\x40"

@@ -1,0 +1,45 @@
+"""Sites: a repeated step finds the site whose last binding predicts it, layer by layer."""
+
+from __future__ import annotations
+
+from remora.session.sites import MAX_SITES_PER_TEMPLATE, Sites
+from remora.wire.binding import encode_run
+
+
+def run(sites, template, segment, names):
+    site, new = sites.choose(template, segment, names)
+    return (
+        site.index,
+        new,
+        encode_run(
+            site.memory, segment, site.index, names, [], (), (), None, None, frozenset(range(len(names)))
+        ),
+    )
+
+
+def test_layers_that_share_a_template_get_a_site_each_and_then_send_nothing():
+    sites = Sites()
+    layers = [[(1000 + 10 * layer + weight, 0, 0) for weight in range(8)] for layer in range(3)]
+    weights = frozenset(range(8))
+    for step in range(4):
+        for layer, names in enumerate(layers):
+            segment = 2000 + 3 * step + layer
+            site, new = sites.choose(0, segment, names)
+            said = encode_run(site.memory, segment, site.index, names, [], (), (), None, None, weights)
+            assert (site.index, new) == (layer, step == 0)
+            assert (said.slots is None) == (step > 0)
+
+
+def test_templates_never_share_a_site():
+    sites = Sites()
+    names = [(1, 0, 0)]
+    assert run(sites, 0, 10, names)[:2] == (0, True)
+    assert run(sites, 1, 11, names)[:2] == (1, True)
+    assert run(sites, 0, 12, names)[1] is False
+
+
+def test_the_number_of_sites_of_a_template_is_bounded():
+    sites = Sites()
+    for i in range(3 * MAX_SITES_PER_TEMPLATE):
+        run(sites, 0, 10_000 + i, [(100 * i + k, 0, 0) for k in range(8)])
+    assert sites.count <= MAX_SITES_PER_TEMPLATE + 1
