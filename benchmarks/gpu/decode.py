@@ -31,6 +31,12 @@ PROMPT = 512
 NEW_TOKENS = 64
 FORCED = 24  # teacher-forced steps
 TRIALS = 5
+# hidden size, inner size, layers, heads
+SHAPES = {
+    "llama-8b": (4096, 14336, 32, 32),
+    "llama-1b": (2048, 8192, 16, 32),
+    "tiny": (64, 128, 2, 8),
+}
 
 
 def log(text: str) -> None:
@@ -45,17 +51,18 @@ def make(name: str, device: str, tiny: bool) -> Any:
             config = transformers.GPT2Config(n_layer=2, n_embd=48, bos_token_id=0, eos_token_id=50256)
         kind: Any = transformers.GPT2LMHeadModel
     else:
-        shape = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)
-        if name == "llama-1b":
-            shape = dict(
-                hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32
-            )
-        if tiny:
-            shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=8)
+        hidden, inner, layers, heads = SHAPES["tiny" if tiny else name]
         config = transformers.LlamaConfig(
-            **shape, num_key_value_heads=8, vocab_size=128256, max_position_embeddings=8192,
-            bos_token_id=0, eos_token_id=128255,
-        )  # fmt: skip
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=8,
+            vocab_size=128256,
+            max_position_embeddings=8192,
+            bos_token_id=0,
+            eos_token_id=128255,
+        )
         kind = transformers.LlamaForCausalLM
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)

@@ -17,7 +17,8 @@ def test_steady_run_frame_costs_20_bytes() -> None:
 def test_repeated_step_sends_no_binding() -> None:
     memory = SiteMemory(0)
     weight, cache = (3, 0, 0), (599, 4, 0)
-    encode_run(memory, 600, 1, [weight, cache], [1, 0.5], (4, 0), (1, 4, 0))
+    uploaded = frozenset({0})
+    encode_run(memory, 600, 1, [weight, cache], [1, 0.5], (4, 0), (1, 4, 0), uploaded=uploaded)
     run = encode_run(memory, 601, 1, [weight, (600, 4, 0)], [1, 0.5], (4, 0), (1, 4, 0))
     assert run == Run(601, 1)
 

@@ -76,6 +76,7 @@ def record(func: Any, args: Any, kwargs: Any, depth: int = 1, outcome: Outcome |
             wire.append(tuple(kwargs))
             items = (*args, *kwargs.values())
         segment = recorder.segment
+        local = False
         try:
             for item in items:
                 kind = type(item)
@@ -96,8 +97,10 @@ def record(func: Any, args: Any, kwargs: Any, depth: int = 1, outcome: Outcome |
                 else:
                     _encode_other(item, recorder, wire, metas, holes, inputs)
         except _LocalTensor:
+            local = True
+        if local:
             recorder.repair()
-            value = None  # _fill_blank counts who knows the value
+            value = None  # special._fill_blank counts who knows the value
             return _with_uploads(func, args, kwargs, depth + 1)
         row_key = tuple(wire)
         after = step.next.get(row_key)
