@@ -65,6 +65,15 @@ def test_every_mode_gives_the_tokens_of_the_local_cpu(pair, mode):
         assert torch.equal(generate(remote, ids, options, "remora").cpu(), expected)
 
 
+@pytest.mark.parametrize("mode", ["greedy", "left padded beams", "static cache"])
+def test_inference_mode_changes_nothing(pair, mode):
+    local, remote = pair
+    ids, options = MODES[mode]
+    with torch.inference_mode():
+        got = generate(remote, ids, options, "remora").cpu()
+    assert torch.equal(got, generate(local, ids, options, "cpu"))
+
+
 class Collect(BaseStreamer):
     def __init__(self):
         self.tokens = []

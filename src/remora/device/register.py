@@ -17,7 +17,14 @@ from remora.ops.composites import COMPOSITES
 from remora.ops.schema import resolve
 
 _libraries: list[Any] = []  # registrations end when their library dies
-_SPARSE = ("sparse", "quantized", "cudnn", "mkldnn", "nested", "_make_dep_token", "from_file")
+# Ops that make a tensor from nothing, by base name. Looking through all ops for them takes 0.1 s at every
+# import; tests/unit/test_device_register.py looks, and fails when a PyTorch has more.
+FACTORIES = frozenset(
+    {"_efficientzerotensor", "arange", "bartlett_window", "blackman_window", "empty", "empty_permuted"}
+    | {"empty_strided", "eye", "fft_fftfreq", "fft_rfftfreq", "full", "hamming_window", "hann_window"}
+    | {"kaiser_window", "linspace", "logspace", "normal", "ones", "rand", "randint", "randn", "randperm"}
+    | {"range", "scalar_tensor", "tril_indices", "triu_indices", "zeros"}
+)
 
 
 def register() -> None:
@@ -46,18 +53,19 @@ def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
 def _register_factories(library: Any) -> None:
     """Ops that make a tensor from nothing have no tensor to dispatch on, so each gets a kernel."""
     for full_name in torch._C._dispatch_get_all_op_names():
-        if not full_name.startswith("aten::") or any(word in full_name for word in _SPARSE):
-            continue
         name, _, overload = full_name.removeprefix("aten::").partition(".")
-        try:
-            op = getattr(getattr(torch.ops.aten, name), overload or "default")
-        except (AttributeError, RuntimeError):
-            continue
-        arguments = op._schema.arguments
-        makes_tensor = len(op._schema.returns) == 1 and "Tensor" in str(op._schema.returns[0].type)
-        takes_tensor = any("Tensor" in str(argument.type) for argument in arguments)
-        if makes_tensor and not takes_tensor and any(argument.name == "device" for argument in arguments):
-            library.impl(full_name.removeprefix("aten::"), _factory(op), "PrivateUse1")
+        if name in FACTORIES and full_name.startswith("aten::"):
+            op = getattr(getattr(torch.ops.aten, name), overload or "default", None)
+            if op is not None and makes_from_nothing(op):
+                library.impl(full_name.removeprefix("aten::"), _factory(op), "PrivateUse1")
+
+
+def makes_from_nothing(op: Any) -> bool:
+    """Whether the op takes a device and no tensor, and gives one tensor."""
+    arguments = op._schema.arguments
+    makes_tensor = len(op._schema.returns) == 1 and "Tensor" in str(op._schema.returns[0].type)
+    takes_tensor = any("Tensor" in str(argument.type) for argument in arguments)
+    return makes_tensor and not takes_tensor and any(argument.name == "device" for argument in arguments)
 
 
 def _factory(op: Any) -> Any:

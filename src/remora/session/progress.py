@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 SHOW_AFTER_S = 1.0
 BURST_ENDS_S = 5.0  # of no upload
@@ -34,6 +35,9 @@ class UploadProgress:
             progress.update(task, completed=self._nbytes)
 
     def _show(self) -> None:
+        from rich.console import Console  # a third of a program's import time, and few need it
+        from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
         progress = Progress(
             TextColumn(f"uploading to {self.address}"),
             DownloadColumn(),

@@ -1,0 +1,70 @@
+"""A training step on the executor against the same on the local CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01, foreach=False),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+}
+
+
+def _train(device: str, optimizer: str) -> tuple[list[float], list[torch.Tensor]]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(16, 32), torch.nn.GELU(), torch.nn.LayerNorm(32), torch.nn.Linear(32, 4)
+    )
+    inputs, labels = torch.randn(8, 16), torch.randint(0, 4, (8,))
+    model.to(device)
+    inputs, labels = inputs.to(device), labels.to(device)
+    steps = OPTIMIZERS[optimizer](model.parameters())
+    losses = []
+    for _ in range(5):
+        steps.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        steps.step()
+        losses.append(loss.detach())
+    return [loss.item() for loss in losses], [parameter.detach().cpu() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_losses_and_parameters_equal_local(connected: None, optimizer: str) -> None:
+    losses, parameters = _train("remora", optimizer)
+    expected_losses, expected_parameters = _train("cpu", optimizer)
+    assert losses == expected_losses
+    for got, expected in zip(parameters, expected_parameters, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_default_dtype_travels(connected: None) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        half = torch.tensor([3, 4], device="remora") / 2
+        assert half.dtype == torch.float64
+        assert half.tolist() == [1.5, 2.0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (torch.tensor([3, 4], device="remora") / 2).dtype == torch.float32
+
+
+def test_data_takes_over_another_value_or_refuses(connected: None) -> None:
+    tensor = torch.zeros(4, device="remora")
+    tensor.data = torch.ones(4, device="remora")
+    assert tensor.tolist() == [1.0] * 4
+    with pytest.raises(NotImplementedError, match=r"\.data"):
+        tensor.data = torch.ones(5, device="remora")
+
+
+def test_composites_come_apart_in_inference_mode(connected: None) -> None:
+    with torch.inference_mode():
+        matrix = torch.arange(12.0, device="remora").reshape(3, 4)
+        product = torch.einsum("ij,kj->ik", matrix, matrix)
+        assert type(product.cpu()) is torch.Tensor
+        assert torch.equal(product.cpu(), matrix.cpu() @ matrix.cpu().T)
