@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def _train(device: str, optimizer: str) -> tuple[list[float], list[torch.Tensor]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_losses_and_parameters_equal_local(connected: None, optimizer: str) -> None:
+def test_losses_and_parameters_equal_local(connected: ModuleType, optimizer: str) -> None:
     losses, parameters = _train("remora", optimizer)
     expected_losses, expected_parameters = _train("cpu", optimizer)
     assert losses == expected_losses
@@ -52,7 +53,7 @@ def test_losses_and_parameters_equal_local(connected: None, optimizer: str) -> N
         assert torch.equal(got, expected)
 
 
-def test_default_dtype_travels(connected: None) -> None:
+def test_default_dtype_travels(connected: ModuleType) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         half = torch.tensor([3, 4], device="remora") / 2
@@ -63,7 +64,7 @@ def test_default_dtype_travels(connected: None) -> None:
     assert (torch.tensor([3, 4], device="remora") / 2).dtype == torch.float32
 
 
-def test_data_takes_over_another_value_or_refuses(connected: None) -> None:
+def test_data_takes_over_another_value_or_refuses(connected: ModuleType) -> None:
     tensor = torch.zeros(4, device="remora")
     tensor.data = torch.ones(4, device="remora")
     assert tensor.tolist() == [1.0] * 4
@@ -71,9 +72,20 @@ def test_data_takes_over_another_value_or_refuses(connected: None) -> None:
         tensor.data = torch.ones(5, device="remora")
 
 
-def test_composites_come_apart_in_inference_mode(connected: None) -> None:
+def test_composites_come_apart_in_inference_mode(connected: ModuleType) -> None:
     with torch.inference_mode():
         matrix = torch.arange(12.0, device="remora").reshape(3, 4)
         product = torch.einsum("ij,kj->ik", matrix, matrix)
         assert type(product.cpu()) is torch.Tensor
         assert torch.equal(product.cpu(), matrix.cpu() @ matrix.cpu().T)
+
+
+def test_moving_a_model_records_no_op_and_sends_each_tied_weight_once(connected: ModuleType) -> None:
+    first, second = torch.nn.Linear(256, 256, bias=False), torch.nn.Linear(256, 256, bias=False)
+    second.weight = first.weight
+    before = connected.stats()
+    model = torch.nn.Sequential(first, second).to("remora")
+    spent = connected.stats() - before
+    assert model[0].weight is model[1].weight
+    assert spent.ops == 0
+    assert spent.weights_bytes == 256 * 256 * 4

@@ -180,6 +180,7 @@ class Recorder:
         self.repair()
         self.created.remove(value.code)
         value.segment = NOWHERE
+        self.ops -= 1
         return True
 
     def learn(
