@@ -190,3 +190,12 @@ def test_unset_memory_is_never_another_sessions(session):
     site = program(session, Node("aten.empty.memory_format", (Items((Hole("int"),)),)))
     session.handle(Run(1, site, None, (0, 1000), (0, 0)))
     assert read(session, 1, 0, 0) == [0] * 1000
+
+
+def test_what_sites_remember_is_bounded(session, monkeypatch):
+    monkeypatch.setattr("remora.executor.worker.session.MAX_BOUND", 3)
+    session.handle(Put(1, "float32", (1,), ONE))
+    sites = [add_one(session) for _ in range(4)]
+    runs = [session.handle(Run(2 + n, site, (0, 0, 1, 0, 0))) for n, site in enumerate(sites)]
+    assert runs[:3] == [None] * 3
+    failed(runs[3], "bind more than 3", kind="memory")

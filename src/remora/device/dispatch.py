@@ -42,13 +42,15 @@ class _LocalTensor(Exception):
     """An argument is a CPU tensor, which has to be uploaded first."""
 
 
-def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
-    """Records an op that reached the Python key; one frame above is `__torch_dispatch__`."""
-    return record(func, args, kwargs, 3)
-
-
-def record(func: Any, args: Any, kwargs: Any, depth: int = 1, outcome: Outcome | None = None) -> Any:
-    """Records one op call and returns its lazy result.
+def record(
+    func: Any,
+    types: Any,
+    args: Any = (),
+    kwargs: Any = None,
+    depth: int = 1,
+    outcome: Outcome | None = None,
+) -> Any:
+    """Records one op call and returns its lazy result. It is itself the tensors' `__torch_dispatch__`.
 
     depth: how many Python frames above this one the program's own call is.
     outcome: if it has been inferred already.
@@ -251,7 +253,7 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
         store.add(key, outcome)
     if not outcome.unknown:
         memo[key] = outcome
-    return record(func, args, kwargs, depth + 1, outcome)
+    return record(func, (), args, kwargs, depth + 1, outcome)
 
 
 def _flat(items: Any) -> list[Any]:
@@ -311,7 +313,7 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
         return item
 
     moved = {name: move(item) for name, item in kwargs.items()} if kwargs else None
-    return record(func, [move(item) for item in args], moved, depth + 1)
+    return record(func, (), [move(item) for item in args], moved, depth + 1)
 
 
 def _results(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from remora.device import tensor as tensors
-from remora.device.dispatch import dispatch, record
+from remora.device.dispatch import record
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
@@ -35,7 +35,7 @@ def register() -> None:
 
     _setup_privateuseone_for_python_backend("remora", backend_module=DeviceModule("torch.remora"))
     tensors.DEVICE = torch.device("remora", 0)
-    tensors.dispatch = dispatch
+    RemoraTensor.__torch_dispatch__ = staticmethod(record)  # type: ignore[assignment,method-assign]
     library = torch.library.Library("aten", "IMPL")
     _libraries.append(library)
     _register_factories(library)
@@ -47,7 +47,7 @@ def register() -> None:
 
 
 def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
-    return dispatch(torch.ops.aten.copy_.default, (target, source), {})
+    return record(torch.ops.aten.copy_.default, (), (target, source), {}, 2)
 
 
 def _register_factories(library: Any) -> None:
@@ -77,7 +77,7 @@ def _factory(op: Any) -> Any:
         if kwargs.get("layout") not in (None, torch.strided):
             raise NotImplementedError(f"{op} with layout {kwargs['layout']} on the remora device")
         kwargs["device"] = tensors.DEVICE
-        return record(op, args, kwargs, 2)
+        return record(op, (), args, kwargs, 2)
 
     return make
 
@@ -97,7 +97,7 @@ def _composite(op: Any) -> Any:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if grad_enabled() and _needs_grad(args, kwargs):
             return op.decompose(*args, **kwargs)
-        return record(op, args, kwargs, 2)
+        return record(op, (), args, kwargs, 2)
 
     return kernel
 

@@ -15,9 +15,7 @@ from remora.device.tensor import RemoraTensor, wrap
 from remora.device.upload import upload
 
 aten = torch.ops.aten
-_DEPTH = (
-    6  # frames from a record made here to the program: special, learn, record, dispatch, the tensor's own
-)
+_DEPTH = 4  # frames from a record made here to the program: special, learn, record
 
 
 def _item(func: Any, args: Any, kwargs: Any) -> Any:
@@ -44,7 +42,7 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
                 return NotImplemented
             from remora.device.dispatch import record
 
-            return record(func, (source,), rest, _DEPTH)
+            return record(func, (), (source,), rest, _DEPTH)
         local = download(source)
         return func(local, **{**rest, "device": target}) if rest or target.type != "cpu" else local
     return NotImplemented
@@ -69,7 +67,7 @@ def _copy(func: Any, args: Any, kwargs: Any) -> Any:
         source = upload(source)
     from remora.device.dispatch import record
 
-    return record(aten.copy_.default, (target, source), {}, _DEPTH)
+    return record(aten.copy_.default, (), (target, source), {}, _DEPTH)
 
 
 _BLANK = frozenset({"aten.empty.memory_format", "aten.empty_strided.default"})

@@ -22,7 +22,8 @@ class RemoraTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatch(func, args, kwargs)
+        """Replaced by device/dispatch.py's `record` when the device is registered: no frame is between."""
+        raise NotSupported("the remora device is not registered; `import remora` first")
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -97,8 +98,3 @@ def wrap(value: Value) -> RemoraTensor:
     tensor = _make(RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, DEVICE)
     tensor._value = value
     return tensor  # type: ignore[no-any-return]
-
-
-def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
-    """Replaced by device/dispatch.py when the device is registered."""
-    raise NotSupported("the remora device is not registered; `import remora` first")

@@ -47,5 +47,5 @@ def upload(source: torch.Tensor) -> RemoraTensor:
         result = wrap(value)
         if order is not None:
             inverse = [order.index(dim) for dim in range(len(order))]
-            result = record(aten.permute.default, (result, inverse), {})
+            result = record(aten.permute.default, (), (result, inverse), {})
     return result

@@ -139,7 +139,7 @@ async def _proven(blob: Blob, given: str, nonce: bytes) -> bool:
         expected = await asyncio.to_thread(keyed_hash, blob.path, nonce)
     except FileNotFoundError:  # evicted
         return False
-    return hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogateescape"))
+    return hmac.compare_digest(expected.encode(), given.encode("utf-8", "replace"))
 
 
 def _alive(front: Front, session: Session) -> None:

@@ -168,6 +168,8 @@ class Front:
             raise Refuse("busy", "the executor is shutting down")
         worker = self.worker()
         memory = self.memory()
+        if not -(1 << 63) <= wants.seed < 1 << 64:
+            raise Refuse("protocol", "the seed does not fit into 64 bits")
         if wants.memory_nbytes > memory.capacity_nbytes:
             raise Refuse(
                 "memory",

@@ -58,7 +58,7 @@ async def json_body(request: web.Request, kind: type[T]) -> T:
     body = await body_of(request, MAX_JSON_NBYTES)
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refuse("protocol", f"malformed {kind.__name__}: {error}") from None
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from remora.executor.front.app import build_app
 from remora.executor.front.folder import base_folder, private_folder
@@ -40,8 +41,14 @@ class ServeOptions:
     until_stdin_closes: bool = False
 
 
+def _not_of_peer(record: logging.LogRecord) -> bool:
+    """What is no HTTP gets its 400, not a traceback in the log from everybody who reaches the port."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 def run(options: ServeOptions) -> int:
     """Serves until a signal; returns the exit code."""
+    logging.getLogger("aiohttp.server").addFilter(_not_of_peer)
     try:
         listener = _bind(options.host, options.port)
     except OSError as error:

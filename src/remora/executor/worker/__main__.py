@@ -38,7 +38,7 @@ from remora.executor.worker.rng import Generators
 from remora.executor.worker.session import Device, WorkerSession
 from remora.ops.permission import op_table, table_digest
 from remora.wire.codec import decode_to_executor, encode
-from remora.wire.messages import ToClient, Values
+from remora.wire.messages import Failed, ToClient, Values
 
 PROGRESS = struct.Struct("<IQI")  # session, segment, row: what runs now, for the front to read if we die
 USAGE_EVERY_S = 0.1
@@ -140,7 +140,7 @@ class Worker:
         for message in messages:
             PROGRESS.pack_into(self.progress, 0, session.number, getattr(message, "segment", 0), 0)
             reply = session.handle(message)
-            if isinstance(reply, Values):  # one alone may fill a frame
+            if isinstance(reply, (Values, Failed)):  # some of them together may be more than a frame holds
                 self.reply(session, [*replies, reply])
                 replies.clear()
             else:
@@ -187,7 +187,7 @@ class Worker:
 
     def spill(self, session: WorkerSession, data: memoryview) -> str:
         """Writes a large value where the front can send it from."""
-        waiting_nbytes = sum(session.bulks.values())
+        waiting_nbytes = sum(sum(other.bulks.values()) for other in self.sessions.values())
         if waiting_nbytes + data.nbytes > self.limit_nbytes:
             raise MemoryLimit(f"asked for {data.nbytes:,} bytes; {waiting_nbytes:,} wait to be read already")
         bulk = f"bulk-{secrets.token_hex(8)}"

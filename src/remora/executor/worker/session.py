@@ -21,7 +21,7 @@ from remora.ir.graph import Template
 from remora.ir.node import Slot
 from remora.ops.dtypes import NAMES, bytes_of
 from remora.wire.binding import Bound, Name, SiteMemory, decode_run, groups
-from remora.wire.limits import MAX_INLINE_NBYTES
+from remora.wire.limits import MAX_DIMS, MAX_INLINE_NBYTES
 from remora.wire.messages import (
     Adopt,
     Barrier,
@@ -44,8 +44,9 @@ from remora.wire.messages import (
 from remora.wire.messages import Values as ValuesReply
 
 MAX_PROGRAMS = 4  # per template: keep-sets differ a little while a program warms up
-MAX_TEMPLATES_NBYTES = 256 << 20  # a session, encoded
+MAX_TEMPLATES_NBYTES = 32 << 20  # a session, encoded; decoded they take 20 times as much
 MAX_VALUES = 1 << 18  # a session; an empty tensor takes memory too
+MAX_BOUND = 1 << 22  # slots and holes that the sites of a session remember
 MAX_SKIPPED = 4096  # segments whose failure is remembered
 MAX_FETCHED = 4096  # values in one reply
 MAX_REPLY_INLINE_NBYTES = 1 << 20  # of all values in one reply; larger ones go as bulk
@@ -100,6 +101,7 @@ class WorkerSession:
         self.restrided = [0]
         self._last_run = 0
         self._templates_nbytes = 0
+        self._bound = 0
         self._act: dict[type[Any], Callable[[Any], ToClient | None]] = {
             Define: self._define,
             Site: self._site,
@@ -183,6 +185,8 @@ class WorkerSession:
         self._last_run = message.segment
         memory = self.sites[message.site]
         defined = self.templates[memory.template]
+        if not memory.slots and not memory.holes:
+            self._count_bound(defined.template)
         bound = decode_run(memory, message, defined.template.n_slots, defined.template.holes)
         for name in bound.frees:
             self._free_one(name)
@@ -195,6 +199,12 @@ class WorkerSession:
             return None
         names = [(message.segment, row, out) for row, out in groups(message.wants, 2)]
         return self._values(message.ticket or 0, names, describe=False)
+
+    def _count_bound(self, template: Template) -> None:
+        """Raises MemoryLimit: a binding takes much more memory than its bytes on the wire."""
+        self._bound += template.n_slots + len(template.holes)
+        if self._bound > MAX_BOUND:
+            raise MemoryLimit(f"the session's sites bind more than {MAX_BOUND:,} values and numbers")
 
     def _execute(self, segment: int, defined: _Defined, bound: Bound) -> None:
         program = defined.programs.get(bound.keep)
@@ -302,6 +312,10 @@ class WorkerSession:
         return ValuesReply(ticket, tuple(payloads))
 
     def _payload(self, tensor: torch.Tensor, describe: bool, inline_nbytes: int) -> Payload:
+        if tensor.dim() > MAX_DIMS:
+            raise ProtocolError(
+                f"a tensor of {tensor.dim()} dimensions cannot travel; the limit is {MAX_DIMS}"
+            )
         dtype, shape = NAMES[tensor.dtype], tuple(tensor.shape)
         if describe:
             return Payload(dtype, shape, tensor.stride())
