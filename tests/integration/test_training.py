@@ -89,3 +89,12 @@ def test_moving_a_model_records_no_op_and_sends_each_tied_weight_once(connected:
     assert model[0].weight is model[1].weight
     assert spent.ops == 0
     assert spent.weights_bytes == 256 * 256 * 4
+
+
+def test_out_is_the_result_whatever_looks_like_it(connected: ModuleType) -> None:
+    with torch.inference_mode():
+        x, y = torch.arange(32.0, device="remora"), torch.ones(32, device="remora")
+        z = torch.zeros(32, device="remora")
+        assert torch.ops.aten.add.out(x, y, out=x) is x  # remembered by metadata, which z shares
+        assert torch.ops.aten.add.out(x, y, out=z) is z
+        assert z.tolist() == [n + 2.0 for n in range(32)]

@@ -64,11 +64,10 @@ class Step:
         self.n_slots = 0
         self.first = parent.first if parent is not None else False  # in a program's first segment
         self.ends = False  # the segment is cut behind this row
-        self.holes: list[int | float] | None = (
-            None  # of the last call recorded here, with its inputs' metadata
-        )
+        # of the last call recorded here: its numbers, its inputs' metadata, what it gave (device/infer.py)
+        self.holes: list[int | float] | None = None
         self.metas: list[Any] | None = None
-        self.outcome: Any = None  # and what it gave (device/infer.py)
+        self.outcome: Any = None
 
 
 @dataclass(frozen=True)
@@ -267,12 +266,10 @@ class Recorder:
             where.append(at.where)
             at = at.parent
         template = Template(tuple(reversed(nodes)))
-        captured = self._captured.get(template.id)
-        if captured is None:
-            captured = CapturedTemplate(template, len(self._captured), tuple(reversed(where)))
-            self._captured[template.id] = captured
-        else:
-            captured = CapturedTemplate(template, captured.index, tuple(reversed(where)))
+        known = self._captured.get(template.id)
+        index = known.index if known is not None else len(self._captured)
+        captured = CapturedTemplate(template, index, tuple(reversed(where)))  # one template, many places
+        self._captured.setdefault(template.id, captured)
         step.template = captured
         return captured
 

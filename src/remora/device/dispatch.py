@@ -17,12 +17,12 @@ from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.device import tensor as tensors
 from remora.device.encode import node_of
-from remora.device.infer import Outcome, infer
+from remora.device.infer import Outcome, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
-from remora.device.shadow import Shadow, fold
+from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
-from remora.device.special import SPECIAL
+from remora.device.special import SPECIAL, only_a_row
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 from remora.ops.composites import COMPOSITES
@@ -237,33 +237,21 @@ def _add_to_key(items: Any, key: list[Any]) -> None:
 def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     """A call that the memo does not know: moves data, or is looked up on disk, or is inferred."""
     recorder.repair()
-    special = SPECIAL.get(func)
-    if special is not None:
-        result = special(func, args, kwargs or {})
-        if result is not NotImplemented:
-            return result
-    known = traits(func)
-    if known.composite and known.name not in COMPOSITES:
+    result = SPECIAL.get(func, only_a_row)(func, args, kwargs or {})
+    if result is not NotImplemented:
+        return result
+    facts = traits(func)
+    if facts.composite and facts.name not in COMPOSITES:
         return func.decompose(*args, **(kwargs or {}))  # under inference_mode composites arrive whole
     key = memo_key(func, args, kwargs)
     outcome = store.find(key)
     if outcome is None:
-        inputs = [item for item in _flat((*args, *(kwargs or {}).values())) if isinstance(item, RemoraTensor)]
+        inputs = remora_tensors((*args, *(kwargs or {}).values()))
         outcome = infer(func, args, kwargs or {}, inputs)
         store.add(key, outcome)
     if not outcome.unknown:
         memo[key] = outcome
     return record(func, (), args, kwargs, depth + 1, outcome)
-
-
-def _flat(items: Any) -> list[Any]:
-    flat: list[Any] = []
-    for item in items:
-        if isinstance(item, (list, tuple)):
-            flat += _flat(item)
-        else:
-            flat.append(item)
-    return flat
 
 
 def _step(
@@ -294,11 +282,9 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     """Moves the CPU tensors that PyTorch allows beside device tensors (numbers, indices), then records."""
     from remora.device.upload import upload
 
-    special = SPECIAL.get(func)
-    if special is not None:
-        result = special(func, args, kwargs or {})
-        if result is not NotImplemented:
-            return result
+    result = SPECIAL.get(func, only_a_row)(func, args, kwargs or {})
+    if result is not NotImplemented:
+        return result
 
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor) and type(item) is not RemoraTensor:
@@ -346,13 +332,8 @@ def _results(
 
 def _update_shadows(outcome: Outcome, inputs: list[RemoraTensor], func: Any, args: Any, kwargs: Any) -> Any:
     """Folds the op where it can be, and marks shadows that a write makes stale. Returns the folded outputs."""
-    if outcome.foldable:
-        for tensor in inputs:
-            shadow = tensor._value.shadow
-            if shadow is None or not shadow.valid[0]:
-                break
-        else:
-            return fold(func, args, kwargs, RemoraTensor)
+    if outcome.foldable and all(known(tensor._value) is not None for tensor in inputs):
+        return fold(func, args, kwargs, RemoraTensor)
     for index in outcome.stale:
         shadow = inputs[index]._value.shadow
         if shadow is not None:

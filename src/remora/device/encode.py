@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from remora.capture.recorder import Recorder
-from remora.capture.value import OUT_BITS
+from remora.capture.value import OUT_BITS, OUT_MASK
 from remora.device.tensor import RemoraTensor
 from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
+from remora.ops.schema import op_name
 
 
 def node_of(
@@ -21,7 +22,7 @@ def node_of(
         if isinstance(item, RemoraTensor):
             value = item._value
             if value.segment == recorder.segment:
-                return Ref(value.code >> OUT_BITS, value.code & ((1 << OUT_BITS) - 1))
+                return Ref(value.code >> OUT_BITS, value.code & OUT_MASK)
             return Slot(recorder.slots[value])
         if isinstance(item, (bool, str)) or item is None:
             return Const(item)
@@ -41,11 +42,6 @@ def node_of(
         tuple((name, arg(item)) for name, item in kwargs.items()) if kwargs else (),
         layouts,
     )
-
-
-def op_name(func: Any) -> str:
-    """`aten.name.overload` of an OpOverload."""
-    return f"{func._schema.name.replace('::', '.')}.{func._schema.overload_name or 'default'}"
 
 
 _KINDS = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from remora.device.encode import op_name
 from remora.device.meta import TensorMeta, contiguous_meta, dense_order, intern, meta_of
 from remora.device.shadow import foldable
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 from remora.ops.layout import Meta
-from remora.ops.schema import OpTraits, traits
+from remora.ops.schema import OpTraits, Place, op_name, traits
 from remora.ops.torch_shapes import shape_rules
 
 _RULES = shape_rules()
@@ -62,7 +61,9 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
         outs = _by_meta_kernel(func, args, kwargs, inputs)
     if outs is None:
         return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
-    return _outcome(func, known, outs, inputs, _written(known, args, kwargs, inputs))
+    written = {out: _positions(place, args, kwargs) for out, place in known.written}
+    stale = tuple(index for place in known.mutates for index in _positions(place, args, kwargs))
+    return _outcome(func, known, outs, inputs, written, stale)
 
 
 def _masked(args: Any) -> bool:
@@ -95,7 +96,6 @@ def _by_rule(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Any:
     examples = {id(tensor): tensor._value.meta.example() for tensor in inputs}
-    place = {id(examples[id(tensor)]): index for index, tensor in reversed(list(enumerate(inputs)))}
 
     def to_meta(item: Any) -> Any:
         if isinstance(item, RemoraTensor):
@@ -119,28 +119,45 @@ def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor
             tensor._value.meta._example = None
         raise NotSupported(f"{op_name(func)} resizes its output, which remora tensors do not support yet")
 
-    def result(out: Any) -> Any:
-        if not isinstance(out, torch.Tensor):
-            return out
-        position = place.get(id(out))
-        return out if position is None else position
-
-    return [result(out) for out in outs] if isinstance(outs, (list, tuple)) else result(outs)
+    return list(outs) if isinstance(outs, (list, tuple)) else outs
 
 
-def _written(known: OpTraits, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> tuple[int, ...]:
-    """Positions among the tensor inputs that the op writes."""
-    written: set[int] = set()
-    for place in known.mutates:
-        target = kwargs.get(place) if isinstance(place, str) else args[place] if place < len(args) else None
-        tensors = target if isinstance(target, (list, tuple)) else (target,)
-        written |= {id(tensor) for tensor in tensors if tensor is not None}
-    return tuple(index for index, tensor in enumerate(inputs) if id(tensor) in written)
+def _positions(place: Place, args: Any, kwargs: Any) -> tuple[int, ...]:
+    """Positions among the tensor inputs of the tensors that stand at a place of the call.
+
+    By place and not by identity: the outcome is remembered for other tensors with the same metadata.
+    """
+    before = args[:place] if isinstance(place, int) else (*args, *_until(place, kwargs))
+    at = kwargs.get(place) if isinstance(place, str) else args[place] if place < len(args) else None
+    first = len(remora_tensors(before))
+    return tuple(range(first, first + len(remora_tensors((at,)))))
+
+
+def _until(name: str, kwargs: Any) -> list[Any]:
+    """The keyword arguments that stand before `name`."""
+    return list(kwargs.values())[: list(kwargs).index(name)] if name in kwargs else list(kwargs.values())
+
+
+def remora_tensors(items: Any) -> list[RemoraTensor]:
+    """The remora tensors among arguments, lists included, in the order of a call's tensor inputs."""
+    found: list[RemoraTensor] = []
+    for item in items:
+        if isinstance(item, RemoraTensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            found += remora_tensors(item)
+    return found
 
 
 def _outcome(
-    func: Any, known: OpTraits, outs: Any, inputs: list[RemoraTensor], written: tuple[int, ...]
+    func: Any,
+    known: OpTraits,
+    outs: Any,
+    inputs: list[RemoraTensor],
+    written: dict[int, tuple[int, ...]],
+    stale: tuple[int, ...],
 ) -> Outcome:
+    """written: for each output that is a written argument, its positions among the inputs."""
     single = not isinstance(outs, list)
     listed = [outs] if single else outs
     if any(isinstance(out, (bool, float)) for out in listed):
@@ -148,14 +165,18 @@ def _outcome(
     is_view = bool(known.views) and not known.mutates
     metas: list[TensorMeta | int | None] = []
     layouts: list[tuple[int, ...]] = []
-    for out in listed:
-        meta, layout = _declare(func, out, is_view)
+    for number, out in enumerate(listed):
+        if number in written:
+            meta, layout = written[number][0], ()
+        else:
+            meta, layout = _declare(out, is_view)
         metas.append(meta)
         layouts.append(layout)
     fresh = [meta for meta in metas if isinstance(meta, TensorMeta)]
     in_metas = [tensor._value.meta for tensor in inputs]
     can_fold = foldable(known, in_metas, fresh)
-    stale = tuple(range(len(inputs))) if is_view and not can_fold else written
+    if is_view and not can_fold:
+        stale = tuple(range(len(inputs)))
     return Outcome(
         tuple(metas),
         single,
@@ -167,21 +188,18 @@ def _outcome(
     )
 
 
-def _declare(func: Any, out: Any, is_view: bool) -> tuple[TensorMeta | int | None, tuple[int, ...]]:
+def _declare(out: Any, is_view: bool) -> tuple[TensorMeta | None, tuple[int, ...]]:
     """The metadata that the client declares for an output, and the layout that the executor enforces."""
-    if out is None or isinstance(out, int):
-        return out, ()
+    if out is None:
+        return None, ()
     if isinstance(out, TensorMeta):
-        if is_view or out.example().is_contiguous():
-            return out, ()
-        order = dense_order(out.example())
-        return out, order or ()
-    if is_view or out.is_contiguous():
-        return meta_of(out), ()
-    order = dense_order(out)
-    if order is None:
-        return contiguous_meta(out.shape, out.dtype), ()
-    return meta_of(out), order
+        meta, example = out, out.example()
+    else:
+        meta, example = meta_of(out), out
+    if is_view or example.is_contiguous():
+        return meta, ()
+    order = dense_order(example)
+    return (meta, order) if order is not None else (contiguous_meta(meta.shape, meta.dtype), ())
 
 
 def _container(func: Any) -> Any:

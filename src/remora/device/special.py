@@ -18,6 +18,11 @@ aten = torch.ops.aten
 _DEPTH = 4  # frames from a record made here to the program: special, learn, record
 
 
+def only_a_row(func: Any, args: Any, kwargs: Any) -> Any:
+    """What is not special: NotImplemented, as a special op says for a call that moves no data."""
+    return NotImplemented
+
+
 def _item(func: Any, args: Any, kwargs: Any) -> Any:
     value = args[0]._value
     local = known(value)
@@ -79,9 +84,8 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
         return False
     recorder, _ = bound.need()
     value = target._value
-    alone = (
-        sys.getrefcount(value) == 3
-    )  # the tensor's, the one above, the call's: no alias sees the old value
+    # the tensor's, the one above, the call's: no alias sees the old value
+    alone = sys.getrefcount(value) == 3
     if not alone or not recorder.take_back(value, _BLANK):
         return False
     target._value = upload(source)._value

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import msgspec
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 OpName = Annotated[str, msgspec.Meta(max_length=200, pattern=r"(?a)^[A-Za-z_]\w*(\.\w+){2}\Z")]
 Keyword = Annotated[str, msgspec.Meta(max_length=64, pattern=r"(?a)^[A-Za-z_]\w*\Z")]
