@@ -356,6 +356,16 @@ def product(ndim: int) -> Any:
     return strategy
 
 
+def grouped_mm(draw: Draw) -> Any:
+    """bfloat16, sizes of 16 bytes: what PyTorch's own meta kernel takes."""
+    g, *sizes = draw(st.integers(1, 3)), *(8 * draw(st.integers(1, 2)) for _ in range(3))
+    m, k, n = sizes
+    a, b = draw(st.sampled_from([((m, k), (g, k, n)), ((g, m, k), (k, n)), ((m, k), (k, n))]))
+    made = [Layout(s, torch.empty(s, device="meta").stride(), 0, torch.bfloat16) for s in (a, b)]
+    whole = k if len(a) == len(b) else n if len(b) == 2 else m
+    return [*made, Layout((g,), (1,), 0, torch.int32, whole)], {}
+
+
 def addmm(draw: Draw) -> Any:
     (a, b), _ = product(2)(draw)
     bias = tensor(draw, partner(draw, (a.shape[0], b.shape[1])), [a.dtype])
@@ -527,6 +537,7 @@ FAMILIES: dict[Any, str] = {
     product(2): "mm",
     product(3): "bmm",
     addmm: "addmm",
+    grouped_mm: "_grouped_mm",
     linear: "linear",
     matmul: "matmul",
     attention: "scaled_dot_product_attention",

@@ -13,6 +13,7 @@ from remora.device.dispatch import record
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
+from remora.device.special import SPECIAL
 from remora.device.tensor import RemoraTensor
 from remora.ops.composites import COMPOSITES, DIFFERENTIABLE
 from remora.ops.schema import resolve
@@ -47,6 +48,7 @@ def register() -> None:
     _register_factories(library)
     _register_composites(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")
+    library.impl("_local_scalar_dense", _number, "PrivateUse1")
     for patch in PATCHES:
         patch.apply()
     atexit.register(store.save)
@@ -54,6 +56,11 @@ def register() -> None:
 
 def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
     return record(torch.ops.aten.copy_.default, (), (target, source), {}, 2)
+
+
+def _number(tensor: Any) -> Any:
+    """`torch.tensor([t, u])` asks for the numbers of tensors past `__torch_dispatch__`."""
+    return SPECIAL[torch.ops.aten._local_scalar_dense.default](None, (tensor,), {})
 
 
 def _register_factories(library: Any) -> None:
