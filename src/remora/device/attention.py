@@ -39,8 +39,13 @@ def attend(
         return aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
         )[0]
-    return aten.scaled_dot_product_attention.default.decompose(
-        *tensors, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    return aten.scaled_dot_product_attention.default._op_dk(
+        torch._C.DispatchKey.CompositeImplicitAutograd,
+        *tensors,
+        dropout_p,
+        is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ def _register_composites(library: Any) -> None:
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
-    apart = _APART.get(op, op.decompose)
+    apart = _APART.get(op, _kernel_of_parts(op))
     folds = _FOLDS.get(op)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
@@ -117,10 +118,15 @@ def _composite(op: Any) -> Any:
 
     def product(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
         if (grad_enabled() and _needs_grad((first, second, *args), kwargs)) or folds(first, second):
-            return op.decompose(first, second, *args, **kwargs)
+            return apart(first, second, *args, **kwargs)
         return record(op, (), (first, second, *args), kwargs, 2)
 
     return kernel if folds is None else product
+
+
+def _kernel_of_parts(op: Any) -> Any:
+    """PyTorch's own way of taking it apart; `op.decompose` may take a compiler's, which rounds otherwise."""
+    return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def _linear_folds(x: torch.Tensor, weight: torch.Tensor) -> bool:
