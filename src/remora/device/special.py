@@ -84,8 +84,8 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
         return False
     recorder, _ = bound.need()
     value = target._value
-    # the tensor's, the one above, the call's: no alias sees the old value
-    alone = sys.getrefcount(value) == 3
+    # the tensor's, the recorder's, the one above, the call's: no alias sees the old value
+    alone = sys.getrefcount(value) == 4
     if not alone or not recorder.take_back(value, _BLANK):
         return False
     target._value = upload(source)._value
