@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import functools
 from typing import Any
 
 import torch
 
 from remora.device import tensor as tensors
+from remora.device.attention import attend
 from remora.device.dispatch import record
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
+from remora.device.special import SPECIAL
 from remora.device.tensor import RemoraTensor
-from remora.ops.composites import COMPOSITES
+from remora.ops.composites import COMPOSITES, DIFFERENTIABLE
 from remora.ops.schema import resolve
 
 _libraries: list[Any] = []  # registrations end when their library dies
@@ -25,6 +28,11 @@ FACTORIES = frozenset(
     | {"kaiser_window", "linspace", "logspace", "normal", "ones", "rand", "randint", "randn", "randperm"}
     | {"range", "scalar_tensor", "tril_indices", "triu_indices", "zeros"}
 )
+
+
+_APART = {
+    torch.ops.aten.scaled_dot_product_attention.default: attend
+}  # how a composite is taken apart for autograd
 
 
 def register() -> None:
@@ -41,6 +49,7 @@ def register() -> None:
     _register_factories(library)
     _register_composites(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")
+    library.impl("_local_scalar_dense", _number, "PrivateUse1")
     for patch in PATCHES:
         patch.apply()
     atexit.register(store.save)
@@ -48,6 +57,11 @@ def register() -> None:
 
 def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
     return record(torch.ops.aten.copy_.default, (), (target, source), {}, 2)
+
+
+def _number(tensor: Any) -> Any:
+    """`torch.tensor([t, u])` asks for the numbers of tensors past `__torch_dispatch__`."""
+    return SPECIAL[torch.ops.aten._local_scalar_dense.default](None, (tensor,), {})
 
 
 def _register_factories(library: Any) -> None:
@@ -87,19 +101,47 @@ def _register_composites(library: Any) -> None:
     for name in COMPOSITES:
         op = resolve(name)
         kernel = _composite(op)
-        library.impl(op.name(), kernel, "AutogradPrivateUse1")
+        if name not in DIFFERENTIABLE:
+            library.impl(op.name(), kernel, "AutogradPrivateUse1")
         library.impl(op.name(), kernel, "PrivateUse1")
 
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
+    apart = _APART.get(op, _kernel_of_parts(op))
+    folds = _FOLDS.get(op)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if grad_enabled() and _needs_grad(args, kwargs):
-            return op.decompose(*args, **kwargs)
+            return apart(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
-    return kernel
+    def product(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
+        if (grad_enabled() and _needs_grad((first, second, *args), kwargs)) or folds(first, second):
+            return apart(first, second, *args, **kwargs)
+        return record(op, (), (first, second, *args), kwargs, 2)
+
+    return kernel if folds is None else product
+
+
+def _kernel_of_parts(op: Any) -> Any:
+    """PyTorch's own way of taking it apart; `op.decompose` may take a compiler's, which rounds otherwise."""
+    return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+def _linear_folds(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return weight.requires_grad and not x.is_contiguous()
+
+
+def _matmul_folds(x: torch.Tensor, y: torch.Tensor) -> bool:
+    if x.requires_grad and x.dim() <= 2:
+        return y.dim() > 2
+    return y.requires_grad and y.dim() <= 2 < x.dim() and not x.is_contiguous()
+
+
+# Where PyTorch folds a batch into one product because a weight wants gradients, even if none are recorded now:
+# other bits than a batched product, and the executor's weights want none.
+_FOLDS = {torch.ops.aten.linear.default: _linear_folds, torch.ops.aten.matmul.default: _matmul_folds}
 
 
 def _needs_grad(args: Any, kwargs: Any) -> bool:

@@ -108,6 +108,15 @@ def _equal(func: Any, args: Any, kwargs: Any) -> Any:
     return bool((first == second).all().item())
 
 
+def _histc(func: Any, args: Any, kwargs: Any) -> Any:
+    """Programs give whole numbers to every device but "cpu", whose kernel counts floats alone."""
+    _, sink = bound.need()
+    source = args[0]
+    if source.is_floating_point() or sink.executor_device != "cpu":
+        return NotImplemented
+    return func(source.float(), *args[1:], **kwargs).to(source.dtype)
+
+
 SPECIAL: dict[Any, Any] = {
     aten._local_scalar_dense.default: _item,
     aten._to_copy.default: _to_copy,
@@ -117,4 +126,5 @@ SPECIAL: dict[Any, Any] = {
     aten.lift_fresh.default: _itself,
     aten.detach_.default: _itself,
     aten.equal.default: _equal,
+    aten.histc.default: _histc,
 }

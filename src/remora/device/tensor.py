@@ -38,8 +38,8 @@ class RemoraTensor(torch.Tensor):
     __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
-        if self.dim() == 0 and spec:
-            return format(self.item(), spec)
+        if self.dim() == 0:
+            return format(self.item(), spec)  # programs make names of numbers: f"expert_{index}"
         return str(self) if not spec else format(str(self), spec)
 
     def numpy(self, *, force: bool = False) -> Any:
