@@ -33,6 +33,7 @@ _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
+_is_inference_mode_enabled = torch.is_inference_mode_enabled
 _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
 
 memo: dict[tuple[Any, ...], Outcome] = {}
@@ -147,11 +148,11 @@ def _tell_default_dtype(recorder: Recorder) -> None:
 
 
 def _any_shadow(inputs: list[RemoraTensor]) -> bool:
-    """Whether shadows have to be looked at; an op without inputs may get its first one."""
+    """Whether shadows, or a view's kind, have to be looked at; an op without inputs may get its first shadow."""
     for tensor in inputs:  # any() costs a generator on the hot path
         if tensor._value.shadow is not None:
             return True
-    return not inputs
+    return not inputs or _is_inference_mode_enabled()
 
 
 def _encode_list(
@@ -315,6 +316,7 @@ def _results(
     folded = _update_shadows(outcome, inputs, func, args, kwargs)
     if folded is not None and outcome.single:
         folded = (folded,)
+    wrap = tensors.view_of(inputs[0]) if outcome.is_view and inputs else tensors.wrap
     cell = inputs[0]._value.shadow.valid if folded is not None and outcome.is_view and inputs else None
     results: list[Any] = []
     for out, meta in enumerate(outcome.outs):
@@ -324,7 +326,7 @@ def _results(
             recorder.created.append(code)
             if folded is not None:
                 value.shadow = Shadow(folded[out], cell)  # a view shares its base's validity
-            results.append(tensors.wrap(value))
+            results.append(wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
     return results[0] if outcome.single else outcome.container(results)

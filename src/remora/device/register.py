@@ -6,13 +6,16 @@ import atexit
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from remora.device import tensor as tensors
 from remora.device.dispatch import record
+from remora.device.engine import StreamGuard
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
 from remora.device.tensor import RemoraTensor
+from remora.device.zero_tensor import efficient_zeros
 from remora.ops.composites import COMPOSITES
 from remora.ops.schema import resolve
 
@@ -33,7 +36,9 @@ def register() -> None:
         return
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-    _setup_privateuseone_for_python_backend("remora", backend_module=DeviceModule("torch.remora"))
+    _setup_privateuseone_for_python_backend(
+        "remora", backend_module=DeviceModule("torch.remora"), device_guard=StreamGuard()
+    )
     tensors.DEVICE = torch.device("remora", 0)
     RemoraTensor.__torch_dispatch__ = staticmethod(record)  # type: ignore[assignment,method-assign]
     library = torch.library.Library("aten", "IMPL")
@@ -57,7 +62,8 @@ def _register_factories(library: Any) -> None:
         if name in FACTORIES and full_name.startswith("aten::"):
             op = getattr(getattr(torch.ops.aten, name), overload or "default", None)
             if op is not None and makes_from_nothing(op):
-                library.impl(full_name.removeprefix("aten::"), _factory(op), "PrivateUse1")
+                kernel = efficient_zeros if name == "_efficientzerotensor" else _factory(op)
+                library.impl(full_name.removeprefix("aten::"), kernel, "PrivateUse1")
 
 
 def makes_from_nothing(op: Any) -> bool:
@@ -95,22 +101,24 @@ def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if grad_enabled() and _needs_grad(args, kwargs):
+        # inside a dual level any tensor may carry a tangent, which a whole row would lose
+        if forward_ad._current_level >= 0 or not _stays_whole(args, kwargs, grad_enabled()):
             return op.decompose(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
     return kernel
 
 
-def _needs_grad(args: Any, kwargs: Any) -> bool:
+def _stays_whole(args: Any, kwargs: Any, grad: bool) -> bool:
+    """Whether no tensor among the arguments needs a gradient, nor is of a kind that only its parts can take."""
     for items in (args, kwargs.values()):
         for item in items:
             if isinstance(item, torch.Tensor):
-                if item.requires_grad:
-                    return True
-            elif isinstance(item, (list, tuple)) and _needs_grad(item, {}):
-                return True
-    return False
+                if type(item) is not RemoraTensor or (grad and item.requires_grad):
+                    return False
+            elif isinstance(item, (list, tuple)) and not _stays_whole(item, {}, grad):
+                return False
+    return True
 
 
 __all__ = ["RemoraTensor", "register"]
