@@ -73,6 +73,10 @@ class Session:
         self._sites = Sites()
         self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
 
+    @property
+    def executor_device(self) -> str:
+        return self.grant.device
+
     # -- steps
 
     def _commit_segment(self, segment: Segment) -> None:
@@ -111,7 +115,7 @@ class Session:
             frees,
             wants,
             ticket,
-            segment.uploaded(),
+            segment.uploaded() | site.fixed,
         )
         self._outbox.append(run)
         self._sent[number] = captured
