@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from remora.device import engine
+from remora.device import engine, optimizers
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ def _probe_swap() -> str | None:
 
 
 PATCHES = (
+    Patch(
+        "foreach-optimizers",
+        "optimizers run a row per parameter for tensor classes that they were not told of",
+        optimizers.install,
+        optimizers.probe,
+    ),
     Patch(
         "single-threaded-backward",
         "the autograd engine's threads, and errors on their way out of it, end the process for a device in Python",
