@@ -26,7 +26,12 @@ from remora.ir.node import Node
 FIRST_CUT_ROWS = 32  # a program's first segment is short, so that the executor starts early
 MIN_CUT_ROWS = 144  # from here on, a segment ends at the next row that is a natural boundary,
 MAX_CUT_ROWS = 512  # or here at the latest
-BOUNDARIES = 24  # one call site in so many is a boundary
+# one call site in so many is a boundary; in more and more of a loop that has few call sites
+BOUNDARIES = (
+    (256, 24),
+    (384, 8),
+    (MAX_CUT_ROWS, 2),
+)  # up to so many rows, in steps that divide the one before
 MAX_STEPS = 1_000_000  # then the trie starts anew; only speed is lost
 
 NOWHERE = 0  # the segment of values that never were
@@ -290,4 +295,5 @@ def _ends(rows: int, first: bool, node: Node, frame: FrameType | None) -> bool:
     if rows >= MAX_CUT_ROWS or frame is None:
         return rows >= MAX_CUT_ROWS
     site = f"{node.op} {frame.f_code.co_qualname} {frame.f_lasti}"
-    return zlib.crc32(site.encode()) % BOUNDARIES == 0
+    one_in = next(one_in for below, one_in in BOUNDARIES if rows < below)
+    return zlib.crc32(site.encode()) % one_in == 0

@@ -33,6 +33,7 @@ _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
+_is_inference_mode_enabled = torch.is_inference_mode_enabled
 _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
 
 memo: dict[tuple[Any, ...], Outcome] = {}
@@ -119,9 +120,10 @@ def record(
         if holes:
             recorder.holes += holes
         recorder.step = after  # the commit: what is not counted by the step has not happened
+        # folds may start from nothing; views under inference mode are of their base's kind
         if outcome.simple and not (
-            outcome.shadowed and (shadowed or not metas)
-        ):  # folds may start from nothing
+            outcome.shadowed and (shadowed or not metas or _is_inference_mode_enabled())
+        ):
             meta = outcome.outs[0]
             value = Value(recorder, segment, (after.rows - 1) << OUT_BITS, meta)
             recorder.created.append(value)
@@ -305,6 +307,7 @@ def _results(
     folded = _update_shadows(outcome, inputs, func, args, kwargs)
     if folded is not None and outcome.single:
         folded = (folded,)
+    wrap = tensors.view_of(inputs[0]) if outcome.is_view and inputs else tensors.wrap
     cell = inputs[0]._value.shadow.valid if folded is not None and outcome.is_view and inputs else None
     results: list[Any] = []
     for out, meta in enumerate(outcome.outs):
@@ -314,7 +317,7 @@ def _results(
             recorder.created.append(value)
             if folded is not None:
                 value.shadow = Shadow(folded[out], cell)  # a view shares its base's validity
-            results.append(tensors.wrap(value))
+            results.append(wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
     return results[0] if outcome.single else outcome.container(results)

@@ -59,7 +59,7 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
     outs = _by_rule(func, args, kwargs)
     if outs is None:
         outs = _by_meta_kernel(func, args, kwargs, inputs)
-    if outs is None:
+    if outs is None and known.n_returns:
         return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
     written = {out: _positions(place, args, kwargs) for out, place in known.written}
     stale = tuple(index for place in known.mutates for index in _positions(place, args, kwargs))

@@ -114,7 +114,7 @@ class Session:
             frees,
             wants,
             ticket,
-            segment.uploaded() if new else frozenset(),
+            segment.uploaded() | site.fixed if new else frozenset(),
         )
         self._outbox.append(run)
         self._sent[number] = captured
