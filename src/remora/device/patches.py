@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import torch
 from torch.autograd import graph
 
+from remora.device import compile as compiling
+from remora.device import higher_order, tracing
 from remora.device.tensor import RemoraTensor
 
 
@@ -58,7 +62,48 @@ def _probe_backward() -> str | None:
     return None
 
 
+def _swap_with_weakrefs() -> None:
+    swap = torch.utils.swap_tensors
+    if hasattr(swap, "_remora"):
+        return
+    # the same function, blind to weak references: they go with the parameter that they were made for
+    blind = types.FunctionType(
+        swap.__code__,
+        {**swap.__globals__, "weakref": types.SimpleNamespace(getweakrefs=lambda tensor: [])},
+        swap.__name__,
+    )
+
+    @functools.wraps(swap)
+    def swap_tensors(t1: Any, t2: Any) -> None:
+        (blind if isinstance(t1, RemoraTensor) or isinstance(t2, RemoraTensor) else swap)(t1, t2)
+
+    swap_tensors._remora = True  # type: ignore[attr-defined]
+    torch.utils.swap_tensors = swap_tensors
+
+
+def _probe_swap_with_weakrefs() -> str | None:
+    tensor = torch.zeros(1)
+    reference = weakref.ref(tensor)
+    try:
+        torch.utils.swap_tensors(tensor, RemoraTensor._make_wrapper_subclass(RemoraTensor, (1,)))
+    except RuntimeError as error:
+        return str(error)
+    return None if type(reference()) is RemoraTensor else "swap_tensors() swaps nothing"
+
+
 PATCHES = (
+    Patch(
+        "compile-leaves-remora-alone",
+        "Dynamo would trace into capture itself, and compile kernels for this machine",
+        compiling.install,
+        compiling.probe,
+    ),
+    Patch(
+        "higher-order-operators",
+        "torch.cond and flex_attention refuse tensor subclasses that they were not told of",
+        higher_order.install,
+        higher_order.probe,
+    ),
     Patch(
         "single-threaded-backward",
         "the autograd engine's threads for a device without a C++ guard end the process",
@@ -70,6 +115,18 @@ PATCHES = (
         "Module.to() otherwise replaces parameters one by one, and tied weights come apart",
         _swap_parameters,
         _probe_swap,
+    ),
+    Patch(
+        "swap-compiled-parameters",
+        "Dynamo's guards hold weak references to parameters, with which Module.to() would refuse to move them",
+        _swap_with_weakrefs,
+        _probe_swap_with_weakrefs,
+    ),
+    Patch(
+        "tracers-take-remora-tensors",
+        "make_fx and fake tensors step aside for tensor subclasses, and a graph then holds results instead of ops",
+        tracing.install,
+        tracing.probe,
     ),
 )
 

@@ -93,11 +93,18 @@ def _register_composites(library: Any) -> None:
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
+    n_modes = torch._C._len_torch_dispatch_stack
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if grad_enabled() and _needs_grad(args, kwargs):
             return op.decompose(*args, **kwargs)
-        return record(op, (), args, kwargs, 2)
+        result = NotImplemented if n_modes() else record(op, (), args, kwargs, 2)
+        if (
+            result is NotImplemented
+        ):  # a dispatch mode or another tensor class (fake tensors) has to see the op
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args, **kwargs)
+        return result
 
     return kernel
 
