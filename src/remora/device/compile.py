@@ -3,7 +3,7 @@
 What torch.compile is asked for, fewer and cheaper launches, is what capture does already: the ops of a frame go to
 the executor as one template. Kernels that a compiler makes on this machine could not run there. So a frame in which
 Dynamo meets a remora tensor is left alone, with all frames below it and for that call only: the same function
-compiles as ever when it is called with CPU tensors. `frames.left_alone` counts, so that nothing is hidden.
+compiles as ever when it is called with CPU tensors. `remora.stats()` counts them, so that nothing is hidden.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from remora.device.counters import counters
 from remora.device.late import waits, when_loaded
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
@@ -37,13 +38,10 @@ class _Here(threading.local):
 
 
 class Frames:
-    """left_alone: compiled frames that ran under capture instead."""
+    """known: code that reaches remora tensors by a way that only a trace finds, so that it is traced once."""
 
     def __init__(self) -> None:
-        self.left_alone = 0
-        self.known: weakref.WeakSet[CodeType] = (
-            weakref.WeakSet()
-        )  # reach remora by a way that only a trace finds
+        self.known: weakref.WeakSet[CodeType] = weakref.WeakSet()
         self.here = _Here()
 
 
@@ -90,7 +88,7 @@ def _sees_remora(frame: Any) -> bool:
 
 def _leave_alone(types: Any) -> Any:
     """Dynamo's word for: run this frame and what it calls as they are, and ask again next time."""
-    frames.left_alone += 1
+    counters.eager_frames += 1
     frames.here.dealt_with = True
     skip = types.FrameExecStrategy(types.FrameAction.SKIP, types.FrameAction.SKIP)
     return types.ConvertFrameReturn(frame_exec_strategy=skip, apply_to_code=False)
