@@ -7,15 +7,18 @@ import functools
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from remora.device import tensor as tensors
 from remora.device.attention import attend
 from remora.device.dispatch import record
+from remora.device.engine import StreamGuard
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
 from remora.device.special import SPECIAL
 from remora.device.tensor import RemoraTensor
+from remora.device.zero_tensor import efficient_zeros
 from remora.ops.composites import COMPOSITES, DIFFERENTIABLE
 from remora.ops.schema import resolve
 
@@ -41,7 +44,9 @@ def register() -> None:
         return
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-    _setup_privateuseone_for_python_backend("remora", backend_module=DeviceModule("torch.remora"))
+    _setup_privateuseone_for_python_backend(
+        "remora", backend_module=DeviceModule("torch.remora"), device_guard=StreamGuard()
+    )
     tensors.DEVICE = torch.device("remora", 0)
     RemoraTensor.__torch_dispatch__ = staticmethod(record)  # type: ignore[assignment,method-assign]
     library = torch.library.Library("aten", "IMPL")
@@ -71,7 +76,8 @@ def _register_factories(library: Any) -> None:
         if name in FACTORIES and full_name.startswith("aten::"):
             op = getattr(getattr(torch.ops.aten, name), overload or "default", None)
             if op is not None and makes_from_nothing(op):
-                library.impl(full_name.removeprefix("aten::"), _factory(op), "PrivateUse1")
+                kernel = efficient_zeros if name == "_efficientzerotensor" else _factory(op)
+                library.impl(full_name.removeprefix("aten::"), kernel, "PrivateUse1")
 
 
 def makes_from_nothing(op: Any) -> bool:
@@ -110,16 +116,21 @@ def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
     apart = _APART.get(op, _kernel_of_parts(op))
     folds = _FOLDS.get(op)
+    n_modes = torch._C._len_torch_dispatch_stack
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if grad_enabled() and _needs_grad(args, kwargs):
+        # inside a dual level any tensor may carry a tangent, which a whole row would lose
+        if forward_ad._current_level >= 0 or not _stays_whole(args, kwargs, grad_enabled()):
             return apart(*args, **kwargs)
+        if n_modes():
+            with torch._C._AutoDispatchBelowAutograd():  # a dispatch mode has to see the op
+                return op(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
     def product(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
-        if (grad_enabled() and _needs_grad((first, second, *args), kwargs)) or folds(first, second):
+        if folds(first, second):
             return apart(first, second, *args, **kwargs)
-        return record(op, (), (first, second, *args), kwargs, 2)
+        return kernel(first, second, *args, **kwargs)
 
     return kernel if folds is None else product
 
@@ -144,15 +155,18 @@ def _matmul_folds(x: torch.Tensor, y: torch.Tensor) -> bool:
 _FOLDS = {torch.ops.aten.linear.default: _linear_folds, torch.ops.aten.matmul.default: _matmul_folds}
 
 
-def _needs_grad(args: Any, kwargs: Any) -> bool:
-    for items in (args, kwargs.values()):
-        for item in items:
-            if isinstance(item, torch.Tensor):
-                if item.requires_grad:
-                    return True
-            elif isinstance(item, (list, tuple)) and _needs_grad(item, {}):
-                return True
-    return False
+def _stays_whole(args: Any, kwargs: Any, grad: bool) -> bool:
+    """Whether no tensor among the arguments needs a gradient, nor is of a kind that only its parts can take."""
+    for item in (*args, *kwargs.values()) if kwargs else args:
+        kind = type(item)
+        if kind is RemoraTensor:
+            if grad and item.requires_grad:
+                return False
+        elif isinstance(item, torch.Tensor) or (
+            (kind is list or kind is tuple) and not _stays_whole(item, {}, grad)
+        ):
+            return False
+    return True
 
 
 __all__ = ["RemoraTensor", "register"]
