@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from remora.device import accelerate_hooks, engine, higher_order, optimizers, tracing
 from remora.device import compile as compiling
-from remora.device import engine, higher_order, optimizers, tracing
 from remora.device.tensor import RemoraTensor
 
 
@@ -67,6 +67,12 @@ def _probe_swap_with_weakrefs() -> str | None:
 
 
 PATCHES = (
+    Patch(
+        "accelerate-knows-remora",
+        "accelerate has no hook for other devices: Accelerator() and device_map='auto' would leave this one out",
+        accelerate_hooks.install,
+        accelerate_hooks.probe,
+    ),
     Patch(
         "foreach-optimizers",
         "optimizers run a row per parameter for tensor classes that they were not told of",

@@ -21,6 +21,10 @@ class RemoraTensor(torch.Tensor):
     _value: Value
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
+    def __new__(cls, data: torch.Tensor, requires_grad: bool = False) -> torch.Tensor:  # type: ignore[misc]
+        """A parameter: programs write `type(parameter)(data, requires_grad=…)`, and this is a parameter's type."""
+        return torch.nn.Parameter(data, requires_grad)
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replaced by device/dispatch.py's `record` when the device is registered: no frame is between."""
