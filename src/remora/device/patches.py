@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from remora.device import accelerate_hooks, engine, higher_order, optimizers, tracing
+from remora.device import accelerate_hooks, engine, higher_order, optimizers, tracing, trainer_hooks
 from remora.device import compile as compiling
 from remora.device.tensor import RemoraTensor
 
@@ -72,6 +72,12 @@ PATCHES = (
         "accelerate has no hook for other devices: Accelerator() and device_map='auto' would leave this one out",
         accelerate_hooks.install,
         accelerate_hooks.probe,
+    ),
+    Patch(
+        "trainer-knows-remora",
+        "transformers has no hook for other devices: Trainer would train on the CPU",
+        trainer_hooks.install,
+        trainer_hooks.probe,
     ),
     Patch(
         "foreach-optimizers",
