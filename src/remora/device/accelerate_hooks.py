@@ -39,11 +39,11 @@ def probe() -> str | None:
         (MODELING, None, "get_max_memory"),
         (MODELING, None, "set_module_tensor_to_device"),
     ):
+        if waits(name):
+            continue
         module = sys.modules.get(name)
         if module is None:
-            if not waits(name):
-                return f"{name} is not changed when it is loaded"
-            continue
+            return f"{name} is not changed when it is loaded"
         place = getattr(module, owner, None) if owner else module
         changed = getattr(place, attribute, None)
         if not hasattr(getattr(changed, "fget", changed), "_remora"):

@@ -10,22 +10,41 @@ from types import ModuleType
 from typing import Any
 
 _changes: dict[str, Callable[[ModuleType], None]] = {}
+_half: dict[
+    str, Callable[[ModuleType], None]
+] = {}  # of modules that were being loaded when they were asked for
 
 
 def when_loaded(name: str, change: Callable[[ModuleType], None]) -> None:
-    """Calls `change` with the module `name`: now if it is loaded, else as soon as it is."""
+    """Calls `change` with the module `name`: now if it is loaded, else as soon as it is.
+
+    A module that is being loaded (it may be what imports PyTorch, and so Remora) is changed at the first import
+    after that.
+    """
     module = sys.modules.get(name)
-    if module is not None:
+    if module is not None and not _loading(module):
         change(module)
         return
-    _changes[name] = change
+    (_changes if module is None else _half)[name] = change
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
+def _loading(module: ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False))
+
+
+def _change_what_is_ready() -> None:
+    for name in list(_half):
+        module = sys.modules.get(name)
+        if module is not None and not _loading(module) and (change := _half.pop(name, None)) is not None:
+            change(module)
+
+
 def waits(name: str) -> bool:
     """Whether the module is not loaded yet, and will be changed."""
-    return (
+    _change_what_is_ready()
+    return name in _half or (
         name in _changes
         and name not in sys.modules
         and any(isinstance(finder, _Finder) for finder in sys.meta_path)
@@ -34,6 +53,8 @@ def waits(name: str) -> bool:
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if _half:
+            _change_what_is_ready()
         change = _changes.get(name)
         if change is None:
             return None

@@ -29,9 +29,11 @@ def probe() -> str | None:
     """None if transformers is changed, or will be, or is not there; else what is wrong."""
     if importlib.util.find_spec("transformers") is None:
         return None
+    if waits(ARGUMENTS):
+        return None
     module = sys.modules.get(ARGUMENTS)
     if module is None:
-        return None if waits(ARGUMENTS) else f"{ARGUMENTS} is not changed when it is loaded"
+        return f"{ARGUMENTS} is not changed when it is loaded"
     found = vars(getattr(module, "TrainingArguments", object)).get("_setup_devices")
     if not hasattr(getattr(found, "func", None), "_remora"):
         return f"{ARGUMENTS}.TrainingArguments has no _setup_devices that could be replaced"
