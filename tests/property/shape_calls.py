@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from hypothesis import strategies as st
 
+from remora.ops.layout import contiguous
+
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 INTS = [torch.int64, torch.int32, torch.uint8]
 DTYPES = [*FLOATS, *INTS, torch.bool, torch.complex64]
@@ -396,10 +398,10 @@ def attention(draw: Draw) -> Any:
     return [*(tensor(draw, shape, [dtype]) for shape in (q, k, v)), *arguments], {}
 
 
-def image(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype) -> Layout:
-    """Often channels-last."""
+def image(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype, dense: bool = False) -> Layout:
+    """Often channels-last. dense: else contiguous, as some kernels want it."""
     if draw(st.booleans()):
-        return tensor(draw, shape, [dtype])
+        return Layout(shape, contiguous(shape), 0, dtype) if dense else tensor(draw, shape, [dtype])
     stride = torch.empty(shape, device="meta", memory_format=torch.channels_last).stride()
     return Layout(shape, stride, 0, dtype)
 
@@ -416,11 +418,11 @@ def convolution(kind: str) -> Any:
         )
         transposed = kind == "transposed" or (kind != "plain" and draw(st.booleans()))
         kernel = [draw(st.integers(1, 3)) for _ in range(2)]
-        x = image(
-            draw, (draw(st.integers(1, 2)), inner * groups, *(draw(st.integers(1, 6)) for _ in kernel)), dtype
-        )
+        dense = kind == "backward"
+        area = [draw(st.integers(1, 6)) for _ in kernel]
+        x = image(draw, (draw(st.integers(1, 2)), inner * groups, *area), dtype, dense)
         into = (inner * groups, outer) if transposed else (outer * groups, inner)
-        weight = image(draw, (*into, *kernel), dtype)
+        weight = image(draw, (*into, *kernel), dtype, dense)
         bias = draw(st.sampled_from([None, tensor(draw, (outer * groups,), [dtype])]))
         stride, padding, dilation = ([draw(st.integers(a, 2)) for _ in kernel] for a in (1, 0, 1))
         more = [draw(st.integers(0, 1)) for _ in kernel] if transposed else [0, 0]
@@ -439,6 +441,32 @@ def convolution(kind: str) -> Any:
         ]
         grad = tensor(draw, (x.shape[0], outer * groups, *(max(side, 1) for side in sides)), [dtype])
         return [grad, x, weight, [outer * groups], *numbers, [True, True, True]], {}
+
+    return strategy
+
+
+def group_norm(kind: str) -> Any:
+    """kind: "plain", "native" or "backward"."""
+
+    def strategy(draw: Draw) -> Any:
+        dtypes = [torch.float32, torch.float64, torch.bfloat16]
+        dtype = draw(st.sampled_from(dtypes if kind == "plain" else dtypes[:2]))
+        groups = draw(st.integers(1, 2))
+        shape = (
+            draw(st.integers(1, 2)),
+            groups * draw(st.integers(1, 2)),
+            *(draw(st.integers(1, 3)) for _ in "hw"),
+        )
+        x, channels = image(draw, shape, dtype, kind != "plain"), shape[1:2]
+        weight, bias = (draw(st.sampled_from([None, tensor(draw, channels, [dtype])])) for _ in "wb")
+        if kind == "plain":
+            return [x, groups, weight, bias], {}
+        numbers = [*shape[:2], shape[2] * shape[3], groups]
+        if kind == "native":
+            return [x, weight, bias, *numbers, 1e-5], {}
+        statistics = [tensor(draw, (shape[0], groups), [dtype]) for _ in "mr"]
+        scale = tensor(draw, channels, [dtype])
+        return [x, x, *statistics, scale, *numbers, [True, True, True]], {}
 
     return strategy
 
@@ -545,6 +573,9 @@ FAMILIES: dict[Any, str] = {
     convolution("backward"): "convolution_backward",
     convolution("plain"): "conv2d",
     convolution("transposed"): "conv_transpose2d.input",
+    group_norm("plain"): "group_norm",
+    group_norm("native"): "native_group_norm",
+    group_norm("backward"): "native_group_norm_backward",
     cat: "cat",
     embedding: "embedding",
     index_select: "index_select",

@@ -1,6 +1,7 @@
-"""Shape rules of convolutions over images, which keep the channels-last layout of an image or a weight.
+"""Shape rules of convolutions and group norms over images, which keep the channels-last layout of their inputs.
 
-PyTorch's meta kernels lay every result out contiguously as a CPU's would be; CPU and CUDA kernels do not.
+PyTorch's meta kernels lay such results out contiguously; the kernels do not (CUDA's group norm does, which is the
+same values).
 """
 
 from __future__ import annotations
@@ -102,6 +103,75 @@ def convolution_backward(
     return _laid_out(x.shape, x, weight), _laid_out(weight.shape, x, weight), Meta((out,), (1,), 0, x.dtype)
 
 
+def group_norm(
+    c: Constants,
+    x: Meta,
+    num_groups: int,
+    weight: Meta | None = None,
+    bias: Meta | None = None,
+    eps: float = 1e-05,
+    cudnn_enabled: bool = True,
+) -> Meta | None:
+    return _normed(c, x, num_groups, weight, bias)
+
+
+def native_group_norm(
+    c: Constants,
+    x: Meta,
+    weight: Meta | None,
+    bias: Meta | None,
+    n: int,
+    channels: int,
+    area: int,
+    group: int,
+    eps: float,
+) -> tuple[Meta, Meta, Meta] | None:
+    """The result, and means and deviations [N, groups]."""
+    result = _normed(c, x, group, weight, bias)
+    if result is None or (n, channels, area) != (*x.shape[:2], x.shape[2] * x.shape[3]):
+        return None
+    if any(part is not None and x.dtype not in c.wide for part in (weight, bias)):
+        return None
+    statistics = Meta((n, group), (group, 1), 0, x.dtype)
+    return result, statistics, statistics
+
+
+def native_group_norm_backward(
+    c: Constants,
+    grad: Meta,
+    x: Meta,
+    mean: Meta,
+    rstd: Meta,
+    weight: Meta | None,
+    n: int,
+    channels: int,
+    area: int,
+    group: int,
+    output_mask: Sequence[bool],
+) -> tuple[Meta, Meta, Meta] | None:
+    result = _normed(c, x, group, weight, weight)
+    if (
+        result is None
+        or weight is None
+        or grad.shape != x.shape
+        or x.dtype not in c.wide
+        or not all(output_mask)
+    ):
+        return None
+    of_weight = Meta((channels,), (1,), 0, x.dtype)
+    return result, of_weight, of_weight
+
+
+def _normed(c: Constants, x: Meta, groups: int, weight: Meta | None, bias: Meta | None) -> Meta | None:
+    if len(x.shape) != 4 or 0 in x.shape or groups < 1 or x.shape[1] % groups or x.dtype not in c.floating:
+        return None
+    if any(
+        part is not None and (part.shape != x.shape[1:2] or part.dtype != x.dtype) for part in (weight, bias)
+    ):
+        return None
+    return _laid_out(x.shape, x, x)
+
+
 def _joins(c: Constants, x: Meta, weight: Meta, bias: Meta | None) -> bool:
     shared = weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
     return shared and x.dtype in c.floating and 0 not in x.shape and 0 not in weight.shape
@@ -140,4 +210,7 @@ RULES: dict[str, Any] = {
     "aten.conv_transpose2d.input": conv_transpose2d,
     "aten.convolution.default": convolution,
     "aten.convolution_backward.default": convolution_backward,
+    "aten.group_norm.default": group_norm,
+    "aten.native_group_norm.default": native_group_norm,
+    "aten.native_group_norm_backward.default": native_group_norm_backward,
 }
