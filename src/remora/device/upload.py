@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from remora.capture.value import Kept
+from remora.device.mapped import has_gone
 from remora.device.meta import contiguous_meta, dense_order
 from remora.device.shadow import Shadow, worth_keeping
 from remora.device.sink import bound
@@ -40,6 +41,7 @@ def upload(source: torch.Tensor) -> RemoraTensor:
             segment = sink.put(name, shape, bytes(data))
         else:
             segment = sink.store(name, shape, data)
+            has_gone(base.data_ptr(), data.nbytes)
         value = Kept(recorder, segment, 0, contiguous_meta(shape, base.dtype), uploaded=True)
         if worth_keeping(base):
             value.shadow = Shadow(base.clone())
