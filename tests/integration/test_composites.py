@@ -44,6 +44,9 @@ def test_gradients_of_the_devices_own_kernels(connected: ModuleType, name: str) 
 # A weight that wants gradients makes PyTorch fold a batch into one product, even while none are recorded.
 PRODUCTS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "linear": lambda x, weight: functional.linear(x.transpose(0, 1), weight),
+    "linear, odd strides of size 1": lambda x, weight: functional.linear(
+        x[:, :, :1].contiguous().transpose(1, 2), weight
+    ),
     "matmul, batch first": lambda x, weight: x.transpose(0, 1) @ weight,
     "matmul, batch last": lambda x, weight: weight @ x,
     "matmul, vector first": lambda x, weight: weight[0] @ x,

@@ -141,13 +141,19 @@ def _kernel_of_parts(op: Any) -> Any:
 
 
 def _linear_folds(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return weight.requires_grad and not x.is_contiguous()
+    return weight.requires_grad and x.dim() > 2 and not _is_rows(x)
 
 
 def _matmul_folds(x: torch.Tensor, y: torch.Tensor) -> bool:
     if x.requires_grad and x.dim() <= 2:
         return y.dim() > 2
-    return y.requires_grad and y.dim() <= 2 < x.dim() and not x.is_contiguous()
+    return y.requires_grad and y.dim() <= 2 < x.dim() and not _is_rows(x)
+
+
+def _is_rows(x: torch.Tensor) -> bool:
+    """Whether PyTorch folds it in any case. It reads the strides of dimensions of size 1 too."""
+    shape, stride = x.shape, x.stride()
+    return all(stride[i] == stride[i + 1] * shape[i + 1] for i in range(len(shape) - 2))
 
 
 # Where PyTorch folds a batch into one product because a weight wants gradients, even if none are recorded now:
