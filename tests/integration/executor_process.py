@@ -21,14 +21,26 @@ from remora.transport.http import HttpTransport
 from remora.wire.messages import Status
 
 READY = "remora executor ready at "
+# Another Python, with another PyTorch, for the executors: `make test-mixed`.
+EXECUTOR_PYTHON = os.environ.get("REMORA_TEST_EXECUTOR_PYTHON") or sys.executable
+
+
+SERVE = """
+import sys, typer
+from remora.cli.serve import serve
+from remora.executor.front import worker_link
+worker_link.WORKER = (sys.executable, sys.argv.pop(1))
+typer.run(serve)
+"""
 
 
 class ExecutorProcess:
-    """`remora serve` with one thread on a free port."""
+    """`remora serve` with one thread on a free port. worker: a script that takes the worker's place."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, worker: Path | None = None) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-m", "remora.cli", "serve", "--threads", "1", "--device", "cpu"]
+        serve = ["-m", "remora.cli", "serve"] if worker is None else ["-c", SERVE, str(worker)]
+        command = [EXECUTOR_PYTHON, *serve, "--threads", "1", "--device", "cpu"]
         if "--port" not in options:
             command += ["--port", "0"]
         self.process = subprocess.Popen(
@@ -36,7 +48,13 @@ class ExecutorProcess:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
-        assert line.startswith(READY), f"{line!r}; {self.said()}"
+        if not line.startswith(READY):
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            said = self.said()
+            self.log.close()
+            raise AssertionError(f"{line!r}; {said}")
         self.url = line.removeprefix(READY)
 
     @property
@@ -87,8 +105,8 @@ class ExecutorProcess:
 
 
 @contextmanager
-def executor_process(*options: str) -> Iterator[ExecutorProcess]:
-    executor = ExecutorProcess(*options)
+def executor_process(*options: str, worker: Path | None = None) -> Iterator[ExecutorProcess]:
+    executor = ExecutorProcess(*options, worker=worker)
     try:
         yield executor
     finally:

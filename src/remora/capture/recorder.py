@@ -118,6 +118,7 @@ class Recorder:
         self._ended: list[tuple[int, int]] = []  # names of earlier segments that died
         self._starts_program = True
         self.context: Any = None  # what else rows depend on: the default dtype
+        self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()
 
     def _open(self) -> None:

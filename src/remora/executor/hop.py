@@ -64,13 +64,14 @@ class BulkRead(msgspec.Struct, frozen=True):
 
 
 class WorkerReady(msgspec.Struct, frozen=True):
-    """`memory_nbytes`: what the device has; `ops`: digest of each allowed op's schema."""
+    """`memory_nbytes`: what the device has; `ops`: digest of each allowed op's schema; `schemas`: their text."""
 
     torch: str
     device: str
     memory_nbytes: int
     ops_digest: str
     ops: dict[str, str]
+    schemas: dict[str, str] = {}
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from remora.device.sink import Fetched
 from remora.errors import ProtocolError, RemoraError
 from remora.session.failures import error_from, row_text
 from remora.session.link import Link, to_stderr
+from remora.session.ops import ExecutorOps
 from remora.session.progress import UploadProgress
 from remora.session.sites import Sites
 from remora.session.stats import Stats
@@ -63,6 +64,7 @@ class Session:
         self.recorder = Recorder(grant.session, self._commit_segment, self.link.transmit)
         self.progress = UploadProgress(transport.address)
         self.uploads = Uploads(transport, grant, self.progress.add)
+        self._ops = ExecutorOps(transport, grant, self.link.persist)
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
@@ -259,6 +261,21 @@ class Session:
             self._check()
             self._ask(Barrier(next(self._tickets)))
 
+    # -- what the executor can run
+
+    def op_table(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.table()
+
+    def executor(self) -> str:
+        return f"executor {self.transport.address} (torch {self.grant.torch})"
+
+    def op_schemas(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.schemas()
+
     # -- life
 
     def idle(self) -> None:
@@ -282,7 +299,7 @@ class Session:
             return Stats(
                 bytes_sent=self.link.bytes_sent + self.transport.bytes_sent,
                 bytes_received=self.link.bytes_received + self.transport.bytes_received,
-                round_trips=self.link.round_trips + self.uploads.round_trips,
+                round_trips=self.link.round_trips + self.uploads.round_trips + self._ops.round_trips,
                 segments=self.segments,
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,

@@ -53,6 +53,7 @@ def build_app(front: Front) -> web.Application:
             web.get(HEALTH, control.health),
             web.get("/v1/status", control.status),
             web.get("/v1/ops", control.ops),
+            web.get("/v1/ops/schemas", control.op_schemas),
             web.post("/v1/sessions", control.open),
             web.delete(session, control.close),
             web.get(f"{session}/steps", steps.socket, allow_head=False),
@@ -105,6 +106,9 @@ class ControlRoutes:
 
     async def ops(self, request: web.Request) -> web.Response:
         return json_answer(self._front.worker().ops)
+
+    async def op_schemas(self, request: web.Request) -> web.Response:
+        return json_answer(self._front.worker().schemas)
 
     async def open(self, request: web.Request) -> web.Response:
         wants = await json_body(request, OpenSession)

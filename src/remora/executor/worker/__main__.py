@@ -37,6 +37,7 @@ from remora.executor.worker.memory import Maps, device_memory_nbytes, limit_allo
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.session import Device, WorkerSession
 from remora.ops.permission import op_table, table_digest
+from remora.ops.schema import resolve
 from remora.wire.codec import decode_to_executor, encode
 from remora.wire.messages import Failed, ToClient, Values
 
@@ -236,6 +237,13 @@ def choose_device(text: str) -> torch.device:
     return torch.device(text)
 
 
+def ready(device: torch.device, memory_nbytes: int) -> WorkerReady:
+    """What this worker is and can run."""
+    ops = op_table()
+    schemas = {name: str(resolve(name)._schema) for name in ops}
+    return WorkerReady(str(torch.__version__), str(device), memory_nbytes, table_digest(ops), ops, schemas)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="remora.executor.worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
@@ -253,9 +261,7 @@ def main() -> None:
     limit_allocator(device, memory_nbytes)
     hop = socket.socket(fileno=args.fd)
     worker = Worker(hop, args.folder, device, memory_nbytes)
-    ops = op_table()
-    ready = WorkerReady(str(torch.__version__), str(device), memory_nbytes, table_digest(ops), ops)
-    hop.sendall(packet(Kind.READY, 0, ready))
+    hop.sendall(packet(Kind.READY, 0, ready(device, memory_nbytes)))
     _prefer_throughput()
     with torch.inference_mode():
         worker.serve()
