@@ -14,9 +14,10 @@ from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import CapturedTemplate, Recorder, Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.config import ClientSettings
+from remora.device.census import living
 from remora.device.sink import Fetched
 from remora.errors import ProtocolError, RemoraError
-from remora.session.failures import error_from, row_text
+from remora.session.failures import error_from, row_text, suspects_text
 from remora.session.link import Link, to_stderr
 from remora.session.ops import ExecutorOps
 from remora.session.progress import UploadProgress
@@ -60,7 +61,8 @@ class Session:
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self.transport, self.grant = transport, grant
-        self.link = Link(transport, grant, settings, to_stderr(transport.address), self._story)
+        notice = to_stderr(transport.address)
+        self.link = Link(transport, grant, settings, notice, self._story, living=self._living)
         self.recorder = Recorder(grant.session, self._commit_segment, self.link.transmit)
         self.progress = UploadProgress(transport.address)
         self.uploads = Uploads(transport, grant, self.progress.add)
@@ -207,9 +209,16 @@ class Session:
             raise self.recorder.closed
         self.link.check_alive()
 
-    def _story(self, segment: int, row: int) -> str:
+    def _story(self, segment: int, row: int, late: bool = False) -> str:
         captured = self._sent.get(segment)
-        return row_text(captured, row) if captured is not None else ""
+        if captured is None:
+            return ""
+        before = [(other, None) for number, other in self._sent.items() if number < segment]
+        return row_text(captured, row) + (suspects_text([*before, (captured, row)]) if late else "")
+
+    def _living(self) -> str:
+        found = living(self.grant.session)
+        return f": {found}" if found else ""
 
     # -- uploads
 
