@@ -44,6 +44,11 @@ tensors = {
 }
 with torch.device("cuda"):
     tensors["with"] = torch.ones(2)
+generator = torch.Generator(device="cuda").manual_seed(1)
+tensors["drawn"] = torch.rand(2, device="cuda", generator=generator) * 0
+with torch.random.fork_rng():
+    torch.manual_seed(5)
+    tensors["dropped"] = torch.rand(2, device="cuda") * 0
 with torch.cuda.device(0):
     tensors["cuda_device"] = torch.ones(2).cuda()
 torch.set_default_device("cuda")
@@ -98,7 +103,7 @@ import json, torch
 said = {}
 for what in (
     'torch.autocast("cuda")', 'torch.amp.autocast("cuda", dtype=torch.bfloat16)', 'torch.amp.GradScaler("cuda")',
-    'torch.Generator(device="cuda")', 'torch.cuda.CUDAGraph()', 'torch.cuda.get_device_properties(0)',
+    'torch.cuda.CUDAGraph()', 'torch.cuda.get_device_properties(0)',
     'torch.ones(2).untyped_storage().cuda()', 'torch.ones(2).to("cuda:1")',
 ):
     try:

@@ -26,10 +26,11 @@ from remora.wire.messages import (
     Failed,
     Fetch,
     Free,
+    LoadRng,
     Put,
     Recover,
-    RngState,
     Run,
+    SaveRng,
     Seed,
     Site,
     Values,
@@ -72,7 +73,9 @@ nodes = st.builds(
     Node,
     st.sampled_from(OPS),
     st.lists(args, max_size=4).map(tuple),
-    st.lists(st.tuples(st.sampled_from(["dtype", "device", "dim", "out"]), args), max_size=2).map(tuple),
+    st.lists(
+        st.tuples(st.sampled_from(["dtype", "device", "dim", "out", "generator"]), args), max_size=2
+    ).map(tuple),
     st.sampled_from([(), ((),), ((1, 0),)]),
 )
 bodies = st.one_of(
@@ -111,8 +114,9 @@ messages = st.one_of(
     st.builds(Adopt, segments, st.just("float32"), st.just((4,)), st.just(bytes(32))),
     st.builds(Fetch, st.integers(0, 5), names, st.booleans()),
     st.builds(Free, names),
-    st.builds(Seed, st.integers(-(1 << 63), (1 << 64) - 1)),
-    st.builds(RngState, st.integers(0, 5), maybe(st.binary(max_size=40))),
+    st.builds(Seed, st.integers(-(1 << 63), (1 << 64) - 1), st.integers(0, 2)),
+    st.builds(SaveRng, segments, st.integers(0, 2)),
+    st.builds(LoadRng, st.integers(0, 2), st.tuples(segments, st.integers(0, 2), st.integers(0, 2))),
     st.builds(Recover, st.integers(0, 6)),
     st.builds(Barrier, st.integers(0, 5)),
 )  # fmt: skip

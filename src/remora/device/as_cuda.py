@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils import _device
 
+from remora.device import rng
 from remora.device.patches import Patch
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
@@ -277,7 +278,6 @@ def _cuda_functions() -> dict[str, Any]:
         **dict.fromkeys(("max_memory_reserved", "memory_cached", "max_memory_cached"), _unknown_nbytes),
         **dict.fromkeys(("device", "device_of", "stream", "StreamContext"), Guard),
         **dict.fromkeys(("current_stream", "default_stream"), lambda device=None: Stream()),
-        **dict.fromkeys(("get_rng_state",), lambda device="cuda": ours.get_rng_state()),
         **dict.fromkeys(("make_graphed_callables",), _refused("torch.cuda.make_graphed_callables", graphs)),
         **dict.fromkeys(
             ("get_device_capability", "get_device_properties"), _refused("Device properties", facts)
@@ -291,12 +291,14 @@ def _cuda_functions() -> dict[str, Any]:
         "synchronize": lambda device=None: ours.synchronize(),
         "manual_seed": ours.manual_seed,
         "manual_seed_all": ours.manual_seed_all,
-        "seed": lambda: ours.manual_seed(torch.seed()),
-        "seed_all": lambda: ours.manual_seed(torch.seed()),
-        "initial_seed": torch.initial_seed,
-        "get_rng_state_all": lambda: [ours.get_rng_state()],
-        "set_rng_state": lambda state, device="cuda": ours.set_rng_state(state),
-        "set_rng_state_all": lambda states: ours.set_rng_state(states[0]),
+        "get_rng_state": ours.get_rng_state,
+        "seed": ours.seed,
+        "seed_all": ours.seed_all,
+        "initial_seed": ours.initial_seed,
+        "default_generators": ours.default_generators,
+        "get_rng_state_all": ours.get_rng_state_all,
+        "set_rng_state": ours.set_rng_state,
+        "set_rng_state_all": ours.set_rng_state_all,
         "get_device_name": _device_name,
         "mem_get_info": _memory_info,
         "is_bf16_supported": lambda including_emulation=True: True,
@@ -364,32 +366,13 @@ def _probe_precision() -> str | None:
     return 'autocast("cuda") is silently ignored'
 
 
-class _Generators(type):
-    """Makes PyTorch's own generators, and knows them as instances."""
-
-    def __instancecheck__(cls, item: Any) -> bool:
-        return isinstance(item, torch._C.Generator)
-
-    def __call__(cls, device: Any = "cpu") -> Any:
-        if torch.device(moved(device)).type == "remora":
-            raise NotSupported("a torch.Generator for the remora device; seed it with torch.manual_seed()")
-        return torch._C.Generator(device)
-
-
-class Generator(metaclass=_Generators):
-    """What `torch.Generator` is from now on."""
-
-
 def _replace_generator() -> None:
-    torch.Generator = Generator  # type: ignore[misc]
+    rng.local_device = lambda device: torch.device(moved(device))
 
 
 def _probe_generator() -> str | None:
-    return (
-        None
-        if isinstance(torch.Generator(), torch._C.Generator)
-        else "torch.Generator() makes something else"
-    )
+    made = torch.Generator("cuda").device.type
+    return None if made == "remora" else f'torch.Generator("cuda") is one of {made}'
 
 
 def _replace_load() -> None:
@@ -474,6 +457,6 @@ AS_CUDA_PATCHES = (
     ),
     Patch("as-cuda-functions", "torch.cuda.* speaks of the executor", _replace_functions, _probe_functions),
     Patch("as-cuda-precision", "autocast and GradScaler are refused", _replace_precision, _probe_precision),
-    Patch("as-cuda-generator", "generators of the device are refused", _replace_generator, _probe_generator),
+    Patch("as-cuda-generator", 'torch.Generator("cuda")', _replace_generator, _probe_generator),
     Patch("as-cuda-load", "torch.load to the device goes through the CPU", _replace_load, _probe_load),
 )

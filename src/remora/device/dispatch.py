@@ -20,6 +20,7 @@ from remora.device.encode import node_of
 from remora.device.infer import Outcome, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
+from remora.device.rng import introduce, number_of
 from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
 from remora.device.special import SPECIAL, only_a_row
@@ -31,6 +32,7 @@ from remora.ops.schema import traits
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
+_Generator = torch._C.Generator
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
 _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
@@ -39,7 +41,7 @@ memo: dict[tuple[Any, ...], Outcome] = {}
 
 
 class _LocalTensor(Exception):
-    """An argument is a CPU tensor, which has to be uploaded first."""
+    """An argument has to be brought to the executor first: a CPU tensor, or a generator."""
 
 
 def record(
@@ -202,6 +204,12 @@ def _encode_other(
         _encode_list(item, recorder, wire, metas, holes, inputs)
     elif isinstance(item, torch.Tensor):
         raise _LocalTensor
+    elif isinstance(item, _Generator):
+        number = number_of(item, recorder)
+        if number is None:
+            raise _LocalTensor
+        wire.append(_Generator)
+        holes.append(number)
     elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise NotSupported("symbolic sizes on the remora device; trace on meta or fake tensors instead")
     else:
@@ -231,7 +239,7 @@ def _add_to_key(items: Any, key: list[Any]) -> None:
         elif item is None or isinstance(item, (bool, int, float, str)):
             key += (type(item), item)
         else:
-            key.append(item)
+            key.append(_Generator if isinstance(item, _Generator) else item)
 
 
 def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
@@ -296,6 +304,8 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
             return upload(item)
         if isinstance(item, (list, tuple)):
             return [move(x) for x in item]
+        if isinstance(item, _Generator):
+            introduce(item)
         return item
 
     moved = {name: move(item) for name, item in kwargs.items()} if kwargs else None

@@ -102,7 +102,7 @@ def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor
             return examples[id(item)]
         if isinstance(item, torch.device):
             return torch.device("meta")
-        return item
+        return None if isinstance(item, torch._C.Generator) else item
 
     before = [meta_of(example) for example in examples.values()]
     try:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.autograd import graph
 
+from remora.device.rng import probe_generator, replace_generator
 from remora.device.tensor import RemoraTensor
 
 
@@ -70,6 +71,12 @@ PATCHES = (
         "Module.to() otherwise replaces parameters one by one, and tied weights come apart",
         _swap_parameters,
         _probe_swap,
+    ),
+    Patch(
+        "generator",
+        "torch.Generator is a C type that asks the device's C++ for its generators; for other devices nothing changes",
+        replace_generator,
+        probe_generator,
     ),
 )
 

@@ -9,6 +9,7 @@ import torch
 
 from remora.device import tensor as tensors
 from remora.device.dispatch import record
+from remora.device.dropout import register_dropout
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
@@ -40,6 +41,7 @@ def register() -> None:
     _libraries.append(library)
     _register_factories(library)
     _register_composites(library)
+    register_dropout(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     for patch in PATCHES:
         patch.apply()

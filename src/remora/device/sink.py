@@ -22,7 +22,10 @@ class Fetched:
 
 
 class Sink(Protocol):
-    """The session, as the device sees it."""
+    """The session, as the device sees it. device: what the executor computes on, such as `cpu` or `cuda:0`."""
+
+    @property
+    def device(self) -> str: ...
 
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         """Blocks until the values are known. Raises what failed on the executor."""
@@ -33,12 +36,17 @@ class Sink(Protocol):
     def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
         """A large tensor; returns when its bytes may change again. Returns the segment number."""
 
-    def seed(self, seed: int) -> None: ...
+    def seed(self, seed: int, generator: int = 0) -> None:
+        """Seeds a generator of the session, by its number; 0 is the default one. None of these three waits."""
+
+    def save_rng(self, generator: int = 0) -> int:
+        """The state that the generator has now becomes a value; returns its segment number."""
+
+    def load_rng(self, value: Value, generator: int = 0) -> None:
+        """Sets the generator to the state in a value."""
 
     def default_dtype(self, name: str) -> None:
         """What `torch.get_default_dtype()` says from here on."""
-
-    def rng_state(self, state: bytes | None = None) -> bytes: ...
 
     def barrier(self) -> None:
         """Blocks until everything recorded so far has run."""

@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 
 from remora.config import ClientSettings
-from remora.device.module import initial_seed, torch_version
+from remora.device.module import torch_version
+from remora.device.rng import default as default_generator
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported, UsageError
 from remora.pool.embedded import EmbeddedExecutor
@@ -74,7 +75,7 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
         oldest_protocol=OLDEST_PROTOCOL,
         torch=torch_version(),
         client=f"{socket.gethostname()[:48]}:{os.getpid()}",
-        seed=initial_seed(),
+        seed=default_generator.initial_seed(),
     )
     deadline = time.monotonic() + settings.connect_timeout_s
     try:

@@ -34,10 +34,11 @@ from remora.wire.messages import (
     Fetch,
     Free,
     Grant,
+    LoadRng,
     Payload,
     Put,
     Recover,
-    RngState,
+    SaveRng,
     Seed,
     Site,
     ToExecutor,
@@ -72,6 +73,10 @@ class Session:
         self._defined: dict[int, int] = {}  # captured index to the template's index on the wire
         self._sites = Sites()
         self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
+
+    @property
+    def device(self) -> str:
+        return self.grant.device
 
     # -- steps
 
@@ -147,7 +152,7 @@ class Session:
             assert isinstance(reply, Values)
             return [self._fetched(*pair) for pair in zip(values, reply.values, strict=True)]
 
-    def _ask(self, question: Fetch | RngState | Barrier) -> Values | Done:
+    def _ask(self, question: Fetch | Barrier) -> Values | Done:
         """Sends the open segment and a question behind it; blocks until it is answered.
 
         Raises:
@@ -235,24 +240,31 @@ class Session:
 
     # -- generator and order
 
-    def seed(self, seed: int) -> None:
+    def seed(self, seed: int, generator: int = 0) -> None:
+        self._in_order(lambda: self._post(Seed(seed, generator)))
+
+    def save_rng(self, generator: int = 0) -> int:
         with self.recorder.lock:
-            self._check()
-            self.recorder.cut()
-            self._post(Seed(seed))
+            segment = self.recorder.number()
+            self._in_order(lambda: self._post(SaveRng(segment, generator)))
+            return segment
+
+    def load_rng(self, value: Value, generator: int = 0) -> None:
+        if value.session != self.recorder.session:
+            raise self.recorder.foreign(value)
+        self._in_order(lambda: self._post(LoadRng(generator, value.name)))
 
     def default_dtype(self, name: str) -> None:
+        self._in_order(lambda: self._post(DefaultDtype(name)))
+
+    def _in_order(self, post: Callable[[], None]) -> None:
+        """Posts a message behind all rows recorded so far; it goes with the next segment."""
         with self.recorder.lock:
             self._check()
             self.recorder.cut()
-            self._post(DefaultDtype(name))
-
-    def rng_state(self, state: bytes | None = None) -> bytes:
-        with self.recorder.lock:
-            self._check()
-            reply = self._ask(RngState(next(self._tickets), state))
-            assert isinstance(reply, Values)
-            return bytes(reply.values[0].data or b"")
+            with uninterrupted:
+                post()
+            self.link.transmit()
 
     def barrier(self) -> None:
         with self.recorder.lock:
@@ -302,7 +314,7 @@ class Session:
             self.transport.close()
 
 
-def _wanted(question: Fetch | RngState | Barrier, segment: Segment | None) -> tuple[int, ...] | None:
+def _wanted(question: Fetch | Barrier, segment: Segment | None) -> tuple[int, ...] | None:
     """(row, out) pairs, flat, if the question asks for nothing but bytes of the segment that goes with it."""
     if segment is None or not isinstance(question, Fetch) or question.describe:
         return None

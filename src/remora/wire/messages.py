@@ -13,6 +13,7 @@ import msgspec
 from remora.wire.limits import (
     MAX_BLOB_NBYTES,
     MAX_DIMS,
+    MAX_GENERATORS,
     MAX_INLINE_NBYTES,
     MAX_MESSAGES,
     MAX_NUMEL,
@@ -33,6 +34,7 @@ Dtype = Annotated[str, Meta(max_length=32, pattern=r"^[a-z][a-z0-9_]*\Z")]
 TemplateIndex = Annotated[int, Meta(ge=0, lt=MAX_TEMPLATES)]
 SiteIndex = Annotated[int, Meta(ge=0, lt=MAX_SITES)]
 Ticket = Annotated[int, Meta(ge=0, le=1 << 53)]
+GeneratorIndex = Annotated[int, Meta(ge=0, lt=MAX_GENERATORS)]  # 0: the session's default generator
 Inline = Annotated[bytes, Meta(max_length=MAX_INLINE_NBYTES)]
 Flat = Annotated[tuple[int, ...], Meta(max_length=1 << 16)]  # groups of ints, laid out one after another
 Numbers = Annotated[tuple[int | float, ...], Meta(max_length=1 << 16)]
@@ -108,16 +110,17 @@ class Free(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Seed(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """Seeds the session's generator, in order with the steps."""
+    """Seeds a generator of the session, in order with the steps; makes it if there is none."""
 
     seed: int  # msgpack bounds it: -2**63 to 2**64 - 1
+    generator: GeneratorIndex = 0
 
 
-class RngState(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """Reads the session's generator state (reply: Values with one uint8 tensor), or sets it."""
+class SaveRng(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Value (segment, 0, 0) becomes the state that a generator has here: uint8 bytes, as its device writes it."""
 
-    ticket: Ticket
-    state: Inline | None = None
+    segment: Segment
+    generator: GeneratorIndex = 0
 
 
 class Recover(msgspec.Struct, frozen=True, array_like=True, tag=9):
@@ -138,8 +141,27 @@ class DefaultDtype(msgspec.Struct, frozen=True, array_like=True, tag=11):
     dtype: Dtype
 
 
+class LoadRng(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Sets a generator to the state that the value `name` (segment, row, out) holds; makes it if there is none."""
+
+    generator: GeneratorIndex
+    name: tuple[Segment, Row, Row]
+
+
 ToExecutor = (
-    Define | Site | Run | Put | Adopt | Fetch | Free | Seed | RngState | Recover | Barrier | DefaultDtype
+    Define
+    | Site
+    | Run
+    | Put
+    | Adopt
+    | Fetch
+    | Free
+    | Seed
+    | SaveRng
+    | LoadRng
+    | Recover
+    | Barrier
+    | DefaultDtype
 )
 
 # ------------------------------------------------------------------ executor to client

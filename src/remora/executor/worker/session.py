@@ -31,11 +31,12 @@ from remora.wire.messages import (
     Failed,
     Fetch,
     Free,
+    LoadRng,
     Payload,
     Put,
     Recover,
-    RngState,
     Run,
+    SaveRng,
     Seed,
     Site,
     ToClient,
@@ -86,6 +87,7 @@ class WorkerSession:
         self.principal = terms.principal
         self.seed = terms.seed
         self.rng: torch.Tensor | None = None
+        self.generators: dict[int, torch.Generator] = {}
         self.default_dtype = torch.float32
         self.device = device
         self.values = Values()
@@ -112,7 +114,8 @@ class WorkerSession:
             Free: self._free,
             Seed: self._seed,
             DefaultDtype: self._default_dtype,
-            RngState: self._rng_state,
+            SaveRng: self._save_rng,
+            LoadRng: self._load_rng,
             Recover: self._recover,
             Barrier: self._barrier,
         }
@@ -253,7 +256,7 @@ class WorkerSession:
         if len(defined.programs) >= MAX_PROGRAMS:
             defined.programs.pop(next(iter(defined.programs)))
         pairs = tuple((row, out) for row, out in groups(keep, 2))
-        program = compile_program(defined.template, pairs, self.device.device)
+        program = compile_program(defined.template, pairs, self.device.device, self._generator)
         defined.programs[keep] = program
         return program
 
@@ -344,16 +347,26 @@ class WorkerSession:
         self.default_dtype = dtype
 
     def _seed(self, message: Seed) -> None:
-        self.device.generators.seed(self, message.seed)
+        self.device.generators.seed(self, message.seed, message.generator)
 
-    def _rng_state(self, message: RngState) -> ToClient:
-        if message.state is not None:
-            self.device.generators.restore(
-                self, torch.frombuffer(bytearray(message.state), dtype=torch.uint8)
-            )
-        state = self.device.generators.state(self).cpu().contiguous()
-        data = bytes(bytes_of(state))
-        return ValuesReply(message.ticket, (Payload("uint8", (len(data),), (1,), data, len(data)),))
+    def _save_rng(self, message: SaveRng) -> None:
+        if self.failed is not None:
+            return self._skip(message.segment)
+        name = (message.segment, 0, 0)
+        if name in self.values.tensors:
+            raise ProtocolError(f"value {name} exists already")
+        state = self.device.generators.state(self, message.generator)
+        self._admit(state.nbytes)
+        self.values.keep(name, state)
+        return None
+
+    def _load_rng(self, message: LoadRng) -> None:
+        if self.failed is None:
+            (state,) = self._look_up([message.name])
+            self.device.generators.restore(self, state.cpu(), message.generator)
+
+    def _generator(self, index: int) -> torch.Generator:
+        return self.device.generators.find(self, index)
 
     def _recover(self, message: Recover) -> None:
         if self.failed is not None and self.failed.failure == message.failure:
