@@ -102,7 +102,6 @@ REFUSALS = """
 import json, torch
 said = {}
 for what in (
-    'torch.autocast("cuda")', 'torch.amp.autocast("cuda", dtype=torch.bfloat16)', 'torch.amp.GradScaler("cuda")',
     'torch.cuda.CUDAGraph()', 'torch.cuda.get_device_properties(0)',
     'torch.ones(2).untyped_storage().cuda()', 'torch.ones(2).to("cuda:1")',
 ):
@@ -123,6 +122,23 @@ PROBES = """
 import json
 from remora.device.as_cuda import AS_CUDA_PATCHES
 print(json.dumps({patch.name: patch.probe() for patch in AS_CUDA_PATCHES}))
+"""
+
+PRECISION = """
+import json, torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Linear(4, 4).cuda()
+optimizer, scaler = torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cuda", init_scale=8.0)
+with torch.autocast("cuda", dtype=torch.bfloat16):
+    out = model(torch.ones(2, 4, device="cuda"))
+    inside = [torch.is_autocast_enabled(), torch.is_autocast_enabled("cuda"), str(torch.get_autocast_gpu_dtype())]
+with torch.cuda.amp.autocast(dtype=torch.float16):
+    old = str((out @ out.T).dtype)
+scaler.scale(out.float().sum()).backward()
+scaler.step(optimizer)
+scaler.update()
+print(json.dumps([str(out.dtype), old, inside, torch.is_autocast_enabled(), scaler.get_scale(), model.bias.tolist()]))
 """
 
 GENERATE = """
@@ -186,6 +202,22 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path) -> None:
     missing = said.pop('torch.ones(2).to("cuda:1")')
     assert "remora:1 does not exist" in missing
     assert all(words.startswith("NotSupported: ") for words in said.values()), said
+
+
+def test_autocast_on_cuda_is_the_devices(tmp_path: Path) -> None:
+    out, old, inside, after, scale, bias = _run(
+        tmp_path, "import warnings; warnings.simplefilter('ignore')" + PRECISION, "--as-cuda"
+    )
+    assert (out, old) == ("torch.bfloat16", "torch.float16")
+    assert (inside, after, scale) == ([True, True, "torch.bfloat16"], False, 8)
+    local = PRECISION.replace('torch.autocast("cuda"', 'torch.autocast("cpu"').replace(".cuda()", "")
+    local = local.replace("torch.cuda.amp.autocast(", "torch.autocast('cpu', ").replace(
+        'device="cuda"', "device='cpu'"
+    )
+    local = local.replace('GradScaler("cuda"', 'GradScaler("cpu"').replace(
+        "torch.get_autocast_gpu_dtype()", "0"
+    )
+    assert _run(tmp_path, local)[-1] == bias
 
 
 def test_generate_on_cuda_has_the_tokens_of_the_cpu(tmp_path: Path) -> None:

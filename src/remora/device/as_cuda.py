@@ -329,41 +329,48 @@ def _probe_functions() -> str | None:
 # Precision, generators, checkpoints
 
 
+_AUTOCAST = ("is_autocast_enabled", "set_autocast_enabled", "get_autocast_dtype", "set_autocast_dtype")
+
+
 def _replace_precision() -> None:
-    autocast, scaler = torch.amp.autocast_mode.autocast, torch.amp.grad_scaler.GradScaler
+    autocasts, scaler = torch.amp.autocast_mode, torch.amp.grad_scaler.GradScaler
+    autocast = autocasts.autocast
     if _is_set(autocast, "__init__"):
         return
-    enter, scale = autocast.__init__, scaler.__init__
+    enter, scale, cast = autocast.__init__, scaler.__init__, autocasts._cast
 
-    def init(
-        self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None
-    ) -> None:
-        if device_type == "cuda":
-            if enabled:
-                raise NotSupported(
-                    'autocast("cuda") on the remora device, which would run in full precision; '
-                    "use model.to(torch.bfloat16)"
-                )
-            device_type = "remora"
-        enter(self, device_type, dtype, enabled, cache_enabled)
+    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        enter(self, moved(device_type), *args, **kwargs)
 
     def init_scaler(self: Any, device: str = "cuda", *args: Any, **kwargs: Any) -> None:
-        if device == "cuda" and kwargs.get("enabled", args[4] if len(args) > 4 else True):
-            raise NotSupported(
-                'GradScaler("cuda") on the remora device, which has no autocast yet; pass enabled=False'
-            )
-        scale(self, device, *args, **kwargs)
+        scale(self, moved(device), *args, **kwargs)
 
     _set(autocast, "__init__", init)
     _set(scaler, "__init__", init_scaler)
+    _set(autocasts, "_cast", lambda value, device_type, dtype: cast(value, moved(device_type), dtype))
+    for name in _AUTOCAST:
+        _set(torch, name, _for_device(getattr(torch, name)))
+    _set(torch, "get_autocast_gpu_dtype", lambda: torch.get_autocast_dtype("remora"))
+    _set(torch, "set_autocast_gpu_dtype", lambda dtype: torch.set_autocast_dtype("remora", dtype))
+
+
+def _for_device(original: Any) -> Any:
+    """These take the device's type first; without one they mean "cuda"."""
+
+    def of_device(*args: Any, **kwargs: Any) -> Any:
+        if "device_type" in kwargs:
+            kwargs["device_type"] = moved(kwargs["device_type"])
+        elif args and isinstance(args[0], str):
+            args = (moved(args[0]), *args[1:])
+        else:
+            args = ("remora", *args)
+        return original(*args, **kwargs)
+
+    return of_device
 
 
 def _probe_precision() -> str | None:
-    try:
-        torch.autocast("cuda")
-    except NotSupported:
-        return None
-    return 'autocast("cuda") is silently ignored'
+    return None if torch.autocast("cuda").device == "remora" else 'autocast("cuda") is silently ignored'
 
 
 def _replace_generator() -> None:
@@ -456,7 +463,7 @@ AS_CUDA_PATCHES = (
         _probe_context,
     ),
     Patch("as-cuda-functions", "torch.cuda.* speaks of the executor", _replace_functions, _probe_functions),
-    Patch("as-cuda-precision", "autocast and GradScaler are refused", _replace_precision, _probe_precision),
+    Patch("as-cuda-precision", "autocast and GradScaler", _replace_precision, _probe_precision),
     Patch("as-cuda-generator", 'torch.Generator("cuda")', _replace_generator, _probe_generator),
     Patch("as-cuda-load", "torch.load to the device goes through the CPU", _replace_load, _probe_load),
 )

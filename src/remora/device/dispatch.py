@@ -337,6 +337,8 @@ def _results(
             results.append(tensors.wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
+    if not outcome.outs:
+        return None
     return results[0] if outcome.single else outcome.container(results)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from remora.device import rng
+from remora.device.autocast import supported_dtypes
 from remora.device.sink import bound
 
 
@@ -57,8 +58,7 @@ class DeviceModule(types.ModuleType):
     def is_bf16_supported(self) -> bool:
         return True
 
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.float16, torch.bfloat16]
+    get_amp_supported_dtype = staticmethod(supported_dtypes)
 
     class device:  # noqa: N801  # as torch.cuda.device
         """A `with` block on a device; there is one."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.autograd import graph
 
+from remora.device.autocast import clear_with_pytorchs_cache, probe_cache
 from remora.device.rng import probe_generator, replace_generator
 from remora.device.tensor import RemoraTensor
 
@@ -77,6 +78,12 @@ PATCHES = (
         "torch.Generator is a C type that asks the device's C++ for its generators; for other devices nothing changes",
         replace_generator,
         probe_generator,
+    ),
+    Patch(
+        "autocast-cache",
+        "casts of weights end with the outermost autocast context, which clears a cache that only C++ devices share",
+        clear_with_pytorchs_cache,
+        probe_cache,
     ),
 )
 
