@@ -25,6 +25,7 @@ from remora.wire.messages import (
     Done,
     Failed,
     Fetch,
+    Flag,
     Free,
     LoadRng,
     Put,
@@ -117,6 +118,11 @@ messages = st.one_of(
     st.builds(Seed, st.integers(-(1 << 63), (1 << 64) - 1), st.integers(0, 2)),
     st.builds(SaveRng, segments, st.integers(0, 2)),
     st.builds(LoadRng, st.integers(0, 2), st.tuples(segments, st.integers(0, 2), st.integers(0, 2))),
+    st.builds(
+        Flag,
+        st.sampled_from(["_set_cudnn_enabled", "_set_sdp_priority_order", "set_flush_denormal", "system"]),
+        st.lists(st.one_of(st.booleans(), st.integers(-9, 9), st.just("x")), max_size=3).map(tuple),
+    ),
     st.builds(Recover, st.integers(0, 6)),
     st.builds(Barrier, st.integers(0, 5)),
 )  # fmt: skip

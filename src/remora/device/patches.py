@@ -11,6 +11,7 @@ import torch
 from torch.autograd import graph
 
 from remora.device.autocast import clear_with_pytorchs_cache, probe_cache
+from remora.device.flags import probe_setters, watch_setters
 from remora.device.rng import probe_generator, replace_generator
 from remora.device.tensor import RemoraTensor
 
@@ -84,6 +85,12 @@ PATCHES = (
         "casts of weights end with the outermost autocast context, which clears a cache that only C++ devices share",
         clear_with_pytorchs_cache,
         probe_cache,
+    ),
+    Patch(
+        "flag-setters",
+        "PyTorch's process-wide flags change what the executor's kernels compute; the setters do what they did",
+        watch_setters,
+        probe_setters,
     ),
 )
 

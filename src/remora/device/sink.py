@@ -48,6 +48,9 @@ class Sink(Protocol):
     def default_dtype(self, name: str) -> None:
         """What `torch.get_default_dtype()` says from here on."""
 
+    def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
+        """The program has called one of the setters in ops/flags.py."""
+
     def barrier(self) -> None:
         """Blocks until everything recorded so far has run."""
 

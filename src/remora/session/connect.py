@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from remora.config import ClientSettings
+from remora.device.flags import announce
 from remora.device.module import torch_version
 from remora.device.rng import default as default_generator
 from remora.device.sink import bound
@@ -91,6 +92,7 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
         raise
     _current, _stop = session, threading.Event()
     bound.bind(session.recorder, session)
+    announce(session)
     beat = threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True)
     beat.start()
     return session

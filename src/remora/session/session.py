@@ -32,6 +32,7 @@ from remora.wire.messages import (
     Define,
     Done,
     Fetch,
+    Flag,
     Free,
     Grant,
     LoadRng,
@@ -256,6 +257,9 @@ class Session:
 
     def default_dtype(self, name: str) -> None:
         self._in_order(lambda: self._post(DefaultDtype(name)))
+
+    def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
+        self._in_order(lambda: self._post(Flag(setter, values)))  # type: ignore[arg-type]
 
     def _in_order(self, post: Callable[[], None]) -> None:
         """Posts a message behind all rows recorded so far; it goes with the next segment."""

@@ -148,6 +148,13 @@ class LoadRng(msgspec.Struct, frozen=True, array_like=True, tag=12):
     name: tuple[Segment, Row, Row]
 
 
+class Flag(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """The program calls a setter of one of PyTorch's process-wide flags, see ops/flags.py."""
+
+    setter: Word
+    values: Annotated[tuple[bool | int | Word, ...], Meta(max_length=16)]
+
+
 ToExecutor = (
     Define
     | Site
@@ -162,6 +169,7 @@ ToExecutor = (
     | Recover
     | Barrier
     | DefaultDtype
+    | Flag
 )
 
 # ------------------------------------------------------------------ executor to client

@@ -351,7 +351,19 @@ _UNSET = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_stride
 
 def _zero_filled(op: Any) -> Callable[..., torch.Tensor]:
     """Memory that was another session's must not be read: what PyTorch leaves unset is zeroed."""
-    return lambda *args, **kwargs: op(*args, **kwargs).zero_()
+
+    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor: torch.Tensor = op(*args, **kwargs)
+        return tensor if _fills() else tensor.zero_()
+
+    return made
+
+
+def _fills() -> bool:
+    """Whether PyTorch itself sets what it allocates, to values that show."""
+    return bool(
+        torch._C._get_deterministic_algorithms() and torch._C._get_deterministic_fill_uninitialized_memory()
+    )
 
 
 def _without_growth(call: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:

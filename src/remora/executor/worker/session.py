@@ -13,6 +13,7 @@ from remora.errors import ProtocolError, RemoraError
 from remora.executor.hop import BlobFile, SessionTerms
 from remora.executor.worker.blobs import Blobs
 from remora.executor.worker.failure import MemoryLimit, is_fatal, kind_of, message_of
+from remora.executor.worker.flags import Flags
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
@@ -30,6 +31,7 @@ from remora.wire.messages import (
     Done,
     Failed,
     Fetch,
+    Flag,
     Free,
     LoadRng,
     Payload,
@@ -71,6 +73,7 @@ class Device:
     held: Callable[[str], str]
     room_nbytes: Callable[[], int]
     release: Callable[[int, bytes, int], None]
+    flags: Flags = field(default_factory=Flags)
 
 
 @dataclass
@@ -88,6 +91,7 @@ class WorkerSession:
         self.seed = terms.seed
         self.rng: torch.Tensor | None = None
         self.generators: dict[int, torch.Generator] = {}
+        self.flags: dict[tuple[str, ...], tuple[bool | int | str | None, ...]] = {}
         self.default_dtype = torch.float32
         self.device = device
         self.values = Values()
@@ -114,6 +118,7 @@ class WorkerSession:
             Free: self._free,
             Seed: self._seed,
             DefaultDtype: self._default_dtype,
+            Flag: self._flag,
             SaveRng: self._save_rng,
             LoadRng: self._load_rng,
             Recover: self._recover,
@@ -227,6 +232,7 @@ class WorkerSession:
             self.device.generators.enter(self)
         if torch.get_default_dtype() is not self.default_dtype:  # another session's
             torch.set_default_dtype(self.default_dtype)
+        self.device.flags.enter(self)
         started = time.perf_counter()
         try:
             registers = run(program, slots, bound.holes, self.device.progress, self.restrided)
@@ -346,6 +352,9 @@ class WorkerSession:
             raise ProtocolError(f"{message.dtype} cannot be a default dtype")
         self.default_dtype = dtype
 
+    def _flag(self, message: Flag) -> None:
+        self.device.flags.set(self, message.setter, message.values)
+
     def _seed(self, message: Seed) -> None:
         self.device.generators.seed(self, message.seed, message.generator)
 
@@ -382,6 +391,7 @@ class WorkerSession:
     def close(self) -> None:
         self.values.clear()
         self.device.generators.leave(self)
+        self.device.flags.leave(self)
         self.templates.clear()
 
 
