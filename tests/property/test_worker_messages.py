@@ -22,12 +22,18 @@ from remora.wire.messages import (
     Adopt,
     Barrier,
     Define,
+    DeviceFacts,
+    DeviceQuery,
     Done,
     Failed,
     Fetch,
     Flag,
     Free,
     LoadRng,
+    Mark,
+    Marked,
+    Memory,
+    MemoryQuery,
     Put,
     Recover,
     Run,
@@ -125,6 +131,9 @@ messages = st.one_of(
     ),
     st.builds(Recover, st.integers(0, 6)),
     st.builds(Barrier, st.integers(0, 5)),
+    st.builds(MemoryQuery, st.integers(0, 5), st.booleans()),
+    st.builds(DeviceQuery, st.integers(0, 5)),
+    st.builds(Mark, st.integers(0, 5)),
 )  # fmt: skip
 
 
@@ -138,7 +147,7 @@ def test_senseless_messages_are_refused_and_the_session_can_go_on(batch):
         try:
             for message in decode_to_executor(encode(batch)):
                 reply = session.handle(message)
-                assert reply is None or isinstance(reply, (Values, Done, Failed))
+                assert reply is None or isinstance(reply, (Values, Done, Failed, Memory, DeviceFacts, Marked))
                 if reply is not None:
                     decode_to_client(encode((reply,)))
                 if isinstance(reply, Failed):

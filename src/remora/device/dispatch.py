@@ -32,7 +32,7 @@ from remora.ops.schema import traits
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
-_Generator = torch._C.Generator
+_Generator, _Stream = torch._C.Generator, torch._C.Stream
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
 _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
@@ -41,7 +41,7 @@ memo: dict[tuple[Any, ...], Outcome] = {}
 
 
 class _LocalTensor(Exception):
-    """An argument has to be brought to the executor first: a CPU tensor, or a generator."""
+    """An argument has to be brought to the executor first (a CPU tensor, a generator), or means nothing there."""
 
 
 def record(
@@ -202,7 +202,7 @@ def _encode_other(
         wire.append(item)
     elif isinstance(item, (list, tuple)):
         _encode_list(item, recorder, wire, metas, holes, inputs)
-    elif isinstance(item, torch.Tensor):
+    elif isinstance(item, (torch.Tensor, _Stream)):
         raise _LocalTensor
     elif isinstance(item, _Generator):
         number = number_of(item, recorder)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from remora.device import rng
+from remora.device import memory, rng, streams
 from remora.device.autocast import supported_dtypes
+from remora.device.index import only_device
 from remora.device.sink import bound
 
 
@@ -24,8 +25,34 @@ class DeviceModule(types.ModuleType):
     set_rng_state_all = staticmethod(rng.set_rng_state_all)
     default_generators = (rng.default,)
 
+    Stream, Event, StreamContext = streams.Stream, streams.Event, streams.StreamContext
+    stream = streams.StreamContext
+    current_stream = staticmethod(streams.current_stream)
+    default_stream = staticmethod(streams.default_stream)
+    set_stream = staticmethod(streams.set_stream)
+
+    get_device_properties = staticmethod(memory.get_device_properties)
+    get_device_name = staticmethod(memory.get_device_name)
+    get_device_capability = staticmethod(memory.get_device_capability)
+    is_bf16_supported = staticmethod(memory.is_bf16_supported)
+    memory_allocated = staticmethod(memory.memory_allocated)
+    max_memory_allocated = staticmethod(memory.max_memory_allocated)
+    memory_reserved = staticmethod(memory.memory_reserved)
+    max_memory_reserved = staticmethod(memory.max_memory_reserved)
+    memory_stats = staticmethod(memory.memory_stats)
+    memory_summary = staticmethod(memory.memory_summary)
+    mem_get_info = get_memory_info = staticmethod(memory.mem_get_info)
+    reset_peak_memory_stats = staticmethod(memory.reset_peak_memory_stats)
+    reset_accumulated_memory_stats = staticmethod(memory.reset_accumulated_memory_stats)
+    empty_cache = staticmethod(memory.empty_cache)
+
+    get_amp_supported_dtype = staticmethod(supported_dtypes)
+
     def is_available(self) -> bool:
         return True
+
+    def init(self) -> None:
+        """Nothing: a session starts when the first tensor is made."""
 
     def is_initialized(self) -> bool:
         return bound.recorder is not None
@@ -53,13 +80,6 @@ class DeviceModule(types.ModuleType):
         if bound.sink is not None:
             bound.sink.barrier()
 
-    def empty_cache(self) -> None: ...
-
-    def is_bf16_supported(self) -> bool:
-        return True
-
-    get_amp_supported_dtype = staticmethod(supported_dtypes)
-
     class device:  # noqa: N801  # as torch.cuda.device
         """A `with` block on a device; there is one."""
 
@@ -76,19 +96,6 @@ class DeviceModule(types.ModuleType):
 
         def __init__(self, obj: Any) -> None:
             super().__init__(obj.device if obj.device.type == "remora" else None)
-
-
-def only_device(device: Any) -> int:
-    """0, the index of the only device. Raises RuntimeError for another one."""
-    index = device
-    if device is not None and not isinstance(device, int):
-        device = torch.device(device)
-        if device.type != "remora":
-            raise ValueError(f"Expected a remora device, but got: {device}")
-        index = device.index
-    if index not in (None, -1, 0):
-        raise RuntimeError(f"remora:{index} does not exist: this session has one executor, remora:0")
-    return 0
 
 
 def torch_version() -> str:

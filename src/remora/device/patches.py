@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch.autograd import graph
 
+from remora.device.accelerator import probe_accelerator, replace_accelerator
 from remora.device.autocast import clear_with_pytorchs_cache, probe_cache
 from remora.device.flags import probe_setters, watch_setters
 from remora.device.rng import probe_generator, replace_generator
+from remora.device.streams import probe_streams, replace_streams
 from remora.device.tensor import RemoraTensor
 
 
@@ -91,6 +93,18 @@ PATCHES = (
         "PyTorch's process-wide flags change what the executor's kernels compute; the setters do what they did",
         watch_setters,
         probe_setters,
+    ),
+    Patch(
+        "streams",
+        "torch.Stream and torch.Event ask the device's C++, which has nothing behind it; for others nothing changes",
+        replace_streams,
+        probe_streams,
+    ),
+    Patch(
+        "accelerator",
+        "torch.accelerator asks the device's C++ for streams and memory; where it is not remora nothing changes",
+        replace_accelerator,
+        probe_accelerator,
     ),
 )
 

@@ -263,25 +263,29 @@ def local_device(device: Any) -> torch.device:
     return torch.device(device)
 
 
-class _Generators(type):
-    """Makes PyTorch's own generators for its own devices, and knows all of them as instances."""
+class _Generators(type(_PyTorchs)):  # type: ignore[misc]  # newer versions have a metaclass
+    """Of the class that stands for PyTorch's: it makes PyTorch's own generators for its own devices, knows all of
+    them as instances, and can be derived from as PyTorch's can."""
 
-    def __call__(cls, device: Any = "cpu") -> Any:
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls is not Generator:
+            return super().__call__(*args, **kwargs)
+        device = args[0] if args else kwargs.get("device", "cpu")
         meant = local_device(device)
         if meant.type != "remora":
-            return _PyTorchs(device)
+            return _PyTorchs(*args, **kwargs)
         if meant.index not in (None, 0):
             raise RuntimeError(f"{meant} does not exist: this session has one executor, remora:0")
         return _generator()
 
     def __instancecheck__(cls, item: Any) -> bool:
-        return isinstance(item, _PyTorchs)
+        return isinstance(item, _PyTorchs) if cls is Generator else super().__instancecheck__(item)
 
     def __subclasscheck__(cls, kind: Any) -> bool:
-        return issubclass(kind, _PyTorchs)
+        return issubclass(kind, _PyTorchs) if cls is Generator else super().__subclasscheck__(kind)
 
 
-class Generator(metaclass=_Generators):
+class Generator(_PyTorchs, metaclass=_Generators):
     __doc__ = _PyTorchs.__doc__
 
 

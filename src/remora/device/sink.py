@@ -9,6 +9,7 @@ from typing import Protocol
 from remora.capture.recorder import Recorder
 from remora.capture.value import Value
 from remora.errors import Disconnected
+from remora.wire.messages import DeviceFacts, Memory
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,16 @@ class Fetched:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     data: bytearray | bytes | None
+
+
+class Moment:
+    """A place in the op stream: when the executor passed it, by its own clock, and for how long it had computed
+    for this session by then. None: it is not known to have passed it."""
+
+    def __init__(self, ticket: int) -> None:
+        self.ticket = ticket
+        self.at_s: float | None = None
+        self.busy_s = 0.0
 
 
 class Sink(Protocol):
@@ -50,6 +61,23 @@ class Sink(Protocol):
 
     def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
         """The program has called one of the setters in ops/flags.py."""
+
+    def mark(self) -> Moment:
+        """The place behind everything recorded so far. Waits for nothing."""
+
+    def passed(self, moment: Moment, wait: bool) -> bool:
+        """Whether the executor has passed it; `wait`: blocks until it has."""
+
+    def idle(self) -> None:
+        """Tells the executor what has ended, and takes in what it has said. Waits for nothing."""
+
+    def memory(self, reset_peak: bool = False) -> Memory: ...
+
+    def facts(self) -> DeviceFacts: ...
+
+    @property
+    def memory_nbytes(self) -> int:
+        """What the executor grants."""
 
     def barrier(self) -> None:
         """Blocks until everything recorded so far has run."""

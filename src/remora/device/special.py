@@ -108,6 +108,10 @@ def _equal(func: Any, args: Any, kwargs: Any) -> Any:
     return bool((first == second).all().item())
 
 
+def _no_need(func: Any, args: Any, kwargs: Any) -> None:
+    """A value lives until the rows before its end have run, on whatever stream they were recorded."""
+
+
 SPECIAL: dict[Any, Any] = {
     aten._local_scalar_dense.default: _item,
     aten._to_copy.default: _to_copy,
@@ -117,4 +121,5 @@ SPECIAL: dict[Any, Any] = {
     aten.lift_fresh.default: _itself,
     aten.detach_.default: _itself,
     aten.equal.default: _equal,
+    aten.record_stream.default: _no_need,
 }

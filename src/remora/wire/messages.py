@@ -155,6 +155,25 @@ class Flag(msgspec.Struct, frozen=True, array_like=True, tag=13):
     values: Annotated[tuple[bool | int | Word, ...], Meta(max_length=16)]
 
 
+class MemoryQuery(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Asks for a `Memory`. `reset_peak`: the peak starts anew from what is held now."""
+
+    ticket: Ticket
+    reset_peak: bool = False
+
+
+class DeviceQuery(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """Asks for a `DeviceFacts`."""
+
+    ticket: Ticket
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """Asks for a `Marked` once the device has passed this place; the client need not wait for it."""
+
+    ticket: Ticket
+
+
 ToExecutor = (
     Define
     | Site
@@ -170,6 +189,9 @@ ToExecutor = (
     | Barrier
     | DefaultDtype
     | Flag
+    | MemoryQuery
+    | DeviceQuery
+    | Mark
 )
 
 # ------------------------------------------------------------------ executor to client
@@ -223,7 +245,41 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=3):
     row: Row = 0
 
 
-ToClient = Values | Done | Failed | Lost
+class Memory(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Bytes of the session's tensors, each storage once: now, at most since the peak was reset, and all that
+    were ever made. storages: how many there are now. reserved: by the device's allocator, for all sessions.
+    free: what a new value may take."""
+
+    ticket: Ticket
+    allocated_nbytes: Nbytes
+    peak_nbytes: Nbytes
+    total_nbytes: Annotated[int, Meta(ge=0)]
+    storages: Size
+    reserved_nbytes: Nbytes
+    free_nbytes: Nbytes
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """What the executor computes on. major, minor: compute capability, 0 for a CPU."""
+
+    ticket: Ticket
+    name: Annotated[str, Meta(max_length=200)]
+    total_nbytes: Nbytes
+    major: Size
+    minor: Size
+    multi_processors: Size
+    bfloat16: bool
+
+
+class Marked(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The device passed a `Mark` at `at_s`, by a clock of its own, having computed for the session for `busy_s`."""
+
+    ticket: Ticket
+    at_s: float
+    busy_s: float
+
+
+ToClient = Values | Done | Failed | Lost | Memory | DeviceFacts | Marked
 
 # ------------------------------------------------------------------ frames
 

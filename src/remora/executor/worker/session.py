@@ -12,6 +12,7 @@ import torch
 from remora.errors import ProtocolError, RemoraError
 from remora.executor.hop import BlobFile, SessionTerms
 from remora.executor.worker.blobs import Blobs
+from remora.executor.worker.describe import Marks, facts, reserved_nbytes
 from remora.executor.worker.failure import MemoryLimit, is_fatal, kind_of, message_of
 from remora.executor.worker.flags import Flags
 from remora.executor.worker.memory import Maps
@@ -28,12 +29,16 @@ from remora.wire.messages import (
     Barrier,
     DefaultDtype,
     Define,
+    DeviceQuery,
     Done,
     Failed,
     Fetch,
     Flag,
     Free,
     LoadRng,
+    Mark,
+    Memory,
+    MemoryQuery,
     Payload,
     Put,
     Recover,
@@ -74,6 +79,10 @@ class Device:
     room_nbytes: Callable[[], int]
     release: Callable[[int, bytes, int], None]
     flags: Flags = field(default_factory=Flags)
+    marks: Marks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.marks = Marks(self.device)
 
 
 @dataclass
@@ -123,6 +132,9 @@ class WorkerSession:
             LoadRng: self._load_rng,
             Recover: self._recover,
             Barrier: self._barrier,
+            Mark: self._mark,
+            MemoryQuery: self._memory,
+            DeviceQuery: self._facts,
         }
 
     def allow_blob(self, blob: BlobFile) -> None:
@@ -387,6 +399,28 @@ class WorkerSession:
         if self.device.device.type == "cuda":
             torch.cuda.synchronize(self.device.device)
         return Done(message.ticket)
+
+    def _mark(self, message: Mark) -> ToClient | None:
+        return self.device.marks.add(self, message.ticket, self.device_s)
+
+    def _memory(self, message: MemoryQuery) -> ToClient | None:
+        if self.failed is not None:
+            return None
+        values, free_nbytes = self.values, max(0, self.device.room_nbytes())
+        if message.reset_peak:
+            values.reset_peak()
+        return Memory(
+            message.ticket,
+            values.held_nbytes,
+            values.peak_nbytes,
+            values.total_nbytes,
+            values.storages,
+            reserved_nbytes(self.device.device, values.held_nbytes),
+            free_nbytes,
+        )
+
+    def _facts(self, message: DeviceQuery) -> ToClient | None:
+        return facts(self.device.device, message.ticket) if self.failed is None else None
 
     def close(self) -> None:
         self.values.clear()
