@@ -133,7 +133,7 @@ messages = st.one_of(
     st.builds(Barrier, st.integers(0, 5)),
     st.builds(MemoryQuery, st.integers(0, 5), st.booleans()),
     st.builds(DeviceQuery, st.integers(0, 5)),
-    st.builds(Mark, st.integers(0, 5)),
+    st.builds(Mark, st.integers(0, 5), st.booleans()),
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from torch.autograd import graph
 from remora.device.accelerator import probe_accelerator, replace_accelerator
 from remora.device.autocast import clear_with_pytorchs_cache, probe_cache
 from remora.device.flags import probe_setters, watch_setters
+from remora.device.profiler import follow_profiler, probe_profiler
 from remora.device.rng import probe_generator, replace_generator
 from remora.device.streams import probe_streams, replace_streams
 from remora.device.tensor import RemoraTensor
@@ -105,6 +106,12 @@ PATCHES = (
         "torch.accelerator asks the device's C++ for streams and memory; where it is not remora nothing changes",
         replace_accelerator,
         probe_accelerator,
+    ),
+    Patch(
+        "profiler",
+        "a profiler of the device asks its C++ for the time of kernels; here the executor tells it, range by range",
+        follow_profiler,
+        probe_profiler,
     ),
 )
 

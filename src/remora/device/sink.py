@@ -62,8 +62,9 @@ class Sink(Protocol):
     def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
         """The program has called one of the setters in ops/flags.py."""
 
-    def mark(self) -> Moment:
-        """The place behind everything recorded so far. Waits for nothing."""
+    def mark(self, settle: bool = False) -> Moment:
+        """The place behind everything recorded so far. Waits for nothing. `settle`: the executor waits for its
+        device there, and counts that as computing."""
 
     def passed(self, moment: Moment, wait: bool) -> bool:
         """Whether the executor has passed it; `wait`: blocks until it has."""

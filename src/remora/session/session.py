@@ -285,11 +285,11 @@ class Session:
             self._check()
             self._ask(Barrier(next(self._tickets)))
 
-    def mark(self) -> Moment:
+    def mark(self, settle: bool = False) -> Moment:
         with self.recorder.lock:
             moment = Moment(next(self._tickets))
             self._moments[moment.ticket] = moment
-            self._in_order(lambda: self._post(Mark(moment.ticket)))
+            self._in_order(lambda: self._post(Mark(moment.ticket, settle)))
             return moment
 
     def passed(self, moment: Moment, wait: bool) -> bool:

@@ -169,9 +169,13 @@ class DeviceQuery(msgspec.Struct, frozen=True, array_like=True, tag=15):
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True, tag=16):
-    """Asks for a `Marked` once the device has passed this place; the client need not wait for it."""
+    """Asks for a `Marked` once the device has passed this place; the client need not wait for it.
+
+    settle: the executor waits for its device here, and counts that as computing.
+    """
 
     ticket: Ticket
+    settle: bool = False
 
 
 ToExecutor = (

@@ -401,6 +401,10 @@ class WorkerSession:
         return Done(message.ticket)
 
     def _mark(self, message: Mark) -> ToClient | None:
+        if message.settle and self.device.device.type == "cuda":
+            started = time.perf_counter()
+            torch.cuda.synchronize(self.device.device)
+            self.device_s += time.perf_counter() - started
         return self.device.marks.add(self, message.ticket, self.device_s)
 
     def _memory(self, message: MemoryQuery) -> ToClient | None:
