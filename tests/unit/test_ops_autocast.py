@@ -7,8 +7,9 @@ import torch
 
 from remora.ops.autocast import LISTED, WITH_DTYPE
 
-# Of older or newer PyTorch versions, or only with named dimensions, which have no overload for Python.
+# With named dimensions, for which newer versions have no op.
 MAY_MISS = {"prod.dim_Dimname", "index_copy.dimname"}
+NEWEST = (2, 13)  # older versions have fewer entries
 
 
 @pytest.mark.parametrize(("kind", "key"), [("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")])
@@ -18,7 +19,8 @@ def test_the_lists_are_pytorchs(kind: str, key: str) -> None:
         n.removeprefix("aten::") for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(n, key)
     }
     assert theirs - set(LISTED[kind]) == set()
-    assert set(LISTED[kind]) - theirs - MAY_MISS == set()
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= NEWEST:
+        assert set(LISTED[kind]) - theirs - MAY_MISS == set()
 
 
 def test_overloads_with_a_dtype_exist() -> None:

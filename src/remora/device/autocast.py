@@ -12,7 +12,7 @@ import torch
 
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
-from remora.ops.autocast import POLICIES, WITH_DTYPE, Policy
+from remora.ops.autocast import LISTED, POLICIES, WITH_DTYPE, Policy
 from remora.ops.composites import COMPOSITES
 from remora.ops.schema import traits
 
@@ -53,7 +53,7 @@ def _register() -> None:
 
 
 def _kernel(op: Any, name: str) -> Any:
-    policies = {kind: known[name] for kind, known in POLICIES.items() if name in known}
+    policies = {kind: known[name] for kind, known in POLICIES.items() if name in known and _holds(kind, name)}
     composite = traits(op).composite
     dtype_place = next((at for at, a in enumerate(op._schema.arguments) if a.name == "dtype"), None)
 
@@ -82,6 +82,14 @@ def _kernel(op: Any, name: str) -> Any:
             return op(*args, **kwargs)
 
     return kernel
+
+
+def _holds(kind: str, name: str) -> bool:
+    """Whether the entry is one of this PyTorch version; what is not in PyTorch's lists at all always is."""
+    listed = name in LISTED[kind]
+    return not listed or torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"aten::{name}", f"Autocast{kind.upper()}"
+    )
 
 
 def _other(op: Any, name: str, args: Any, kwargs: Any) -> Any:
