@@ -35,8 +35,9 @@ def attend(
     """Scaled dot product attention, taken apart for autograd."""
     sink = bound.sink or bound.need()[1]
     tensors = (query, key, value, attn_mask)
-    tangents = forward_ad._current_level >= 0  # the fused kernel has no forward mode
-    if sink.executor_device == "cpu" and not tangents and _takes_flash(tensors, dropout_p, is_causal, enable_gqa):
+    plain = forward_ad._current_level < 0 and all(t is None or type(t) is RemoraTensor for t in tensors)
+    # transforms (torch.func, forward mode) have rules for the parts alone
+    if plain and sink.executor_device == "cpu" and _takes_flash(tensors, dropout_p, is_causal, enable_gqa):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
         return aten._scaled_dot_product_flash_attention_for_cpu(
@@ -64,9 +65,8 @@ def _takes_flash(
     key = (*facts, dropout_p > 0, is_causal, enable_gqa, switches)
     found = _chosen.get(key)
     if found is None:
-        with torch._C._DisableFuncTorch():  # type: ignore[attr-defined]
-            examples = [t if t is None else _example(t) for t in tensors]
-            choice = _choose(*examples, dropout_p, is_causal, enable_gqa=enable_gqa)
+        examples = [t if t is None else _example(t) for t in tensors]
+        choice = _choose(*examples, dropout_p, is_causal, enable_gqa=enable_gqa)
         found = _chosen[key] = choice == _FLASH
     return found
 
@@ -75,6 +75,4 @@ def _example(tensor: torch.Tensor) -> torch.Tensor:
     """A CPU tensor with the same metadata, whose memory nothing touches."""
     span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     base = torch.empty(0 if 0 in tensor.shape else span, dtype=tensor.dtype, device="cpu")
-    example = base.as_strided(tensor.shape, tensor.stride())
-    # a functorch transform refuses requires_grad_; its own tensors are of another type
-    return example.requires_grad_(tensor.requires_grad) if type(tensor) is RemoraTensor else example
+    return base.as_strided(tensor.shape, tensor.stride()).requires_grad_(tensor.requires_grad)

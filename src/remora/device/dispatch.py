@@ -24,6 +24,7 @@ from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
 from remora.device.special import SPECIAL, only_a_row
 from remora.device.tensor import RemoraTensor
+from remora.device.tracing import meets_another_class
 from remora.errors import NotSupported
 from remora.ops.composites import COMPOSITES
 from remora.ops.dtypes import dtype_name
@@ -276,6 +277,8 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     result = SPECIAL.get(func, only_a_row)(func, args, kwargs or {})
     if result is not NotImplemented:
         return result
+    if meets_another_class((*args, *(kwargs or {}).values())):
+        return NotImplemented  # PyTorch asks that class next
 
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor) and type(item) is not RemoraTensor:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from remora.device import engine, optimizers
+from remora.device import compile as compiling
+from remora.device import engine, higher_order, optimizers, tracing
+from remora.device.tensor import RemoraTensor
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,53 @@ def _probe_swap() -> str | None:
     return None if both[0].weight is both[1].weight else "Module.to() parts tied parameters"
 
 
+def _swap_with_weakrefs() -> None:
+    swap = torch.utils.swap_tensors
+    if hasattr(swap, "_remora"):
+        return
+    # the same function, blind to weak references: they go with the parameter that they were made for
+    blind = types.FunctionType(
+        swap.__code__,
+        {**swap.__globals__, "weakref": types.SimpleNamespace(getweakrefs=lambda tensor: [])},
+        swap.__name__,
+    )
+
+    @functools.wraps(swap)
+    def swap_tensors(t1: Any, t2: Any) -> None:
+        (blind if isinstance(t1, RemoraTensor) or isinstance(t2, RemoraTensor) else swap)(t1, t2)
+
+    swap_tensors._remora = True  # type: ignore[attr-defined]
+    torch.utils.swap_tensors = swap_tensors
+
+
+def _probe_swap_with_weakrefs() -> str | None:
+    tensor = torch.zeros(1)
+    reference = weakref.ref(tensor)
+    try:
+        torch.utils.swap_tensors(tensor, RemoraTensor._make_wrapper_subclass(RemoraTensor, (1,)))
+    except RuntimeError as error:
+        return str(error)
+    return None if type(reference()) is RemoraTensor else "swap_tensors() swaps nothing"
+
+
 PATCHES = (
     Patch(
         "foreach-optimizers",
         "optimizers run a row per parameter for tensor classes that they were not told of",
         optimizers.install,
         optimizers.probe,
+    ),
+    Patch(
+        "compile-leaves-remora-alone",
+        "Dynamo would trace into capture itself, and compile kernels for this machine",
+        compiling.install,
+        compiling.probe,
+    ),
+    Patch(
+        "higher-order-operators",
+        "torch.cond and flex_attention refuse tensor subclasses that they were not told of",
+        higher_order.install,
+        higher_order.probe,
     ),
     Patch(
         "single-threaded-backward",
@@ -49,6 +96,18 @@ PATCHES = (
         "Module.to() otherwise replaces parameters one by one, and tied weights come apart",
         _swap_parameters,
         _probe_swap,
+    ),
+    Patch(
+        "swap-compiled-parameters",
+        "Dynamo's guards hold weak references to parameters, with which Module.to() would refuse to move them",
+        _swap_with_weakrefs,
+        _probe_swap_with_weakrefs,
+    ),
+    Patch(
+        "tracers-take-remora-tensors",
+        "make_fx and fake tensors step aside for tensor subclasses, and a graph then holds results instead of ops",
+        tracing.install,
+        tracing.probe,
     ),
 )
 

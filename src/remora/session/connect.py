@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from remora.config import ClientSettings
 from remora.device.module import initial_seed, torch_version
@@ -29,6 +29,7 @@ _current: Session | None = None
 _embedded: EmbeddedExecutor | None = None
 _stop = threading.Event()
 _of_parent: list[Session] = []
+opened: list[Callable[[Session], None]] = []  # told of each session when it opens
 
 
 def connect(url: str | Sequence[str] | None = None, token: str | None = None) -> None:
@@ -94,6 +95,8 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
     cut_behind_steps()
     beat = threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True)
     beat.start()
+    for tell in opened:
+        tell(session)
     return session
 
 

@@ -14,6 +14,7 @@ from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import CapturedTemplate, Recorder, Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.config import ClientSettings
+from remora.device.counters import counters
 from remora.device.sink import Fetched
 from remora.errors import ProtocolError, RemoraError
 from remora.session.failures import error_from, row_text
@@ -290,6 +291,7 @@ class Session:
                 ops=self.recorder.ops,
                 weights_bytes=self.uploads.sent_nbytes,
                 reconnects=self.link.reconnects,
+                eager_frames=counters.eager_frames,
             )
 
     def close(self, reason: Exception) -> None:

@@ -249,15 +249,26 @@ def resolve_allowed(name: str) -> Any:
     try:
         op = resolve(name)
     except LookupError as error:
-        raise UnsupportedOp(str(error)) from None
+        raise UnsupportedOp(f"{error}{_remedy(name)}") from None
     reason = refusal(op)
     if reason is None and (traits(op).metadata_only_write or name.split(".")[1] in _REBINDS):
         reason = "it changes a tensor's own shape or storage"
     if reason is None and name.split(".")[1] in _UNCHECKED:
         reason = "it trusts indices that nothing checks"
     if reason is not None:
-        raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}")
+        raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}{_remedy(name)}")
     return op
+
+
+def _remedy(name: str) -> str:
+    """What to do about an op that is not PyTorch's own."""
+    namespace = name.split(".")[0]
+    if namespace in ("aten", "prims"):
+        return ""
+    return (
+        f". Custom operators run where the executor has them: install the module that defines {namespace!r} there, "
+        "and start it with `remora serve --ops MODULE`"
+    )
 
 
 # Kernels that follow indices which nothing checks, and read what lies beside their inputs.
