@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from remora.device import tensor as tensors
 from remora.device.attention import attend
+from remora.device.ctc import register_ctc
 from remora.device.dispatch import record
 from remora.device.engine import StreamGuard
 from remora.device.memo_store import store
@@ -55,6 +56,7 @@ def register() -> None:
     _register_factories(library)
     _register_composites(library)
     register_recurrent(library)
+    register_ctc(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     library.impl("_local_scalar_dense", _number, "PrivateUse1")
     for patch in PATCHES:
