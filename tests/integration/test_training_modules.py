@@ -524,3 +524,20 @@ def test_ctc_blocks_never(connected: ModuleType) -> None:
     before = connected.stats()
     F.ctc_loss(scores, targets, torch.tensor([10, 9, 8]), torch.tensor([4, 3, 2])).backward()
     assert (connected.stats() - before).round_trips == 0
+
+
+def test_data_parallel_over_the_one_executor(connected: ModuleType) -> None:
+    local = nn.Linear(3, 2)
+    remote = copy.deepcopy(local).to("remora")
+    parallel = nn.DataParallel(remote)
+    if not parallel.device_ids:
+        pytest.skip("remora is not the accelerator of this program")
+    inputs = torch.randn(4, 3)
+    for given in (inputs, inputs.to("remora")):
+        assert torch.equal(parallel(given).detach().cpu(), local(inputs).detach())
+    parallel(inputs).sum().backward()
+    local(inputs).sum().backward()
+    assert torch.equal(remote.weight.grad.cpu(), local.weight.grad)
+    parallel.device_ids = [0, 1]
+    with pytest.raises(NotImplementedError, match="a session has one"):
+        parallel(inputs)
