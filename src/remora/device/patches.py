@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd import graph
 
 from remora.device import compile as compiling
-from remora.device import higher_order, tracing
+from remora.device import engine, higher_order, optimizers, tracing
 from remora.device.tensor import RemoraTensor
 
 
@@ -36,30 +35,6 @@ def _probe_swap() -> str | None:
     second.weight = first.weight
     both = torch.nn.Sequential(first, second).to(torch.float64)
     return None if both[0].weight is both[1].weight else "Module.to() parts tied parameters"
-
-
-def _single_threaded_backward() -> None:
-    run = graph._engine_run_backward
-    if hasattr(run, "_remora"):
-        return
-
-    @functools.wraps(run)
-    def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(output, RemoraTensor) for output in outputs):
-            with torch.autograd.set_multithreading_enabled(False):
-                return run(outputs, *args, **kwargs)
-        return run(outputs, *args, **kwargs)
-
-    run_backward._remora = True  # type: ignore[attr-defined]
-    graph._engine_run_backward = run_backward
-    torch.autograd._engine_run_backward = run_backward  # type: ignore[attr-defined]
-
-
-def _probe_backward() -> str | None:
-    for owner in (graph, torch.autograd):
-        if not hasattr(getattr(owner, "_engine_run_backward", None), "_remora"):
-            return f"{owner.__name__} has no _engine_run_backward that could be replaced"
-    return None
 
 
 def _swap_with_weakrefs() -> None:
@@ -105,10 +80,16 @@ PATCHES = (
         higher_order.probe,
     ),
     Patch(
+        "foreach-optimizers",
+        "optimizers run a row per parameter for tensor classes that they were not told of",
+        optimizers.install,
+        optimizers.probe,
+    ),
+    Patch(
         "single-threaded-backward",
-        "the autograd engine's threads for a device without a C++ guard end the process",
-        _single_threaded_backward,
-        _probe_backward,
+        "the autograd engine's threads, and errors on their way out of it, end the process for a device in Python",
+        engine.install,
+        engine.probe,
     ),
     Patch(
         "swap-module-parameters",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from remora.config import ClientSettings
 from remora.device.module import initial_seed, torch_version
+from remora.device.optimizers import cut_behind_steps
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported, UsageError
 from remora.pool.embedded import EmbeddedExecutor
@@ -91,6 +92,7 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
         raise
     _current, _stop = session, threading.Event()
     bound.bind(session.recorder, session)
+    cut_behind_steps()
     beat = threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True)
     beat.start()
     for tell in opened:
