@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
@@ -33,14 +34,9 @@ def attend(
 ) -> Any:
     """Scaled dot product attention, taken apart for autograd."""
     tensors = (query, key, value, attn_mask)
-    sink = bound.sink or (
-        bound.need()[1] if isinstance(query, RemoraTensor) else None
-    )  # a fake one needs none
-    if (
-        sink is not None
-        and sink.executor_device == "cpu"
-        and _takes_flash(tensors, dropout_p, is_causal, enable_gqa)
-    ):
+    plain = forward_ad._current_level < 0 and all(t is None or type(t) is RemoraTensor for t in tensors)
+    # transforms (torch.func, forward mode) have rules for the parts alone
+    if plain and sink.executor_device == "cpu" and _takes_flash(tensors, dropout_p, is_causal, enable_gqa):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
         return aten._scaled_dot_product_flash_attention_for_cpu(

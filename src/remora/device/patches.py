@@ -68,6 +68,12 @@ def _probe_swap_with_weakrefs() -> str | None:
 
 PATCHES = (
     Patch(
+        "foreach-optimizers",
+        "optimizers run a row per parameter for tensor classes that they were not told of",
+        optimizers.install,
+        optimizers.probe,
+    ),
+    Patch(
         "compile-leaves-remora-alone",
         "Dynamo would trace into capture itself, and compile kernels for this machine",
         compiling.install,
@@ -78,12 +84,6 @@ PATCHES = (
         "torch.cond and flex_attention refuse tensor subclasses that they were not told of",
         higher_order.install,
         higher_order.probe,
-    ),
-    Patch(
-        "foreach-optimizers",
-        "optimizers run a row per parameter for tensor classes that they were not told of",
-        optimizers.install,
-        optimizers.probe,
     ),
     Patch(
         "single-threaded-backward",

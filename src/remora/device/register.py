@@ -114,26 +114,23 @@ def _register_composites(library: Any) -> None:
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
-    n_modes = torch._C._len_torch_dispatch_stack
     apart = _APART.get(op, _kernel_of_parts(op))
     folds = _FOLDS.get(op)
+    n_modes = torch._C._len_torch_dispatch_stack
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         # inside a dual level any tensor may carry a tangent, which a whole row would lose
         if forward_ad._current_level >= 0 or not _stays_whole(args, kwargs, grad_enabled()):
             return apart(*args, **kwargs)
         if n_modes():
-            return _shown_to_modes(op, args, kwargs)
+            with torch._C._AutoDispatchBelowAutograd():  # a dispatch mode has to see the op
+                return op(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
     def product(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
-        items = (first, second, *args)
-        whole = forward_ad._current_level < 0 and _stays_whole(items, kwargs, grad_enabled())
-        if not whole or folds(first, second):
-            return apart(*items, **kwargs)
-        if n_modes():
-            return _shown_to_modes(op, items, kwargs)
-        return record(op, (), items, kwargs, 2)
+        if folds(first, second):
+            return apart(first, second, *args, **kwargs)
+        return kernel(first, second, *args, **kwargs)
 
     return kernel if folds is None else product
 
