@@ -33,6 +33,7 @@ def attend(
     enable_gqa: bool = False,
 ) -> Any:
     """Scaled dot product attention, taken apart for autograd."""
+    sink = bound.sink or bound.need()[1]
     tensors = (query, key, value, attn_mask)
     plain = forward_ad._current_level < 0 and all(t is None or type(t) is RemoraTensor for t in tensors)
     # transforms (torch.func, forward mode) have rules for the parts alone

@@ -135,12 +135,6 @@ def _composite(op: Any) -> Any:
     return kernel if folds is None else product
 
 
-def _shown_to_modes(op: Any, args: Any, kwargs: Any) -> Any:
-    """The call goes on below autograd, where a user's dispatch modes see it, and comes to `record` from there."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args, **kwargs)
-
-
 def _kernel_of_parts(op: Any) -> Any:
     """PyTorch's own way of taking it apart; `op.decompose` may take a compiler's, which rounds otherwise."""
     return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
