@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import threading
 import warnings
 
 import pytest
@@ -252,9 +253,12 @@ def test_nested_compiles_and_stances():
         return inner(x) + 1
 
     x = torch.ones(3).to("remora")
-    for stance in ("default", "force_eager", "eager_on_recompile"):
+    for stance in ("default", "force_eager", "eager_on_recompile", "fail_on_recompile", "eager_then_compile"):
         with torch.compiler.set_stance(stance):
-            assert torch.equal(outer(x).cpu(), torch.full((3,), 3.0))
+            for _ in range(2):
+                assert torch.equal(outer(x).cpu(), torch.full((3,), 3.0))
+    with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError, match="recompile"):
+        outer(torch.ones(3))
 
 
 def test_a_model_output_and_a_namedtuple_come_back_whole():
@@ -297,3 +301,37 @@ def test_generate_that_compiles_by_itself(forced):
     got = make().to("remora").generate(ids.to("remora"), **options, compile_config=config)
     assert torch.equal(got.cpu(), expected)
     assert ((remora.stats() - before).eager_frames > 0) == forced
+
+
+def test_looking_for_tensors_ends_soon():
+    """Objects that hold each other, and more of them than anybody can look at."""
+    ring = [Holder(None) for _ in range(200)]
+    for holder in ring:
+        holder.inside = dict.fromkeys(range(200), ring)
+    backend = Backend()
+
+    @torch.compile(backend=backend)
+    def run(x, held):
+        return x + len(held)
+
+    assert torch.equal(run(torch.ones(2), ring), torch.full((2,), 201.0))
+    assert backend.graphs == 1
+    assert torch.equal(run(torch.ones(2).to("remora"), ring).cpu(), torch.full((2,), 201.0))
+
+
+def test_threads_compile_for_both_devices():
+    run = torch.compile(lambda x: (x * 2 + 1).relu(), backend="aot_eager", fullgraph=True)
+    wrong = []
+
+    def work(device):
+        for n in range(1, 6):
+            if not torch.equal(run(torch.ones(n).to(device)).cpu(), torch.full((n,), 3.0)):
+                wrong.append((device, n))
+
+    threads = [threading.Thread(target=work, args=(device,)) for device in ("cpu", "remora") * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert not any(thread.is_alive() for thread in threads)
