@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import os
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -335,3 +338,50 @@ def test_threads_compile_for_both_devices():
         thread.join(60)
     assert wrong == []
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_backward_pass_that_autograd_compiles():
+    def gradients(device, compiled):
+        net = Net().to(device)
+        loss = net(torch.linspace(-1, 1, 24).reshape(4, 6).to(device)).square().sum()
+        if compiled:
+            with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+                loss.backward()
+        else:
+            loss.backward()
+        return [parameter.grad.cpu() for parameter in net.parameters()]
+
+    for got, expected in zip(gradients("remora", True), gradients("cpu", False), strict=True):
+        assert torch.equal(got, expected)
+
+
+AS_CUDA = """
+import torch, remora
+remora.as_cuda()
+
+@torch.compile(fullgraph=True)
+def multiply(x):
+    return x @ torch.full((3, 3), 2.0, device="cuda")
+
+@torch.compile
+def move(x):
+    return x.cuda() + 1
+
+model = torch.compile(torch.nn.Linear(3, 3).cuda(), mode="reduce-overhead")
+for _ in range(2):
+    assert multiply(torch.ones(2, 3).cuda()).cpu().tolist() == [[6.0] * 3] * 2
+    assert move(torch.ones(2)).cpu().tolist() == [2.0, 2.0]
+    assert model(torch.ones(2, 3).cuda()).shape == (2, 3)
+assert remora.stats().eager_frames == 6
+"""
+
+
+def test_compiled_code_that_says_cuda(executor):
+    done = subprocess.run(
+        [sys.executable, "-c", AS_CUDA],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "REMORA_URL": executor.url},
+    )
+    assert done.returncode == 0, done.stderr
