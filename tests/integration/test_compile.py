@@ -340,6 +340,7 @@ def test_threads_compile_for_both_devices():
     assert not any(thread.is_alive() for thread in threads)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not:UserWarning")  # PyTorch hides it
 def test_a_backward_pass_that_autograd_compiles():
     def gradients(device, compiled):
         net = Net().to(device)
