@@ -15,6 +15,7 @@ import torch
 
 from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
+from remora.device import other_torch
 from remora.device import tensor as tensors
 from remora.device.encode import node_of
 from remora.device.infer import Outcome, infer, remora_tensors
@@ -111,6 +112,8 @@ def record(
         after = step.next.get(row_key)
         if after is None or after.holes != holes or after.metas != metas:
             if outcome is None:
+                if id(func) not in recorder.agreed:
+                    return _first_call(recorder, func, args, kwargs, depth + 1)
                 outcome = memo.get(memo_key(func, args, kwargs))
                 if outcome is None:
                     return _learn_outcome(recorder, func, args, kwargs, depth + 1)
@@ -226,6 +229,21 @@ def _add_to_key(items: Any, key: list[Any]) -> None:
             key.append(item)
 
 
+def _first_call(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
+    """A call of an op that this session has not recorded yet: the executor's PyTorch may have it in another
+    form, or not at all."""
+    recorder.repair()
+    difference = None if func in SPECIAL else other_torch.difference(func)
+    if difference is None:
+        recorder.agreed.add(id(func))
+        return record(func, (), args, kwargs, depth + 1)
+    if difference.theirs is None:
+        return other_torch.instead(difference, args, kwargs or {})
+    outcome = _outcome(func, args, kwargs)
+    args, kwargs = other_torch.translated(difference, args, kwargs or {})
+    return record(func, (), args, kwargs, depth + 1, outcome)
+
+
 def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     """A call that the memo does not know: moves data, or is looked up on disk, or is inferred."""
     recorder.repair()
@@ -235,7 +253,15 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
     facts = traits(func)
     if facts.composite and facts.name not in COMPOSITES:
         return func.decompose(*args, **(kwargs or {}))  # under inference_mode composites arrive whole
+    return record(func, (), args, kwargs, depth + 1, _outcome(func, args, kwargs))
+
+
+def _outcome(func: Any, args: Any, kwargs: Any) -> Outcome:
+    """From the memo, from disk, or inferred."""
     key = memo_key(func, args, kwargs)
+    outcome = memo.get(key)
+    if outcome is not None:
+        return outcome
     outcome = store.find(key)
     if outcome is None:
         inputs = remora_tensors((*args, *(kwargs or {}).values()))
@@ -243,7 +269,7 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
         store.add(key, outcome)
     if not outcome.unknown:
         memo[key] = outcome
-    return record(func, (), args, kwargs, depth + 1, outcome)
+    return outcome
 
 
 def _step(

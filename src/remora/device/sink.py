@@ -47,6 +47,15 @@ class Sink(Protocol):
     def barrier(self) -> None:
         """Blocks until everything recorded so far has run."""
 
+    def op_table(self) -> dict[str, str]:
+        """Digest of the schema of each op that the executor runs; empty if it does not say."""
+
+    def op_schemas(self) -> dict[str, str]:
+        """Those schemas as text."""
+
+    def executor(self) -> str:
+        """The executor in words: its address and its PyTorch."""
+
 
 class Bound:
     """The session in use. One at a time in a process."""

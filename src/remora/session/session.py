@@ -14,11 +14,13 @@ from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import CapturedTemplate, Recorder, Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.config import ClientSettings
+from remora.device.census import living
 from remora.device.counters import counters
 from remora.device.sink import Fetched
 from remora.errors import ProtocolError, RemoraError
-from remora.session.failures import error_from, row_text
+from remora.session.failures import error_from, row_text, suspects_text
 from remora.session.link import Link, to_stderr
+from remora.session.ops import ExecutorOps
 from remora.session.progress import UploadProgress
 from remora.session.sites import Sites
 from remora.session.stats import Stats
@@ -60,10 +62,12 @@ class Session:
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self.transport, self.grant = transport, grant
-        self.link = Link(transport, grant, settings, to_stderr(transport.address), self._story)
+        notice = to_stderr(transport.address)
+        self.link = Link(transport, grant, settings, notice, self._story, living=self._living)
         self.recorder = Recorder(grant.session, self._commit_segment, self.link.transmit)
         self.progress = UploadProgress(transport.address)
         self.uploads = Uploads(transport, grant, self.progress.add)
+        self._ops = ExecutorOps(transport, grant, self.link.persist)
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
@@ -209,9 +213,16 @@ class Session:
             raise self.recorder.closed
         self.link.check_alive()
 
-    def _story(self, segment: int, row: int) -> str:
+    def _story(self, segment: int, row: int, late: bool = False) -> str:
         captured = self._sent.get(segment)
-        return row_text(captured, row) if captured is not None else ""
+        if captured is None:
+            return ""
+        before = [(other, None) for number, other in self._sent.items() if number < segment]
+        return row_text(captured, row) + (suspects_text([*before, (captured, row)]) if late else "")
+
+    def _living(self) -> str:
+        found = living(self.grant.session)
+        return f": {found}" if found else ""
 
     # -- uploads
 
@@ -263,6 +274,21 @@ class Session:
             self._check()
             self._ask(Barrier(next(self._tickets)))
 
+    # -- what the executor can run
+
+    def op_table(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.table()
+
+    def executor(self) -> str:
+        return f"executor {self.transport.address} (torch {self.grant.torch})"
+
+    def op_schemas(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.schemas()
+
     # -- life
 
     def idle(self) -> None:
@@ -285,7 +311,7 @@ class Session:
             return Stats(
                 bytes_sent=self.link.bytes_sent + self.transport.bytes_sent,
                 bytes_received=self.link.bytes_received + self.transport.bytes_received,
-                round_trips=self.link.round_trips + self.uploads.round_trips,
+                round_trips=self.link.round_trips + self.uploads.round_trips + self._ops.round_trips,
                 segments=self.segments,
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,

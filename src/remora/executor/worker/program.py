@@ -18,7 +18,7 @@ from remora.errors import ProtocolError, UnsupportedOp
 from remora.ir.graph import Template
 from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.dtypes import BY_NAME
-from remora.ops.permission import refusal
+from remora.ops.permission import CUSTOM_OPERATORS, refusal
 from remora.ops.schema import resolve, traits
 
 CONTIGUOUS = ()
@@ -249,26 +249,16 @@ def resolve_allowed(name: str) -> Any:
     try:
         op = resolve(name)
     except LookupError as error:
-        raise UnsupportedOp(f"{error}{_remedy(name)}") from None
+        foreign = not name.startswith(("aten.", "prims."))
+        raise UnsupportedOp(f"{error}. {CUSTOM_OPERATORS}" if foreign else str(error)) from None
     reason = refusal(op)
     if reason is None and (traits(op).metadata_only_write or name.split(".")[1] in _REBINDS):
         reason = "it changes a tensor's own shape or storage"
     if reason is None and name.split(".")[1] in _UNCHECKED:
         reason = "it trusts indices that nothing checks"
     if reason is not None:
-        raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}{_remedy(name)}")
+        raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}")
     return op
-
-
-def _remedy(name: str) -> str:
-    """What to do about an op that is not PyTorch's own."""
-    namespace = name.split(".")[0]
-    if namespace in ("aten", "prims"):
-        return ""
-    return (
-        f". Custom operators run where the executor has them: install the module that defines {namespace!r} there, "
-        "and start it with `remora serve --ops MODULE`"
-    )
 
 
 # Kernels that follow indices which nothing checks, and read what lies beside their inputs.
