@@ -18,9 +18,10 @@ from remora.capture.value import OUT_BITS, Value
 from remora.device import other_torch
 from remora.device import tensor as tensors
 from remora.device.encode import node_of
-from remora.device.infer import Outcome, infer, remora_tensors
+from remora.device.infer import Outcome, floats_matter, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
+from remora.device.rng import introduce, number_of
 from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
 from remora.device.special import SPECIAL, only_a_row
@@ -33,6 +34,7 @@ from remora.ops.schema import traits
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
+_Generator, _Stream = torch._C.Generator, torch._C.Stream
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
 _is_inference_mode_enabled = torch.is_inference_mode_enabled
@@ -42,7 +44,7 @@ memo: dict[tuple[Any, ...], Outcome] = {}
 
 
 class _LocalTensor(Exception):
-    """An argument is a CPU tensor, which has to be uploaded first."""
+    """An argument has to be brought to the executor first (a CPU tensor, a generator), or means nothing there."""
 
 
 def record(
@@ -194,8 +196,14 @@ def _encode_other(
         wire.append(item)
     elif isinstance(item, (list, tuple)):
         return _encode_list(item, recorder, wire, metas, holes)
-    elif isinstance(item, torch.Tensor):
+    elif isinstance(item, (torch.Tensor, _Stream)):
         raise _LocalTensor
+    elif isinstance(item, _Generator):
+        number = number_of(item, recorder)
+        if number is None:
+            raise _LocalTensor
+        wire.append(_Generator)
+        holes.append(number)
     elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise NotSupported("symbolic sizes on the remora device; trace on meta or fake tensors instead")
     else:
@@ -208,25 +216,33 @@ def _encode_other(
 def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
     """All that the outputs' metadata depends on: the op, the inputs' metadata, the typed scalars."""
     key: list[Any] = [func, _get_default_dtype()]
-    _add_to_key(args, key)
+    matter = _matter.get(func)
+    if matter is None:
+        matter = _matter[func] = floats_matter(func)
+    _add_to_key(args, key, matter)
     if kwargs:
         for name, item in kwargs.items():
             key.append(name)
-            _add_to_key((item,), key)
+            _add_to_key((item,), key, matter)
     return tuple(key)
 
 
-def _add_to_key(items: Any, key: list[Any]) -> None:
+_matter: dict[Any, bool] = {}
+
+
+def _add_to_key(items: Any, key: list[Any], floats: bool) -> None:
     for item in items:
         if type(item) is RemoraTensor:
             key.append(item._value.meta)
         elif isinstance(item, (list, tuple)):
             key += (list, len(item))
-            _add_to_key(item, key)
+            _add_to_key(item, key, floats)
+        elif type(item) is float and not floats:
+            key.append(float)  # a learning rate that decays is not learned anew in each step
         elif item is None or isinstance(item, (bool, int, float, str)):
             key += (type(item), item)
         else:
-            key.append(item)
+            key.append(_Generator if isinstance(item, _Generator) else item)
 
 
 def _first_call(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
@@ -316,6 +332,8 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
             return upload(item)
         if isinstance(item, (list, tuple)):
             return [move(x) for x in item]
+        if isinstance(item, _Generator):
+            introduce(item)
         return item
 
     moved = {name: move(item) for name, item in kwargs.items()} if kwargs else None
@@ -349,6 +367,8 @@ def _results(
             results.append(wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
+    if not outcome.outs:
+        return None
     return results[0] if outcome.single else outcome.container(results)
 
 

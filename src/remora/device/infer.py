@@ -14,6 +14,7 @@ from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 from remora.ops.layout import Meta
 from remora.ops.schema import OpTraits, Place, op_name, traits
+from remora.ops.shapes_pointwise import RULES as POINTWISE
 from remora.ops.torch_shapes import shape_rules
 
 _RULES = shape_rules()
@@ -56,7 +57,7 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
         return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
     global misses
     misses += 1
-    outs = _by_rule(func, args, kwargs)
+    outs = _by_rule(func, args, kwargs) if known.n_returns else []  # what gives nothing is not asked for
     if outs is None:
         outs = _by_meta_kernel(func, args, kwargs, inputs)
     if outs is None and known.n_returns:
@@ -64,6 +65,14 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
     written = {out: _positions(place, args, kwargs) for out, place in known.written}
     stale = tuple(index for place in known.mutates for index in _positions(place, args, kwargs))
     return _outcome(func, known, outs, inputs, written, stale)
+
+
+def floats_matter(func: Any) -> bool:
+    """Whether the outputs' metadata may depend on the value of a float, and not on its type alone."""
+    known = traits(func)
+    written = known.n_returns == len(known.written)  # the outputs are arguments, or there are none
+    elementwise = known.name.startswith("aten._foreach_") or known.name in POINTWISE
+    return not (elementwise or (written and bool(known.mutates)))
 
 
 def _masked(args: Any) -> bool:
@@ -102,7 +111,7 @@ def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor
             return examples[id(item)]
         if isinstance(item, torch.device):
             return torch.device("meta")
-        return item
+        return None if isinstance(item, torch._C.Generator) else item
 
     before = [meta_of(example) for example in examples.values()]
     try:
