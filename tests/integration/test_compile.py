@@ -322,6 +322,28 @@ def test_looking_for_tensors_ends_soon():
     assert torch.equal(run(torch.ones(2).to("remora"), ring).cpu(), torch.full((2,), 201.0))
 
 
+class Lazy:
+    """What many libraries have: an object that works, or fails, when it is looked at."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(f"{name}: looked at too early")
+
+
+def test_looking_for_tensors_runs_no_code_of_the_objects():
+    @torch.compile(backend="eager")
+    def run(x, lazy):
+        return x * 2
+
+    assert torch.equal(run(torch.ones(2).to("remora"), Lazy()).cpu(), torch.full((2,), 2.0))
+    x = torch.ones(2)
+
+    @torch.compile(backend="eager")
+    def later(lazy):
+        return torch.ones(2, device="remora")
+
+    assert torch.equal(later(Lazy()).cpu(), x)
+
+
 def test_threads_compile_for_both_devices():
     run = torch.compile(lambda x: (x * 2 + 1).relu(), backend="aot_eager", fullgraph=True)
     wrong = []

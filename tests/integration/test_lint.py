@@ -34,7 +34,8 @@ x.nonzero()  # shape 1
 y = x[x > 0]  # shape 1
 x.cpu()  # copy 1
 x[0].tolist()  # copy 1
-torch.remora.get_rng_state()  # generator 1
+torch.remora.get_rng_state()  # a value like others: no wait
+torch.remora.memory_stats()  # question 1
 torch.remora.synchronize()  # synchronize 1
 torch.equal(x, x + 1)  # compare 1
 torch.save(x, io.BytesIO())  # save 1

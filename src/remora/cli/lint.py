@@ -22,7 +22,6 @@ KINDS = {
     "print": "print",
     "save": "save or pickle",
     "shape": "shape from data",
-    "generator": "generator state",
     "synchronize": "synchronize",
     "question": "memory or device asked",
     "upload": "upload",

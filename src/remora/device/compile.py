@@ -25,7 +25,7 @@ from remora.device.late import waits, when_loaded
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 
-_CONVERT = "torch._dynamo.convert_frame"
+_DYNAMO = "torch._dynamo"  # the package: once it is loaded, all that is changed here is
 _MAX_LOOKED_AT = 1000  # objects, for a tensor, before a trace is begun
 _PLAIN = (str, bytes, int, float, type(None), type, ModuleType)
 _NOT_EXPORTED = (
@@ -56,34 +56,41 @@ class _Met(BaseException):
 
 def holds_remora(items: Iterable[Any]) -> bool:
     """Whether a remora tensor is found in what is visible at once: containers, modules, attributes. Nearest first,
-    and not for long: what is not found here, a trace will find."""
+    and not for long: what is not found here, a trace will find. Runs no code of the program's own objects."""
     seen: set[int] = set()
     queue = deque(items)
     while queue and len(seen) < _MAX_LOOKED_AT:
         item = queue.popleft()
-        if id(item) in seen or isinstance(item, _PLAIN):
+        kind = type(item)
+        if id(item) in seen or issubclass(kind, _PLAIN):
             continue
         seen.add(id(item))
-        if isinstance(item, torch.Tensor):
-            if isinstance(item, RemoraTensor):
+        if issubclass(kind, torch.Tensor):
+            if issubclass(kind, RemoraTensor):
                 return True
-        elif isinstance(item, torch.nn.Module):
+        elif issubclass(kind, torch.nn.Module):
             if any(isinstance(t, RemoraTensor) for t in chain(item.parameters(), item.buffers())):
                 return True
-        elif isinstance(item, torch.device):
+        elif kind is torch.device:
             if item.type == "remora":
                 return True
         else:
-            queue.extend(_inside(item))
+            queue.extend(_inside(item, kind))
     return False
 
 
-def _inside(item: Any) -> Iterable[Any]:
-    if isinstance(item, dict):
-        return tuple(item.values())
-    if isinstance(item, (list, tuple, set, frozenset)):
-        return item
-    attributes = None if callable(item) else getattr(item, "__dict__", None)
+def _inside(item: Any, kind: type) -> Iterable[Any]:
+    if issubclass(kind, dict):
+        return tuple(dict.values(item))
+    for container in (list, tuple, set, frozenset):
+        if issubclass(kind, container):
+            return tuple(container.__iter__(item))
+    if callable(item):
+        return ()
+    try:
+        attributes = object.__getattribute__(item, "__dict__")
+    except AttributeError:
+        return ()
     return tuple(attributes.values()) if isinstance(attributes, dict) else ()
 
 
@@ -137,12 +144,13 @@ def _in_any_stance(choose: Any, types: Any) -> Any:
     return callback_from_stance
 
 
-def change(convert_frame: ModuleType) -> None:
+def change(dynamo: ModuleType) -> None:
     """Changes Dynamo, once it is loaded. Idempotent."""
+    from torch._dynamo import convert_frame, eval_frame, types
+
     wrapper = convert_frame.CatchErrorsWrapper
     if hasattr(wrapper.__call__, "_remora"):
         return
-    from torch._dynamo import eval_frame, types
     from torch._dynamo.variables.builder import VariableBuilder
     from torch._subclasses.fake_tensor import FakeTensor
 
@@ -150,7 +158,7 @@ def change(convert_frame: ModuleType) -> None:
 
     @functools.wraps(convert)
     def call(self: Any, frame: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(self._torchdynamo_orig_backend, "_export", False):
+        if getattr(getattr(self, "_torchdynamo_orig_backend", None), "_export", False):
             return convert(self, frame, *args, **kwargs)
         if _sees_remora(frame):
             return _leave_alone(types)
@@ -189,13 +197,13 @@ def change(convert_frame: ModuleType) -> None:
 
 def install() -> None:
     """Now if Dynamo is loaded, else when it is: loading it takes a second, and most programs never do."""
-    when_loaded(_CONVERT, change)
+    when_loaded(_DYNAMO, change)
 
 
 def probe() -> str | None:
     """What is wrong with the change, if anything. Does not load Dynamo."""
-    if waits(_CONVERT):
+    if waits(_DYNAMO):
         return None
-    module = sys.modules.get(_CONVERT)
+    module = sys.modules.get(f"{_DYNAMO}.convert_frame")
     done = module is not None and hasattr(module.CatchErrorsWrapper.__call__, "_remora")
     return None if done else "Dynamo compiles frames with remora tensors"
