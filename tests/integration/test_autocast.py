@@ -59,6 +59,8 @@ CALLS: dict[str, Callable[[str], Any]] = {
     "double": lambda d: _draw(d, 3, 4).double() @ _draw(d, 4, 3).double(),
     "whole numbers": lambda d: torch.arange(4, device=d) @ torch.arange(4, device=d),
     "in place": lambda d: (_draw(d, 3, 3) @ _draw(d, 3, 3)).add_(_draw(d, 3, 3)),
+    "interpolate": lambda d: functional.interpolate(_draw(d, 1, 2, 5, 5), size=(7, 3), mode="bilinear"),
+    "conv2d same": lambda d: functional.conv2d(_draw(d, 1, 2, 8, 8), _draw(d, 3, 2, 3, 3), padding="same"),
     "tensordot": lambda d: torch.tensordot(_draw(d, 3, 4), _draw(d, 4, 3), 1),
 }
 
@@ -111,6 +113,7 @@ def test_what_is_kept_whole_otherwise_is_cast_too(connected: ModuleType, mode: C
                 layer(x)[0].detach(),
                 torch.einsum("ij,kj->ik", x[0], x[0]),
                 torch.tensordot(x[0], x[0].T, 1),
+                torch.cov(x[0]),
             ]
 
     for kind in (nn.LSTM, nn.GRU, nn.RNN):
