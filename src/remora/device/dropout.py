@@ -23,6 +23,6 @@ def _dropout(input: Any, p: float, train: bool) -> Any:
         return input
     if p == 1:
         return input * torch.zeros((), dtype=input.dtype, device=input.device)
-    if bound.need()[1].device.startswith("cpu"):
+    if bound.need()[1].executor_device.startswith("cpu"):
         return input * torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
     return torch.ops.aten.native_dropout(input, p, train)[0]

@@ -32,7 +32,7 @@ def get_device_properties(device: Any = None) -> DeviceProperties:
     only_device(device)
     sink = bound.need()[1]
     facts = sink.facts()
-    kind = sink.device.partition(":")[0]
+    kind = sink.executor_device.partition(":")[0]
     return DeviceProperties(
         facts.name, kind, facts.total_nbytes, facts.major, facts.minor, facts.multi_processors
     )

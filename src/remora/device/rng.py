@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from remora.capture.recorder import Recorder
-from remora.capture.value import Value
+from remora.capture.value import Kept, Value
 from remora.device.meta import contiguous_meta
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported
@@ -50,7 +50,7 @@ def _read(item: Any) -> Any:
     if state is None:
         value = item.__dict__["_value"]
         recorder, sink = bound.need()
-        if value.session != recorder.session:
+        if value.home is not recorder:
             raise recorder.foreign(value)
         (fetched,) = sink.fetch([value])
         state = torch.frombuffer(bytearray(fetched.data or b""), dtype=torch.uint8)
@@ -109,7 +109,7 @@ class RemoraGenerator(_PyTorchs):
         recorder, sink = bound.need()
         state = torch.Tensor._make_subclass(RngState, torch.empty(0, dtype=torch.uint8, device="meta"))
         meta = contiguous_meta((_state_nbytes(),), torch.uint8)
-        value = Value(recorder.session, recorder.graveyard, sink.save_rng(number), 0, meta)
+        value = Kept(recorder, sink.save_rng(number), 0, meta)
         state.__dict__.update(_value=value, _seed=self._seed, _real=None)
         return state
 
@@ -227,7 +227,7 @@ def _rebuilt(state: torch.Tensor, seed: int) -> RemoraGenerator:
 
 def _state_nbytes() -> int:
     _, sink = bound.need()
-    return _STATE_NBYTES[torch.device(sink.device).type]
+    return _STATE_NBYTES[torch.device(sink.executor_device).type]
 
 
 def _checked(state: Any) -> torch.Tensor:
@@ -235,8 +235,8 @@ def _checked(state: Any) -> torch.Tensor:
         raise TypeError("RNG state must be a torch.ByteTensor")
     if state.numel() != _state_nbytes():
         raise RuntimeError(
-            f"RNG state is wrong size: {state.numel()} bytes, and the executor's device ({bound.need()[1].device}) "
-            f"has states of {_state_nbytes()}"
+            f"RNG state is wrong size: {state.numel()} bytes; those of the executor's device "
+            f"({bound.need()[1].executor_device}) have {_state_nbytes()}"
         )
     return state.detach().contiguous()
 
@@ -244,9 +244,7 @@ def _checked(state: Any) -> torch.Tensor:
 def _uploaded(state: torch.Tensor) -> Value:
     recorder, sink = bound.need()
     segment = sink.put("uint8", (state.numel(),), state.numpy().tobytes())
-    return Value(
-        recorder.session, recorder.graveyard, segment, 0, contiguous_meta((state.numel(),), torch.uint8)
-    )
+    return Kept(recorder, segment, 0, contiguous_meta((state.numel(),), torch.uint8))
 
 
 def _seed_in(state: torch.Tensor) -> int:

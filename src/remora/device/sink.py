@@ -33,10 +33,11 @@ class Moment:
 
 
 class Sink(Protocol):
-    """The session, as the device sees it. device: what the executor computes on, such as `cpu` or `cuda:0`."""
+    """The session, as the device sees it."""
 
     @property
-    def device(self) -> str: ...
+    def executor_device(self) -> str:
+        """What the executor computes on, such as "cpu" or "cuda:0"."""
 
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         """Blocks until the values are known. Raises what failed on the executor."""
@@ -83,6 +84,15 @@ class Sink(Protocol):
     def barrier(self) -> None:
         """Blocks until everything recorded so far has run."""
 
+    def op_table(self) -> dict[str, str]:
+        """Digest of the schema of each op that the executor runs; empty if it does not say."""
+
+    def op_schemas(self) -> dict[str, str]:
+        """Those schemas as text."""
+
+    def executor(self) -> str:
+        """The executor in words: its address and its PyTorch."""
+
 
 class Bound:
     """The session in use. One at a time in a process."""
@@ -95,6 +105,11 @@ class Bound:
 
     def bind(self, recorder: Recorder, sink: Sink) -> None:
         self.recorder, self.sink, self.ended = recorder, sink, None
+
+    @property
+    def unused(self) -> bool:
+        """Whether this process has had no session yet, and so no remora tensor."""
+        return self.recorder is None and self.ended is None
 
     def unbind(self, reason: Exception) -> None:
         self.recorder = self.sink = None

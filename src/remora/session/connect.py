@@ -8,11 +8,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from remora.config import ClientSettings
 from remora.device.flags import announce
 from remora.device.module import torch_version
+from remora.device.optimizers import cut_behind_steps
 from remora.device.rng import default as default_generator
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported, UsageError
@@ -30,6 +31,7 @@ _current: Session | None = None
 _embedded: EmbeddedExecutor | None = None
 _stop = threading.Event()
 _of_parent: list[Session] = []
+opened: list[Callable[[Session], None]] = []  # told of each session when it opens
 
 
 def connect(url: str | Sequence[str] | None = None, token: str | None = None) -> None:
@@ -93,8 +95,11 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
     _current, _stop = session, threading.Event()
     bound.bind(session.recorder, session)
     announce(session)
+    cut_behind_steps()
     beat = threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True)
     beat.start()
+    for tell in opened:
+        tell(session)
     return session
 
 

@@ -47,7 +47,8 @@ class Link:
 
     Args:
         notice: told when the link is cut and when it is back.
-        story: what row `row` of segment `segment` is, in words.
+        story: what row `row` of segment `segment` is, in words; with a third argument: and what else may be at
+            fault. living: which of the session's values the program still holds, in words.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class Link:
         grant: Grant,
         settings: ClientSettings,
         notice: Callable[[str], None],
-        story: Callable[[int, int], str] = lambda segment, row: "",
+        story: Callable[..., str] = lambda segment, row: "",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        living: Callable[[], str] = lambda: "",
     ) -> None:
         self.transport, self.grant, self.settings = transport, grant, settings
-        self.notice, self.story = notice, story
+        self.notice, self.story, self.living = notice, story, living
         self.clock, self.sleep = clock, sleep
         self.stream = Stream()
         self.epoch = grant.epoch
@@ -238,7 +240,8 @@ class Link:
         elif isinstance(message, Failed):
             self.failed = message
         elif isinstance(message, Lost):
-            ran = self.story(message.segment, message.row) if message.segment else ""
+            row = message.segment, message.row, *((True,) if message.late else ())
+            ran = self.story(*row) if message.segment else ""
             self._lose(message.reason + (f", which is {ran}" if ran else ""))
 
     def _abandon(self) -> None:
@@ -302,7 +305,7 @@ class Link:
     def _lose(self, reason: str) -> SessionLost:
         self.lost = (
             f"session {self.grant.session} on {self.transport.address} is lost: {reason}. "
-            "Its tensors are gone; remora.disconnect() and connect again"
+            f"Its tensors are gone{self.living()}; remora.disconnect() and connect again"
         )
         return SessionLost(self.lost)
 

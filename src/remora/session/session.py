@@ -15,10 +15,13 @@ from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import CapturedTemplate, Recorder, Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.config import ClientSettings
+from remora.device.census import living
+from remora.device.counters import counters
 from remora.device.sink import Fetched, Moment
 from remora.errors import ProtocolError, RemoraError
-from remora.session.failures import error_from, row_text
+from remora.session.failures import error_from, row_text, suspects_text
 from remora.session.link import Link, Reply, to_stderr
+from remora.session.ops import ExecutorOps
 from remora.session.progress import UploadProgress
 from remora.session.sites import Sites
 from remora.session.stats import Stats
@@ -68,10 +71,12 @@ class Session:
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self.transport, self.grant = transport, grant
-        self.link = Link(transport, grant, settings, to_stderr(transport.address), self._story)
+        notice = to_stderr(transport.address)
+        self.link = Link(transport, grant, settings, notice, self._story, living=self._living)
         self.recorder = Recorder(grant.session, self._commit_segment, self.link.transmit)
         self.progress = UploadProgress(transport.address)
         self.uploads = Uploads(transport, grant, self.progress.add)
+        self._ops = ExecutorOps(transport, grant, self.link.persist)
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
@@ -86,7 +91,7 @@ class Session:
         self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
 
     @property
-    def device(self) -> str:
+    def executor_device(self) -> str:
         return self.grant.device
 
     # -- steps
@@ -106,13 +111,12 @@ class Session:
             self._outbox.append(Define(len(self._defined), captured.template.body))
             self._defined[captured.index] = len(self._defined)
         template = self._defined[captured.index]
-        names = [value.name for value in segment.slots]
+        names = segment.names()
         site, new = self._sites.choose(template, segment.number, names)
         if new:
             self._outbox.append(Site(site.index, template))
         number, frees = segment.number, segment.frees
-        for distance in frees[::3]:
-            self.uploads.freed(number - distance)
+        self.uploads.freed(number - distance for distance in frees[::3])
         if len(frees) > 3 * MAX_FREES:
             groups = zip(frees[::3], frees[1::3], frees[2::3], strict=True)
             self._free([(number - distance, row, out) for distance, row, out in groups])
@@ -127,7 +131,7 @@ class Session:
             frees,
             wants,
             ticket,
-            segment.uploaded(),
+            segment.uploaded() | site.fixed if new else frozenset(),
         )
         self._outbox.append(run)
         self._sent[number] = captured
@@ -221,9 +225,16 @@ class Session:
             raise self.recorder.closed
         self.link.check_alive()
 
-    def _story(self, segment: int, row: int) -> str:
+    def _story(self, segment: int, row: int, late: bool = False) -> str:
         captured = self._sent.get(segment)
-        return row_text(captured, row) if captured is not None else ""
+        if captured is None:
+            return ""
+        before = [(other, None) for number, other in self._sent.items() if number < segment]
+        return row_text(captured, row) + (suspects_text([*before, (captured, row)]) if late else "")
+
+    def _living(self) -> str:
+        found = living(self.grant.session)
+        return f": {found}" if found else ""
 
     # -- uploads
 
@@ -261,7 +272,7 @@ class Session:
             return segment
 
     def load_rng(self, value: Value, generator: int = 0) -> None:
-        if value.session != self.recorder.session:
+        if value.home is not self.recorder:
             raise self.recorder.foreign(value)
         self._in_order(lambda: self._post(LoadRng(generator, value.name)))
 
@@ -337,12 +348,26 @@ class Session:
     def memory_nbytes(self) -> int:
         return self.grant.memory_nbytes
 
+    # -- what the executor can run
+
+    def op_table(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.table()
+
+    def executor(self) -> str:
+        return f"executor {self.transport.address} (torch {self.grant.torch})"
+
+    def op_schemas(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.schemas()
+
     # -- life
 
     def _free_ended(self) -> None:
         frees = self.recorder.take_frees()
-        for segment, _ in frees:
-            self.uploads.freed(segment)
+        self.uploads.freed(segment for segment, _ in frees)
         self._free([(segment, code >> OUT_BITS, code & OUT_MASK) for segment, code in frees])
 
     def idle(self) -> None:
@@ -363,12 +388,13 @@ class Session:
             return Stats(
                 bytes_sent=self.link.bytes_sent + self.transport.bytes_sent,
                 bytes_received=self.link.bytes_received + self.transport.bytes_received,
-                round_trips=self.link.round_trips + self.uploads.round_trips,
+                round_trips=self.link.round_trips + self.uploads.round_trips + self._ops.round_trips,
                 segments=self.segments,
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
                 weights_bytes=self.uploads.sent_nbytes,
                 reconnects=self.link.reconnects,
+                eager_frames=counters.eager_frames,
             )
 
     def close(self, reason: Exception) -> None:

@@ -242,11 +242,13 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """The session's state is gone for good (worker died, lease ended); the session is over.
 
     segment, row: what ran of this session when its worker died; segment 0: nothing.
+    late: the device reports errors late, so it may be the fault of an earlier row.
     """
 
     reason: Text
     segment: Segment = 0
     row: Row = 0
+    late: bool = False
 
 
 class Memory(msgspec.Struct, frozen=True, array_like=True, tag=4):

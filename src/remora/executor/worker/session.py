@@ -13,7 +13,7 @@ from remora.errors import ProtocolError, RemoraError
 from remora.executor.hop import BlobFile, SessionTerms
 from remora.executor.worker.blobs import Blobs
 from remora.executor.worker.describe import Marks, facts, reserved_nbytes
-from remora.executor.worker.failure import MemoryLimit, is_fatal, kind_of, message_of
+from remora.executor.worker.failure import DeviceBroken, MemoryLimit, is_fatal, kind_of, message_of
 from remora.executor.worker.flags import Flags
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
@@ -158,7 +158,7 @@ class WorkerSession:
 
     def _fail(self, error: Exception, segment: int, row: int, op: str, shapes: str) -> Failed | None:
         if is_fatal(error):
-            raise error
+            raise DeviceBroken(segment, row, op, shapes, error) from error
         if self.failed is not None:
             return None  # told already
         self.failures += 1
