@@ -24,10 +24,10 @@ def announce(sink: Sink) -> None:
     flush = _told[("set_flush_denormal",)]
     for setter, values in [*current()[:-1], ("set_flush_denormal", flush)]:
         key = key_of(setter, values)
-        start = PRISTINE.get(key, values)[
+        first = PRISTINE.get(key, values)[
             : len(values)
-        ]  # an older version has fewer settings, or shorter ones
-        if setter not in PREFERENCES and values != start:
+        ]  # older versions have fewer settings, and shorter ones
+        if setter not in PREFERENCES and values != first:
             sink.flag(setter, values)
         _told[key] = values
 

@@ -104,6 +104,18 @@ PATCHES = (
         _probe_swap,
     ),
     Patch(
+        "swap-compiled-parameters",
+        "Dynamo's guards hold weak references to parameters, with which Module.to() would refuse to move them",
+        _swap_with_weakrefs,
+        _probe_swap_with_weakrefs,
+    ),
+    Patch(
+        "tracers-take-remora-tensors",
+        "make_fx and fake tensors step aside for tensor subclasses, and a graph then holds results instead of ops",
+        tracing.install,
+        tracing.probe,
+    ),
+    Patch(
         "generator",
         "torch.Generator is a C type that asks the device's C++ for its generators; for other devices nothing changes",
         replace_generator,
@@ -138,18 +150,6 @@ PATCHES = (
         "a profiler of the device asks its C++ for the time of kernels; here the executor tells it, range by range",
         follow_profiler,
         probe_profiler,
-    ),
-    Patch(
-        "swap-compiled-parameters",
-        "Dynamo's guards hold weak references to parameters, with which Module.to() would refuse to move them",
-        _swap_with_weakrefs,
-        _probe_swap_with_weakrefs,
-    ),
-    Patch(
-        "tracers-take-remora-tensors",
-        "make_fx and fake tensors step aside for tensor subclasses, and a graph then holds results instead of ops",
-        tracing.install,
-        tracing.probe,
     ),
 )
 

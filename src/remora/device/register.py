@@ -139,6 +139,10 @@ def _composite(op: Any) -> Any:
 
 def _kernel_of_parts(op: Any) -> Any:
     """PyTorch's own way of taking it apart; `op.decompose` may take a compiler's, which rounds otherwise."""
+    if op.name().startswith(
+        ("aten::lstm", "aten::gru")
+    ):  # its own takes the fused cell of a GPU for any device
+        return op.decompose
     return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 

@@ -235,8 +235,8 @@ def _checked(state: Any) -> torch.Tensor:
         raise TypeError("RNG state must be a torch.ByteTensor")
     if state.numel() != _state_nbytes():
         raise RuntimeError(
-            f"RNG state is wrong size: {state.numel()} bytes; those of the executor's device "
-            f"({bound.need()[1].executor_device}) have {_state_nbytes()}"
+            f"RNG state is wrong size: {state.numel()} bytes, and the executor's device "
+            f"({bound.need()[1].executor_device}) has states of {_state_nbytes()}"
         )
     return state.detach().contiguous()
 

@@ -37,7 +37,7 @@ class Sink(Protocol):
 
     @property
     def executor_device(self) -> str:
-        """What the executor computes on, such as "cpu" or "cuda:0"."""
+        """What the executor computes on, such as `cpu` or `cuda:0`."""
 
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         """Blocks until the values are known. Raises what failed on the executor."""

@@ -108,10 +108,6 @@ def _equal(func: Any, args: Any, kwargs: Any) -> Any:
     return bool((first == second).all().item())
 
 
-def _no_need(func: Any, args: Any, kwargs: Any) -> None:
-    """A value lives until the rows before its end have run, on whatever stream they were recorded."""
-
-
 def _histc(func: Any, args: Any, kwargs: Any) -> Any:
     """Programs give whole numbers to every device but "cpu", whose kernel counts floats alone."""
     _, sink = bound.need()
@@ -135,6 +131,10 @@ def _has_same_storage_numel(func: Any, args: Any, kwargs: Any) -> Any:
     return span(args[0]) == span(args[1])
 
 
+def _no_need(func: Any, args: Any, kwargs: Any) -> None:
+    """A value lives until the rows before its end have run, on whatever stream they were recorded."""
+
+
 SPECIAL: dict[Any, Any] = {
     aten._local_scalar_dense.default: _item,
     aten._to_copy.default: _to_copy,
@@ -144,8 +144,8 @@ SPECIAL: dict[Any, Any] = {
     aten.lift_fresh.default: _itself,
     aten.detach_.default: _itself,
     aten.equal.default: _equal,
-    aten.record_stream.default: _no_need,
     aten.histc.default: _histc,
     aten._has_same_storage_numel.default: _has_same_storage_numel,
     aten.is_same_size.default: _is_same_size,
+    aten.record_stream.default: _no_need,
 }

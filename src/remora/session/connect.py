@@ -94,8 +94,8 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
         raise
     _current, _stop = session, threading.Event()
     bound.bind(session.recorder, session)
-    announce(session)
     cut_behind_steps()
+    announce(session)
     beat = threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True)
     beat.start()
     for tell in opened:

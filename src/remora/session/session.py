@@ -296,6 +296,21 @@ class Session:
             self._check()
             self._ask(Barrier(next(self._tickets)))
 
+    # -- what the executor can run
+
+    def op_table(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.table()
+
+    def executor(self) -> str:
+        return f"executor {self.transport.address} (torch {self.grant.torch})"
+
+    def op_schemas(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.schemas()
+
     def mark(self, settle: bool = False) -> Moment:
         with self.recorder.lock:
             moment = Moment(next(self._tickets))
@@ -347,21 +362,6 @@ class Session:
     @property
     def memory_nbytes(self) -> int:
         return self.grant.memory_nbytes
-
-    # -- what the executor can run
-
-    def op_table(self) -> dict[str, str]:
-        with self.recorder.lock:
-            self._check()
-            return self._ops.table()
-
-    def executor(self) -> str:
-        return f"executor {self.transport.address} (torch {self.grant.torch})"
-
-    def op_schemas(self) -> dict[str, str]:
-        with self.recorder.lock:
-            self._check()
-            return self._ops.schemas()
 
     # -- life
 

@@ -55,9 +55,9 @@ from remora.wire.codec import decode_to_executor, encode
 from remora.wire.messages import Failed, Run, ToClient, ToExecutor, Values
 
 USAGE_EVERY_S = 0.1
-MARKS_EVERY_S = 0.0005
 MAX_NAMED = 256  # templates whose op names are at hand
 BROKEN = 70  # exit code after a fatal error of the device
+MARKS_EVERY_S = 0.0005
 
 
 class Packets:
