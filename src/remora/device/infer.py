@@ -14,6 +14,7 @@ from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 from remora.ops.layout import Meta
 from remora.ops.schema import OpTraits, Place, op_name, traits
+from remora.ops.shapes_pointwise import RULES as POINTWISE
 from remora.ops.torch_shapes import shape_rules
 
 _RULES = shape_rules()
@@ -64,6 +65,14 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
     written = {out: _positions(place, args, kwargs) for out, place in known.written}
     stale = tuple(index for place in known.mutates for index in _positions(place, args, kwargs))
     return _outcome(func, known, outs, inputs, written, stale)
+
+
+def floats_matter(func: Any) -> bool:
+    """Whether the outputs' metadata may depend on the value of a float, and not on its type alone."""
+    known = traits(func)
+    written = known.n_returns == len(known.written)  # the outputs are arguments, or there are none
+    elementwise = known.name.startswith("aten._foreach_") or known.name in POINTWISE
+    return not (elementwise or (written and bool(known.mutates)))
 
 
 def _masked(args: Any) -> bool:
