@@ -121,6 +121,8 @@ def test_the_gradient_of_dropout_is_the_cpus(connected: ModuleType) -> None:
 
 
 def test_a_draw_waits_for_nothing_and_repeats_its_template(connected: ModuleType) -> None:
+    torch.ones(1, device="remora")  # a process's first op may ask what the executor can run
+    torch.remora.synchronize()
     before = connected.stats()
     for seed in range(5):
         drawn = torch.randn(3, device="remora", generator=torch.Generator("remora").manual_seed(seed))
@@ -160,6 +162,7 @@ def test_numbers_of_dead_generators_serve_again(
 
 
 def test_a_state_stays_on_the_executor_until_it_is_read(connected: ModuleType) -> None:
+    torch.ones(1, device="remora")  # a process's first op may ask what the executor can run
     torch.manual_seed(3)
     before = connected.stats()
     state = torch.remora.get_rng_state()
@@ -228,6 +231,7 @@ def test_what_is_wrong_is_said_at_once(
 
 @pytest.mark.parametrize("device_type", ["remora", None])
 def test_fork_rng_leaves_no_trace_and_does_not_wait(connected: ModuleType, device_type: str | None) -> None:
+    torch.ones(1, device="remora")  # a process's first op may ask what the executor can run
     torch.manual_seed(2)
     if device_type is None and torch.accelerator.current_accelerator() != torch.device("remora"):
         pytest.skip("the accelerator of this process is another one")
@@ -245,17 +249,19 @@ def test_fork_rng_leaves_no_trace_and_does_not_wait(connected: ModuleType, devic
 def test_checkpointing_draws_again_and_does_not_wait(connected: ModuleType, use_reentrant: bool) -> None:
     from torch.utils.checkpoint import checkpoint
 
+    torch.ones(1, device="remora")  # a process's first op may ask what the executor can run
+
     def step(device: str, saves: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
         layers = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.3)) for _ in range(3)]
         for layer in layers:
             layer.to(device)
         torch.manual_seed(1)
+        before = connected.stats()
         x = torch.ones(4, 8, device=device, requires_grad=True)
         out = x
         for layer in layers:
             out = checkpoint(layer, out, use_reentrant=use_reentrant) if saves else layer(out)
-        before = connected.stats()
         (out * torch.rand(4, 8, device=device)).sum().backward()
         assert (connected.stats() - before).round_trips == 0
         return [

@@ -12,9 +12,9 @@ import torch
 
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
-from remora.ops.autocast import LISTED, POLICIES, WITH_DTYPE, Policy
+from remora.ops.autocast import COME_APART, IN_PARTS, LISTED, POLICIES, WITH_DTYPE, Policy
 from remora.ops.composites import COMPOSITES
-from remora.ops.schema import traits
+from remora.ops.schema import op_name, traits
 
 _KEY = torch._C.DispatchKey.AutocastPrivateUse1
 _BELOW = torch._C._dispatch_keyset_full_after(_KEY)
@@ -44,8 +44,7 @@ def _register() -> None:
     through.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     library = torch.library.Library("aten", "IMPL")
     _libraries.extend([through, library])
-    whole = {name.removeprefix("aten.").removesuffix(".default"): None for name in COMPOSITES}
-    for name in POLICIES["cpu"] | POLICIES["cuda"] | whole:
+    for name in (*(POLICIES["cpu"] | POLICIES["cuda"]), *IN_PARTS):
         base, _, overload = name.partition(".")
         op = getattr(getattr(torch.ops.aten, base, None), overload or "default", None)
         if op is not None:
@@ -54,13 +53,13 @@ def _register() -> None:
 
 def _kernel(op: Any, name: str) -> Any:
     policies = {kind: known[name] for kind, known in POLICIES.items() if name in known and _holds(kind, name)}
-    composite = traits(op).composite
+    in_parts = traits(op).composite and op_name(op) not in COMPOSITES
     dtype_place = next((at for at, a in enumerate(op._schema.arguments) if a.name == "dtype"), None)
 
     def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
         policy = policies.get(bound.need()[1].executor_device.partition(":")[0])
-        if policy is None and composite:  # its parts may have one: it is not kept whole
-            return op.decompose(*args, **kwargs)
+        if policy is None and (name in COME_APART or (in_parts and torch.is_inference_mode_enabled())):
+            return op.decompose(*args, **kwargs)  # under inference_mode it would come apart below autocast
         if policy is None:
             return op.redispatch(keys & _BELOW, *args, **kwargs)
         with torch._C._ExcludeDispatchKeyGuard(_ONLY):

@@ -24,7 +24,10 @@ def announce(sink: Sink) -> None:
     flush = _told[("set_flush_denormal",)]
     for setter, values in [*current()[:-1], ("set_flush_denormal", flush)]:
         key = key_of(setter, values)
-        if setter not in PREFERENCES and values != PRISTINE.get(key):
+        first = PRISTINE.get(key, values)[
+            : len(values)
+        ]  # older versions have fewer settings, and shorter ones
+        if setter not in PREFERENCES and values != first:
             sink.flag(setter, values)
         _told[key] = values
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from remora.device.sink import Moment, bound
-from remora.errors import NotSupported
+from remora.errors import Disconnected, NotSupported
 
 _PyTorchsStream, _PyTorchsEvent = torch.Stream, torch.Event
 _TYPE = int(torch._C._autograd.DeviceType.PrivateUse1)
@@ -143,7 +143,7 @@ class Event(_PyTorchsEvent):
             return True
         recorder, sink = bound.need()
         if self._session != recorder.session:
-            raise recorder.foreign(self)
+            raise Disconnected(f"this event was recorded in session {self._session}, which has ended")
         return sink.passed(self._moment, wait)
 
     def __repr__(self) -> str:

@@ -82,10 +82,23 @@ def _by_name(lists: dict[Policy, str]) -> dict[str, Policy]:
 
 LISTED: dict[str, dict[str, Policy]] = {"cpu": _by_name(_CPU), "cuda": _by_name(_CUDA)}
 
-# PyTorch casts in the kernels that these come to on the device (mkldnn_rnn_layer, _cudnn_rnn), or in their parts.
-_RECURRENT = {
-    "cpu": dict.fromkeys(("lstm.input", "rnn_tanh.input", "rnn_relu.input"), Policy.LOWER),
-    "cuda": dict.fromkeys(("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input"), Policy.LOWER),
+# Composites that the device keeps whole though PyTorch casts their parts: what that comes to for the whole.
+_WHOLE = {
+    "cpu": {
+        Policy.LOWER: "lstm.input rnn_tanh.input rnn_relu.input",
+        Policy.FP32: "nll_loss_nd",
+    },
+    "cuda": {
+        Policy.LOWER: """
+            conv1d.padding conv2d.padding conv3d.padding lstm.input gru.input rnn_tanh.input rnn_relu.input""",
+        Policy.FP32: """
+            nll_loss_nd cross_entropy_loss upsample_nearest2d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec""",
+    },
 }
-POLICIES = {kind: LISTED[kind] | _RECURRENT[kind] for kind in LISTED}
+COME_APART = frozenset({"gru.input", "tensordot"})
+"""Composites of which a CPU casts some parts and others not: under autocast they are not kept whole there."""
+IN_PARTS = ("cov", "corrcoef", "linalg_matrix_power")
+"""In no list, made of ops that are; under inference_mode they would come apart where nothing is cast any more."""
+
+POLICIES = {kind: LISTED[kind] | _by_name(_WHOLE[kind]) for kind in LISTED}
 """By the type of the executor's device, and by the op's name as `mm` or `conv1d.padding`."""
