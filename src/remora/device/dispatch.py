@@ -22,6 +22,7 @@ from remora.device.encode import node_of
 from remora.device.infer import Outcome, floats_matter, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
+from remora.device.rng import introduce, number_of
 from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
 from remora.device.special import SPECIAL, only_a_row
@@ -34,6 +35,7 @@ from remora.ops.schema import traits
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
+_Generator, _Stream = torch._C.Generator, torch._C.Stream
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
 _is_inference_mode_enabled = torch.is_inference_mode_enabled
@@ -43,7 +45,7 @@ memo: dict[tuple[Any, ...], Outcome] = {}
 
 
 class _LocalTensor(Exception):
-    """An argument is a CPU tensor, which has to be uploaded first."""
+    """An argument has to be brought to the executor first (a CPU tensor, a generator), or means nothing there."""
 
 
 def record(
@@ -195,8 +197,14 @@ def _encode_other(
         wire.append(item)
     elif isinstance(item, (list, tuple)):
         return _encode_list(item, recorder, wire, metas, holes)
-    elif isinstance(item, torch.Tensor):
+    elif isinstance(item, (torch.Tensor, _Stream)):
         raise _LocalTensor
+    elif isinstance(item, _Generator):
+        number = number_of(item, recorder)
+        if number is None:
+            raise _LocalTensor
+        wire.append(_Generator)
+        holes.append(number)
     elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise NotSupported("symbolic sizes on the remora device; trace on meta or fake tensors instead")
     else:
@@ -235,7 +243,7 @@ def _add_to_key(items: Any, key: list[Any], floats: bool) -> None:
         elif item is None or isinstance(item, (bool, int, float, str)):
             key += (type(item), item)
         else:
-            key.append(item)
+            key.append(_Generator if isinstance(item, _Generator) else item)
 
 
 def _first_call(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
@@ -325,6 +333,8 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
             return upload(item)
         if isinstance(item, (list, tuple)):
             return [move(x) for x in item]
+        if isinstance(item, _Generator):
+            introduce(item)
         return item
 
     moved = {name: move(item) for name, item in kwargs.items()} if kwargs else None
@@ -360,6 +370,8 @@ def _results(
             results.append(wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
+    if not outcome.outs:
+        return None
     return results[0] if outcome.single else outcome.container(results)
 
 

@@ -59,7 +59,7 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
         return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
     global misses
     misses += 1
-    outs = _by_rule(func, args, kwargs)
+    outs = _by_rule(func, args, kwargs) if known.n_returns else []  # what gives nothing is not asked for
     if outs is None:
         outs = _by_meta_kernel(func, args, kwargs, inputs)
     if outs is None and known.n_returns:
@@ -113,7 +113,7 @@ def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor
             return examples[id(item)]
         if isinstance(item, torch.device):
             return torch.device("meta")
-        return item
+        return None if isinstance(item, torch._C.Generator) else item
 
     before = [meta_of(example) for example in examples.values()]
     try:

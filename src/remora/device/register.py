@@ -13,6 +13,7 @@ from remora.device import tensor as tensors
 from remora.device.attention import attend
 from remora.device.ctc import register_ctc
 from remora.device.dispatch import record
+from remora.device.dropout import register_dropout
 from remora.device.engine import StreamGuard
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
@@ -55,6 +56,7 @@ def register() -> None:
     _libraries.append(library)
     _register_factories(library)
     _register_composites(library)
+    register_dropout(library)
     register_recurrent(library)
     register_ctc(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")

@@ -132,6 +132,10 @@ def _has_same_storage_numel(func: Any, args: Any, kwargs: Any) -> Any:
     return span(args[0]) == span(args[1])
 
 
+def _no_need(func: Any, args: Any, kwargs: Any) -> None:
+    """A value lives until the rows before its end have run, on whatever stream they were recorded."""
+
+
 def _refuse_nested(func: Any, args: Any, kwargs: Any) -> Any:
     raise NotSupported(
         "a nested tensor on the remora device, which TransformerEncoder makes of a padding mask in evaluation; "
@@ -151,5 +155,6 @@ SPECIAL: dict[Any, Any] = {
     aten.histc.default: _histc,
     aten._has_same_storage_numel.default: _has_same_storage_numel,
     aten.is_same_size.default: _is_same_size,
+    aten.record_stream.default: _no_need,
     aten._nested_tensor_from_mask_left_aligned.default: _refuse_nested,
 }

@@ -57,6 +57,7 @@ from remora.wire.messages import Failed, Run, ToClient, ToExecutor, Values
 USAGE_EVERY_S = 0.1
 MAX_NAMED = 256  # templates whose op names are at hand
 BROKEN = 70  # exit code after a fatal error of the device
+MARKS_EVERY_S = 0.0005
 
 
 class Packets:
@@ -118,6 +119,8 @@ class Worker:
         """Until the front closes the hop."""
         packets = Packets(self.hop)
         while True:
+            while self.device.marks and packets.quiet(MARKS_EVERY_S):
+                self.tell_marks()
             if self.usage_due and packets.quiet(USAGE_EVERY_S):
                 self.usage()
             packet = packets.next()
@@ -174,6 +177,7 @@ class Worker:
                 replies.append(reply)
         PROGRESS.pack_into(self.progress, 0, 0, 0, 0)
         self.reply(session, replies)
+        self.tell_marks()
         self.usage_due = True
         if time.monotonic() - self.usage_at > USAGE_EVERY_S:
             self.usage()
@@ -210,6 +214,11 @@ class Worker:
         told = [reply for reply in replies if reply is not None]
         if told:
             self.hop.sendall(packet(Kind.REPLY, session.number, encode(told)))
+
+    def tell_marks(self) -> None:
+        for session, marked in self.device.marks.passed():
+            if self.sessions.get(session.number) is session:
+                self.reply(session, [marked])
 
     def usage(self) -> None:
         self.usage_at = time.monotonic()
