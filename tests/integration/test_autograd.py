@@ -682,3 +682,24 @@ def test_products_in_inference_mode_fold_as_on_the_cpu(device: str) -> Any:
             batch = x.transpose(0, 1)
             found += [nn.functional.linear(batch, weight).clone(), (batch @ weight.t()).clone()]
     return found
+
+
+@agrees
+def test_an_optimizer_step_before_backward_is_seen(device: str) -> Any:
+    """Foreach ops write their tensors, and say so to autograd, as the writes of single tensors do."""
+    found = []
+    for foreach in (True, False):
+        weight = randn(device, 3)
+        steps = torch.optim.Adam([weight], foreach=foreach)
+        loss = (weight * weight).sum()
+        weight.grad = torch.ones(3).to(device)
+        steps.step()
+        found.append((error_of(loss.backward)[0], weight._version))
+    tensors = [randn(device, 2, grad=False) for _ in range(2)]
+    torch._foreach_mul_(tensors, [2.0, 3.0])
+    torch._foreach_lerp_(tensors, tensors, 0.5)
+    with torch.inference_mode():
+        fresh = [torch.ones(2).to(device)]
+        torch._foreach_add_(fresh, 1)
+        torch._foreach_zero_(tensors)
+    return found, [tensor._version for tensor in tensors], fresh[0].clone()

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
@@ -352,6 +353,8 @@ def _results(
     """The outputs of a row that is more than one fresh tensor, with their shadows. items: all arguments."""
     inputs = remora_tensors(items)
     folded = _update_shadows(outcome, inputs, func, args, kwargs)
+    if outcome.only_writes and func._opname.startswith("_foreach_"):
+        _count_writes(outcome, inputs)
     if folded is not None and outcome.single:
         folded = (folded,)
     wrap = tensors.view_of(inputs[0]) if outcome.is_view and inputs else tensors.wrap
@@ -370,6 +373,12 @@ def _results(
     if not outcome.outs:
         return None
     return results[0] if outcome.single else outcome.container(results)
+
+
+def _count_writes(outcome: Outcome, inputs: list[RemoraTensor]) -> None:
+    """PyTorch counts the writes of an in-place op by what it returns, and those of `_foreach_` ops in their kernels."""
+    written = [inputs[index] for index in outcome.stale]
+    increment_version([tensor for tensor in written if not tensor.is_inference()])
 
 
 def _update_shadows(outcome: Outcome, inputs: list[RemoraTensor], func: Any, args: Any, kwargs: Any) -> Any:

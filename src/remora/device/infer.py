@@ -40,10 +40,12 @@ class Outcome:
     unknown: bool = False
     simple: bool = field(init=False)  # one fresh output or view: the common case
     shadowed: bool = field(init=False)  # shadows of the inputs matter
+    only_writes: bool = field(init=False)  # it returns nothing
 
     def __post_init__(self) -> None:
         self.simple = self.single and isinstance(self.outs[0], TensorMeta) and not self.unknown
         self.shadowed = self.foldable or bool(self.stale)
+        self.only_writes = bool(self.stale) and all(out is None for out in self.outs)
 
 
 def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outcome:
