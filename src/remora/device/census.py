@@ -24,7 +24,7 @@ def living(session: str) -> str:
         kind = type(thing)
         if issubclass(kind, RemoraTensor):
             value = getattr(thing, "_value", None)
-            if value is not None and value.session == session:
+            if value is not None and value.home.session == session:
                 values[id(value)] = value
         elif issubclass(kind, torch.nn.Module) and "_modules" in thing.__dict__:
             models.append(thing)

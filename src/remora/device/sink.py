@@ -24,6 +24,10 @@ class Fetched:
 class Sink(Protocol):
     """The session, as the device sees it."""
 
+    @property
+    def executor_device(self) -> str:
+        """What the executor computes on: "cpu" or "cuda"."""
+
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         """Blocks until the values are known. Raises what failed on the executor."""
 
@@ -64,6 +68,11 @@ class Bound:
 
     def bind(self, recorder: Recorder, sink: Sink) -> None:
         self.recorder, self.sink, self.ended = recorder, sink, None
+
+    @property
+    def unused(self) -> bool:
+        """Whether this process has had no session yet, and so no remora tensor."""
+        return self.recorder is None and self.ended is None
 
     def unbind(self, reason: Exception) -> None:
         self.recorder = self.sink = None

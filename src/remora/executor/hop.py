@@ -24,6 +24,7 @@ OPS_AT, OPS = (
 PROGRESS_NBYTES = 64 << 10
 BEAT_S = 0.25
 MAX_PACKET_NBYTES = 64 << 20
+MISCONFIGURED_EXIT = 78  # of a worker that would fail again: it has said on stderr what is wrong
 
 
 class Kind(enum.IntEnum):

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remora.executor.front.refusal import Refuse
-from remora.executor.front.worker_link import Progress, WorkerFailed, WorkerLink, WorkerOptions
+from remora.executor.front.worker_link import (
+    Progress,
+    WorkerFailed,
+    WorkerLink,
+    WorkerMisconfigured,
+    WorkerOptions,
+)
 from remora.executor.hop import Kind, WorkerReady
 
 log = logging.getLogger("remora.front")
@@ -147,6 +153,10 @@ class Workers:
             how = await worker.link.ended()
             if worker in self.all:  # not if it made room
                 self._on_end(worker, how, worker.link.progress())
+        except WorkerMisconfigured as error:
+            self._stopping = True  # another would fail alike
+            if not self._failed.done():
+                self._failed.set_exception(error)
         except WorkerFailed as error:
             log.error("the worker failed at start: %s", error)
             self._failures += 1

@@ -22,6 +22,7 @@ from remora.executor.hop import (
     BEAT_AT,
     HEADER,
     MAX_PACKET_NBYTES,
+    MISCONFIGURED_EXIT,
     OPS,
     OPS_AT,
     PROGRESS,
@@ -44,6 +45,10 @@ class WorkerFailed(Exception):
     """The worker ended before it was ready."""
 
 
+class WorkerMisconfigured(WorkerFailed):
+    """It would do so each time."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What the worker was running when it ended; session 0: nothing. op: its name, if it is known."""
@@ -56,11 +61,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class WorkerOptions:
+    """ops: modules that define the operators which clients may use beside PyTorch's own."""
+
     device: str
     memory_nbytes: int
     threads: int
     max_workers: int = 8  # at once; one a tenant
     tenant_memory_nbytes: int = 0  # what one of them may hold; 0: whatever the others leave
+    ops: tuple[str, ...] = ()
 
 
 class WorkerLink(asyncio.Protocol):
@@ -111,6 +119,8 @@ class WorkerLink(asyncio.Protocol):
         if self._ready in done:
             return self._ready.result()
         ended = await self._stop()
+        if self._process.returncode == MISCONFIGURED_EXIT:
+            raise WorkerMisconfigured("the worker cannot do what it was asked to")
         raise WorkerFailed(ended if done else f"it was not ready after {START_TIMEOUT_S:g} s")
 
     def _command(self, fd: int) -> list[str]:
@@ -123,7 +133,8 @@ class WorkerLink(asyncio.Protocol):
         }
         if self._options.tenant_memory_nbytes:
             named["--tenant-memory"] = self._options.tenant_memory_nbytes
-        return [*WORKER, *(str(word) for pair in named.items() for word in pair)]
+        words = [*named.items(), *(("--ops", module) for module in self._options.ops)]
+        return [*WORKER, *(str(word) for pair in words for word in pair)]
 
     def send(self, kind: Kind, session: int, payload: bytes | msgspec.Struct = b"") -> None:
         """Queues a packet; one to a dead worker vanishes, its sessions are told anyway."""

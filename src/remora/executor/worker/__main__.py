@@ -11,6 +11,7 @@ import secrets
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from remora.executor.hop import (
     BEAT_S,
     HEADER,
     MAX_PACKET_NBYTES,
+    MISCONFIGURED_EXIT,
     OPS,
     OPS_AT,
     PROGRESS,
@@ -42,6 +44,7 @@ from remora.executor.hop import (
     WorkerReady,
     packet,
 )
+from remora.executor.worker.extensions import ExtensionError, load
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit
 from remora.executor.worker.memory import Maps, device_memory_nbytes, limit_allocator
 from remora.executor.worker.rng import Generators
@@ -348,6 +351,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=0)
     parser.add_argument("--tenant-memory", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--ops", action="append", default=[])
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["REMORA_EXECUTOR"] = "1"
@@ -356,6 +360,11 @@ def main() -> None:
     device = choose_device(args.device)
     memory_nbytes = args.memory or device_memory_nbytes(device)
     limit_allocator(device, memory_nbytes)
+    try:
+        load(args.ops)
+    except ExtensionError as error:
+        print(f"remora serve: {error}", file=sys.stderr)
+        sys.exit(MISCONFIGURED_EXIT)
     hop = socket.socket(fileno=args.fd)
     worker = Worker(hop, args.folder, device, memory_nbytes, args.tenant_memory)
     threading.Thread(target=beat, args=(worker.progress,), name="remora-beat", daemon=True).start()

@@ -18,7 +18,7 @@ from remora.errors import ProtocolError, UnsupportedOp
 from remora.ir.graph import Template
 from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.dtypes import BY_NAME
-from remora.ops.permission import refusal
+from remora.ops.permission import CUSTOM_OPERATORS, refusal
 from remora.ops.schema import resolve, traits
 
 CONTIGUOUS = ()
@@ -249,7 +249,8 @@ def resolve_allowed(name: str) -> Any:
     try:
         op = resolve(name)
     except LookupError as error:
-        raise UnsupportedOp(str(error)) from None
+        foreign = not name.startswith(("aten.", "prims."))
+        raise UnsupportedOp(f"{error}. {CUSTOM_OPERATORS}" if foreign else str(error)) from None
     reason = refusal(op)
     if reason is None and (traits(op).metadata_only_write or name.split(".")[1] in _REBINDS):
         reason = "it changes a tensor's own shape or storage"
