@@ -28,9 +28,9 @@ assert "torch" not in sys.modules
 
 
 class FrontProcess:
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, patch: str = "") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", START, *options],
+            [sys.executable, "-c", patch + START, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -75,8 +75,8 @@ class FrontProcess:
 
 
 @contextmanager
-def front_process(*options: str):
-    front = FrontProcess("--port", "0", *options)
+def front_process(*options: str, patch: str = ""):
+    front = FrontProcess("--port", "0", *options, patch=patch)
     try:
         assert front.line.startswith("remora executor ready at http://127.0.0.1:"), front.stop()
         yield front

@@ -103,6 +103,46 @@ def test_refusals_are_json_with_a_reason(front):
     with_caller(front, scenario)
 
 
+def test_a_tenant_may_not_take_all_sessions(tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("alpha acme/ann\nbeta acme/bob\ngamma other/eve\n")
+
+    async def many(caller):
+        grants = [await caller.open() for _ in range(32)]
+        wants = {"protocol": 1, "oldest_protocol": 1, "torch": "2"}
+        status, _, body = await caller.ask("POST", "/v1/sessions", json=wants)
+        assert (status, refusal(body).kind) == (429, "limit")
+        assert "tenant acme has 32 sessions" in refusal(body).message
+        return grants
+
+    async def one(caller):
+        return await caller.open()
+
+    with front_process("--token-file", str(tokens)) as front:
+        with_caller(front, many)
+        with_caller(front, one, token="gamma")
+
+
+def test_a_silent_upload_gives_its_memory_back(tmp_path):
+    async def scenario(caller):
+        grant = await caller.open()
+        _, writer = await connected(front)
+        writer.write(put_head(front, grant, bytes(8 << 20)) + bytes(3 << 20))
+        await writer.drain()
+        async with asyncio.timeout(10):
+            while True:
+                status = msgspec.json.decode((await caller.ask("GET", "/v1/status"))[2], type=Status)
+                if status.used_nbytes == 0:
+                    break
+                await asyncio.sleep(0.05)
+        writer.transport.abort()
+        assert (await caller.ask("PUT", f"/blobs/{DIGEST}", grant, data=BLOB))[0] == 204
+
+    silence = "from remora.executor.front import front; front.UPLOAD_SILENCE_S = 0.5\n"
+    with front_process(patch=silence) as front:
+        with_caller(front, scenario, token=None)
+
+
 # ---------------------------------------------------------------- steps
 
 

@@ -22,7 +22,8 @@ import remora
 from remora.errors import OutOfMemory, Refused, SessionLost
 from remora.ir.graph import Template
 from remora.ir.node import Node, Slot
-from remora.wire.messages import Define, Put, Run, Site
+from remora.transport.http import HttpTransport
+from remora.wire.messages import Define, OpenSession, Put, Run, Site
 
 BROKEN = Path(__file__).with_name("broken_worker.py")
 HERE = re.escape(__file__)
@@ -201,20 +202,15 @@ def test_the_number_of_workers_is_bounded_and_an_idle_one_makes_room(tokens):
         with connected(executor.url, "a"):
             status_until(executor, lambda status: status.workers_started == 2, "a")
             with other_program(executor.url, "b") as bea:
+                transport = HttpTransport(executor.url, "c")
                 with pytest.raises(Refused, match=r"2 tenants, which is its limit \(--max-workers\)"):
-                    asyncio.run(opened(executor.url, "c"))
+                    transport.open_session(OpenSession(1, 1, "2"), 5.0)
+                transport.close()
                 assert bea() == "[3.0, 3.0]\n"
             before = executor.worker_pids()
         with connected(executor.url, "c"):
             assert torch.ones(2, device="remora").tolist() == [1, 1]
             assert set(executor.worker_pids()) - set(before)  # a process of its own, not one handed on
-
-
-async def opened(url: str, token: str) -> None:
-    from remora.transport.http import HttpTransport
-    from remora.wire.messages import OpenSession
-
-    HttpTransport(url, token).open_session(OpenSession(1, 1, "2"), 5.0)
 
 
 def test_tenants_share_the_memory(tokens):
@@ -230,3 +226,33 @@ def test_tenants_share_the_memory(tokens):
             status_until(executor, lambda status: status.used_nbytes < 64 << 20, "a")
             many = torch.ones(40 << 20, device="remora")
             assert many.sum().item() == 40 << 20
+
+
+def test_a_tenant_keeps_to_its_share(tokens):
+    options = ("--token-file", tokens, "--memory", "256MiB", "--tenant-memory", "64MiB")
+    with executor_process(*options) as executor, connected(executor.url, "a"):
+        many = torch.ones(20 << 20, device="remora")
+        with pytest.raises(OutOfMemory, match=r"67,108,864 for one tenant \(--tenant-memory\)"):
+            many.sum().item()
+        with pytest.raises(Refused, match=r"tenant acme holds .*--tenant-memory"):
+            torch.ones(20 << 20).to("remora")
+        assert torch.ones(2, device="remora").tolist() == [1, 1]
+
+
+def test_a_tenants_templates_are_bounded_over_its_sessions(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "from remora.executor.worker import __main__ as worker\n"
+        "worker.MAX_TENANT_TEMPLATES_NBYTES = 300\nworker.main()\n"
+    )
+    with executor_process(worker=script) as executor, connected(executor.url):
+        with pytest.raises(OutOfMemory, match="templates of the tenant's sessions take 300 bytes"):
+            add_in_many_ways(torch.ones(2, device="remora"))
+        assert torch.ones(2, device="remora").tolist() == [1, 1]
+
+
+def add_in_many_ways(x: torch.Tensor) -> None:
+    for times in range(9):
+        for _ in range(times):
+            x = x + 1
+        x.tolist()

@@ -107,3 +107,24 @@ def test_the_workers_own_use_pushes_cached_blobs_out():
     assert table.shrink(room(4, used=2)) == []
     assert [blob.digest for blob in table.shrink(room(4, used=3))] == ["cached"]
     assert table.shrink(room(4, used=4)) == []  # what is held stays
+
+
+def test_a_tenants_unfinished_uploads_are_bounded_over_its_sessions(monkeypatch):
+    monkeypatch.setattr("remora.executor.front.blobs.MAX_TENANT_UPLOADS", 3)
+    table = BlobTable()
+    for session in range(3):
+        table.reserve(session, "acme/u", "a", PAGE, room(99))
+    with pytest.raises(Refuse, match="tenant acme has 3 unfinished uploads"):
+        table.reserve(3, "acme/v", "b", PAGE, room(99))
+    table.reserve(4, "other/u", "a", PAGE, room(99))
+    table.unreserve(0, "a")
+    table.reserve(3, "acme/v", "b", PAGE, room(99))
+
+
+def test_a_tenant_holds_no_more_than_it_may():
+    table = BlobTable()
+    memory = Memory(99 * PAGE, 0, PLENTY, 4 * PAGE, 2 * PAGE)
+    table.reserve(1, "acme/u", "a", PAGE, memory)
+    with pytest.raises(Refuse, match=r"tenant acme holds .* that it may \(--tenant-memory\)"):
+        table.reserve(1, "acme/u", "b", 2 * PAGE, memory)
+    table.reserve(1, "acme/u", "b", PAGE, memory)

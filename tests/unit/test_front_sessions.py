@@ -79,3 +79,16 @@ def test_a_bulk_goes_when_another_is_asked_for_or_after_a_moment():
     assert session.bulks_to_drop(None, now=1) == []
     assert session.bulks_to_drop(None, now=1 + BULK_GRACE_S) == [b]
     assert session.bulks == {}
+
+
+def test_a_tenant_leaves_sessions_to_others():
+    table = SessionTable(9.0, quota=4, tenant_quota=2)
+    first = table.open("acme/ann", 0.0)
+    table.open("acme/bob", 0.0)
+    with pytest.raises(Refuse, match="tenant acme has 2 sessions"):
+        table.open("acme/ann", 0.0)
+    table.open("other/eve", 0.0)
+    table.end(first, "closed", 1.0)
+    table.open("acme/ann", 1.0)
+    with pytest.raises(Refuse, match="the executor has 4 sessions"):
+        table.open("third/cid", 1.0) and table.open("third/cid", 1.0)

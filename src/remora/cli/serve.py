@@ -26,6 +26,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8470,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     memory: Annotated[str, typer.Option(help="Memory to use, such as 20GiB; 0: what there is.")] = "0",
+    tenant_memory: Annotated[
+        str, typer.Option(help="Of that memory, what one tenant may hold, such as 10GiB; 0: all of it.")
+    ] = "0",
     max_workers: Annotated[
         int, typer.Option(min=1, help="Worker processes at once: one a tenant that has sessions.")
     ] = 8,
@@ -50,7 +53,12 @@ def serve(
         options = ServeOptions(
             front=FrontOptions(
                 worker=WorkerOptions(
-                    _device(device), parse_nbytes(memory), threads, max_workers, tuple(ops or ())
+                    _device(device),
+                    parse_nbytes(memory),
+                    threads,
+                    max_workers,
+                    parse_nbytes(tenant_memory, "--tenant-memory"),
+                    tuple(ops or ()),
                 ),
                 tokens=_tokens(host, token_file),
                 lease_s=_lease(lease),
@@ -66,11 +74,11 @@ def serve(
     raise typer.Exit(run(options))
 
 
-def parse_nbytes(text: str) -> int:
+def parse_nbytes(text: str, option: str = "--memory") -> int:
     """'20GiB' (powers of 1024), '512MB' (powers of 1000), or plain bytes."""
     match = _NBYTES.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"--memory {text!r} is not an amount of memory; write 20GiB, 512MB, or bytes")
+        raise ValueError(f"{option} {text!r} is not an amount of memory; write 20GiB, 512MB, or bytes")
     unit = (match[2] or "").lower()
     return int(float(match[1]) * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit[:1]])
 

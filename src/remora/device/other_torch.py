@@ -17,7 +17,7 @@ import torch
 from torch._ops import OpOverload
 
 from remora.device.sink import bound
-from remora.errors import NotSupported
+from remora.errors import UnsupportedOp
 from remora.ops.schema import digest, op_name
 
 
@@ -29,8 +29,10 @@ class Difference:
     theirs: Any
     executor: str
 
-    def refused(self, why: str) -> NotSupported:
-        return NotSupported(f"{op_name(self.op)}: {why} (this is torch {torch.__version__}, {self.executor})")
+    def refused(self, why: str) -> UnsupportedOp:
+        return UnsupportedOp(
+            f"{op_name(self.op)}: {why} (this is torch {torch.__version__}, {self.executor})"
+        )
 
 
 def difference(op: OpOverload) -> Difference | None:
@@ -44,7 +46,7 @@ def difference(op: OpOverload) -> Difference | None:
         return Difference(op, None, sink.executor())
     text = sink.op_schemas().get(name)
     if text is None:
-        raise NotSupported(f"{name} has another schema on the {sink.executor()}, which does not tell it")
+        raise UnsupportedOp(f"{name} has another schema on the {sink.executor()}, which does not tell it")
     return Difference(op, _parsed(text), sink.executor())
 
 
@@ -60,7 +62,7 @@ def instead(missing: Difference, args: Any, kwargs: Any) -> Any:
     """The result of a call of an op that the executor does not have, from ops that it may have.
 
     Raises:
-        NotSupported: there is no exact way; names the op and what to do.
+        UnsupportedOp: there is no exact way; names the op and what to do.
     """
     op = missing.op
     if op._can_decompose():
@@ -70,6 +72,11 @@ def instead(missing: Difference, args: Any, kwargs: Any) -> Any:
         return _for_each(each, args, kwargs)
     from remora.ops.permission import refusal  # not at import: importing it may be what loads this device
 
+    if op.namespace != "aten":
+        raise missing.refused(
+            "the executor does not have this custom operator; install the module that defines it there, and start "
+            "it with `remora serve --ops MODULE`"
+        )
     reason = refusal(op)
     if reason is not None:
         raise missing.refused(f"the executor does not run it: {reason}")
@@ -109,7 +116,7 @@ def translated(changed: Difference, args: Any, kwargs: Any) -> tuple[tuple[Any, 
     """The arguments of a call as the executor's schema wants them, in the same order.
 
     Raises:
-        NotSupported: something is given that the executor's op does not take, or asked for that it does not give.
+        UnsupportedOp: something is given that the executor's op does not take, or asked for that it does not give.
     """
     mine, theirs = changed.op._schema, changed.theirs
     if list(map(_result, mine.returns)) != list(map(_result, theirs.returns)):

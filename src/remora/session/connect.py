@@ -86,6 +86,7 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
         session = Session(transport, grant, settings)
         try:
             session.link.open(max(0.1, deadline - time.monotonic()))
+            session.op_table()  # on disk after the first time; now, so that no op waits for it
         except BaseException as error:
             session.close(Disconnected(str(error)))
             raise

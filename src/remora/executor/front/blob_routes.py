@@ -55,7 +55,7 @@ class BlobRoutes:
         offset = 0
         if upload is not None:
             await upload.take_over()
-            offset = upload.offset
+            offset, upload.heard_at = upload.offset, self._front.now()
         elif blob := self._held(session, digest):
             offset = blob.nbytes
         return web.Response(headers={OFFSET_HEADER: str(offset)})
@@ -79,7 +79,8 @@ class BlobRoutes:
             )
 
         def heard() -> None:
-            session.renew(front.now())
+            upload.heard_at = front.now()
+            session.renew(upload.heard_at)
 
         try:
             intake = self._intakes.intake(request, length)
@@ -109,12 +110,14 @@ class BlobRoutes:
 
     async def _begin(self, session: Session, digest: str, nbytes: int) -> Upload:
         front, number = self._front, session.number
-        front.unlink(front.blobs.reserve(number, session.principal, digest, nbytes, front.memory()))
+        memory = front.memory(session.tenant)
+        front.unlink(front.blobs.reserve(number, session.principal, digest, nbytes, memory))
         try:
             upload = await Upload.create(digest, nbytes, front.blob_folder / secrets.token_hex(16))
         except BaseException:
             front.blobs.unreserve(number, digest)
             raise
+        upload.heard_at = front.now()
         front.uploads[number, digest] = upload
         if number not in front.table.by_number:  # ended while the file was made
             await front.drop_upload(number, digest)

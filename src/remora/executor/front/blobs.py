@@ -16,6 +16,7 @@ from remora.executor.front.tokens import tenant_of
 from remora.wire.limits import MAX_BLOB_NBYTES
 
 MAX_UPLOADS = 64  # unfinished at once, a session
+MAX_TENANT_UPLOADS = 512  # of all sessions of a tenant
 
 
 @dataclass(eq=False)
@@ -33,8 +34,10 @@ class Memory:
     """What the blobs must fit in: the device's memory and the folder's, both less what is not blobs."""
 
     capacity_nbytes: int
-    used_nbytes: int  # by the worker
+    used_nbytes: int  # by the workers
     folder_free_nbytes: int
+    tenant_capacity_nbytes: int = 0  # what one tenant may hold; 0: all
+    tenant_used_nbytes: int = 0  # by the worker of the tenant that asks
 
 
 def pages(nbytes: int) -> int:
@@ -67,7 +70,22 @@ class BlobTable:
             raise Refuse("memory", f"a blob of {nbytes} bytes; the limit is {MAX_BLOB_NBYTES}")
         if sum(number == session for number, _ in self._reserved) >= MAX_UPLOADS:
             raise Refuse("limit", f"the session has {MAX_UPLOADS} unfinished uploads, which is the limit")
+        tenant = tenant_of(principal)
+        reserved = [size for who, size in self._reserved.values() if tenant_of(who) == tenant]
+        if len(reserved) >= MAX_TENANT_UPLOADS:
+            raise Refuse(
+                "limit", f"tenant {tenant} has {len(reserved)} unfinished uploads, which is the limit"
+            )
         need = pages(nbytes)
+        if memory.tenant_capacity_nbytes:
+            held = sum(pages(b.nbytes) for b in self._blobs.values() if b.holders and b.tenant == tenant)
+            taken = memory.tenant_used_nbytes + held + sum(reserved)
+            if need + taken > memory.tenant_capacity_nbytes:
+                raise Refuse(
+                    "memory",
+                    f"asked for {nbytes} bytes; tenant {tenant} holds {taken} of the "
+                    f"{memory.tenant_capacity_nbytes} that it may (--tenant-memory)",
+                )
         free = self._free(memory)
         cached = sum(pages(b.nbytes) for b in self._blobs.values() if not b.holders)
         if need > free + cached:

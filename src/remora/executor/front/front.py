@@ -47,6 +47,8 @@ from remora.wire.messages import Grant, Lost, OpenSession
 
 log = logging.getLogger("remora.front")
 
+UPLOAD_SILENCE_S = 120.0  # an upload of which nothing came for so long gives its memory back
+
 _MAX_REPLY_NBYTES = MAX_FRAME_NBYTES - 64  # leaves room for the envelope
 
 
@@ -238,19 +240,26 @@ class Front:
             channel.close(1000, reason)
         self.send(Kind.CLOSE, session)
         for number, digest in [key for key in self.uploads if key[0] == session.number]:
-            task = asyncio.get_running_loop().create_task(self.drop_upload(number, digest))
-            self.background.add(task)
-            task.add_done_callback(self.background.discard)
+            self._drop_soon(number, digest)
         self.blobs.release(session.number, self.now())
         for bulk in session.bulks.values():
             Path(bulk.path).unlink(missing_ok=True)
         self.unlink(self.blobs.shrink(self.memory()))
+
+    def _drop_soon(self, number: int, digest: str) -> None:
+        task = asyncio.get_running_loop().create_task(self.drop_upload(number, digest))
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
 
     def expire(self) -> None:
         """Ends what nobody needs any more; to be called often."""
         now = self.now()
         for session in self.table.expired(now):
             self.end(session, f"its lease of {session.lease_s:g} s ended without a sign of the client")
+        for number, digest in [
+            key for key, upload in self.uploads.items() if now - upload.heard_at > UPLOAD_SILENCE_S
+        ]:
+            self._drop_soon(number, digest)
         for session in self.table.by_number.values():
             for bulk in session.bulks_to_drop(None, now):
                 self.drop_bulk(session, bulk)
@@ -288,13 +297,16 @@ class Front:
 
     # ---- stored bytes
 
-    def memory(self) -> Memory:
+    def memory(self, tenant: str | None = None) -> Memory:
         volume = os.statvfs(self.folder)
+        worker = self.workers.of_tenant.get(tenant) if tenant is not None else None
         return Memory(
             capacity_nbytes=self.options.worker.memory_nbytes
             or (self.about.memory_nbytes if self.about else 0),
             used_nbytes=self.used_nbytes,
             folder_free_nbytes=volume.f_bavail * volume.f_frsize,
+            tenant_capacity_nbytes=self.options.worker.tenant_memory_nbytes,
+            tenant_used_nbytes=worker.used_nbytes if worker is not None else 0,
         )
 
     def offer(self, session: Session, blob: Blob) -> None:

@@ -32,6 +32,7 @@ class Upload:
     path: Path
     fd: int
     offset: int = 0
+    heard_at: float = 0.0  # when the last of it came, or was asked about
     hasher: blake3 = field(default_factory=blake3)
     task: asyncio.Task[object] | None = None  # of the connection that feeds it
     writing: asyncio.Future[None] | None = None  # what a thread has in hand: a piece, or an intake's body

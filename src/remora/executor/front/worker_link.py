@@ -67,6 +67,7 @@ class WorkerOptions:
     memory_nbytes: int
     threads: int
     max_workers: int = 8  # at once; one a tenant
+    tenant_memory_nbytes: int = 0  # what one of them may hold; 0: whatever the others leave
     ops: tuple[str, ...] = ()
 
 
@@ -123,13 +124,15 @@ class WorkerLink(asyncio.Protocol):
         raise WorkerFailed(ended if done else f"it was not ready after {START_TIMEOUT_S:g} s")
 
     def _command(self, fd: int) -> list[str]:
-        named = {
+        named: dict[str, object] = {
             "--fd": fd,
             "--folder": self.folder,
             "--device": self._options.device,
             "--memory": self._options.memory_nbytes,
             "--threads": self._options.threads,
         }
+        if self._options.tenant_memory_nbytes:
+            named["--tenant-memory"] = self._options.tenant_memory_nbytes
         words = [*named.items(), *(("--ops", module) for module in self._options.ops)]
         return [*WORKER, *(str(word) for pair in words for word in pair)]
 

@@ -52,9 +52,10 @@ from remora.executor.worker.session import Device, WorkerSession
 from remora.ops.permission import op_table, table_digest
 from remora.ops.schema import resolve
 from remora.wire.codec import decode_to_executor, encode
-from remora.wire.messages import Failed, Run, ToClient, ToExecutor, Values
+from remora.wire.messages import Define, Failed, Run, ToClient, ToExecutor, Values
 
 USAGE_EVERY_S = 0.1
+MAX_TENANT_TEMPLATES_NBYTES = 64 << 20  # encoded; a session alone has less (worker/session.py)
 MAX_NAMED = 256  # templates whose op names are at hand
 BROKEN = 70  # exit code after a fatal error of the device
 MARKS_EVERY_S = 0.0005
@@ -92,10 +93,18 @@ class Packets:
 class Worker:
     """The loop: one packet at a time, in order."""
 
-    def __init__(self, hop: socket.socket, folder: Path, device: torch.device, memory_nbytes: int) -> None:
+    def __init__(
+        self,
+        hop: socket.socket,
+        folder: Path,
+        device: torch.device,
+        memory_nbytes: int,
+        tenant_nbytes: int = 0,
+    ) -> None:
         self.hop = hop
         self.folder = folder
         self.limit_nbytes = memory_nbytes
+        self.tenant_nbytes = tenant_nbytes or memory_nbytes  # of it, what this worker's tenant may hold
         self.sessions: dict[int, WorkerSession] = {}
         self.progress = _progress_file(folder)
         self.others_nbytes = 0  # what the workers of other tenants use of the same memory
@@ -166,7 +175,7 @@ class Worker:
         for message in messages:
             self.note(session, message)
             try:
-                reply = session.handle(message)
+                reply = self.within_quota(session, message) or session.handle(message)
             except DeviceBroken as broken:
                 self.last_words(session, broken)
                 raise SystemExit(BROKEN) from broken
@@ -190,6 +199,16 @@ class Worker:
             OPS.pack_into(self.progress, OPS_AT, len(ops))
             self.progress[OPS_AT + OPS.size : OPS_AT + OPS.size + len(ops)] = ops
             self._noted = ops
+
+    def within_quota(self, session: WorkerSession, message: ToExecutor) -> Failed | None:
+        """A refusal if the tenant's sessions together would hold too many templates, which fill host memory."""
+        if not isinstance(message, Define):
+            return None
+        held_nbytes = sum(other.templates_nbytes for other in self.sessions.values())
+        if held_nbytes + len(message.body) <= MAX_TENANT_TEMPLATES_NBYTES:
+            return None
+        limit = f"{MAX_TENANT_TEMPLATES_NBYTES:,} bytes, which is the limit"
+        return session.refuse(MemoryLimit(f"the templates of the tenant's sessions take {limit}"))
 
     def _ops(self, session: WorkerSession, site: int) -> bytes:
         if site >= len(session.sites):
@@ -234,7 +253,8 @@ class Worker:
         return sum(session.values.used_nbytes for session in self.sessions.values())
 
     def room_nbytes(self) -> int:
-        return self.limit_nbytes - self.used_nbytes() - self.blobs_nbytes() - self.others_nbytes
+        left_nbytes = min(self.limit_nbytes - self.others_nbytes, self.tenant_nbytes)
+        return left_nbytes - self.used_nbytes() - self.blobs_nbytes()
 
     def give_back(self) -> None:
         """What PyTorch keeps of a GPU's memory for later, if the others need it now."""
@@ -286,7 +306,13 @@ class Worker:
         if blobs_nbytes := self.blobs_nbytes():
             by_name["stored weights"] = blobs_nbytes
         parts = [f"{name} {nbytes:,} bytes" for name, nbytes in sorted(by_name.items())]
-        return f"Held by: {', '.join(parts) or 'nobody'}; limit {self.limit_nbytes:,} bytes (--memory)"
+        return f"Held by: {', '.join(parts) or 'nobody'}; {self._limits()}"
+
+    def _limits(self) -> str:
+        text = f"limit {self.limit_nbytes:,} bytes (--memory)"
+        if self.tenant_nbytes == self.limit_nbytes:
+            return text
+        return f"{text}, of them {self.tenant_nbytes:,} for one tenant (--tenant-memory)"
 
 
 def _progress_file(folder: Path) -> memoryview:
@@ -332,6 +358,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", type=int, default=0)
+    parser.add_argument("--tenant-memory", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--ops", action="append", default=[])
     args = parser.parse_args()
@@ -348,7 +375,7 @@ def main() -> None:
         print(f"remora serve: {error}", file=sys.stderr)
         sys.exit(MISCONFIGURED_EXIT)
     hop = socket.socket(fileno=args.fd)
-    worker = Worker(hop, args.folder, device, memory_nbytes)
+    worker = Worker(hop, args.folder, device, memory_nbytes, args.tenant_memory)
     threading.Thread(target=beat, args=(worker.progress,), name="remora-beat", daemon=True).start()
     hop.sendall(packet(Kind.READY, 0, ready(device, memory_nbytes)))
     _prefer_throughput()

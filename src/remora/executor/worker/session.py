@@ -115,7 +115,7 @@ class WorkerSession:
         self.segments = 0
         self.restrided = [0]
         self._last_run = 0
-        self._templates_nbytes = 0
+        self.templates_nbytes = 0
         self._bound = 0
         self._act: dict[type[Any], Callable[[Any], ToClient | None]] = {
             Define: self._define,
@@ -183,10 +183,10 @@ class WorkerSession:
     def _define(self, message: Define) -> None:
         if message.template != len(self.templates):
             raise ProtocolError(f"template {message.template} defined after {len(self.templates)}")
-        if self._templates_nbytes + len(message.body) > MAX_TEMPLATES_NBYTES:
+        if self.templates_nbytes + len(message.body) > MAX_TEMPLATES_NBYTES:
             raise MemoryLimit(f"the session's templates take more than {MAX_TEMPLATES_NBYTES:,} bytes")
         self.templates.append(_Defined(Template.decode(message.body)))
-        self._templates_nbytes += len(message.body)
+        self.templates_nbytes += len(message.body)
 
     def _site(self, message: Site) -> None:
         if message.site != len(self.sites) or message.template >= len(self.templates):
