@@ -31,11 +31,16 @@ class Impossible(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks of an experiment. url: None starts an executor of its own."""
+    """What the command line asks of an experiment. url: None starts an executor of its own.
+
+    only: one op of `compat`. write: the file whose table `compat` makes anew.
+    """
 
     quick: bool = False
     url: str | None = None
     seed: int = 0
+    only: str | None = None
+    write: Path | None = None
 
 
 @dataclass(frozen=True)
