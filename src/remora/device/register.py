@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from remora.device import tensor as tensors
+from remora.device.attention import attend
 from remora.device.dispatch import record
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
@@ -25,6 +26,11 @@ FACTORIES = frozenset(
     | {"kaiser_window", "linspace", "logspace", "normal", "ones", "rand", "randint", "randn", "randperm"}
     | {"range", "scalar_tensor", "tril_indices", "triu_indices", "zeros"}
 )
+
+
+_APART = {
+    torch.ops.aten.scaled_dot_product_attention.default: attend
+}  # how a composite is taken apart for autograd
 
 
 def register() -> None:
@@ -93,10 +99,11 @@ def _register_composites(library: Any) -> None:
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
+    apart = _APART.get(op, op.decompose)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if grad_enabled() and _needs_grad(args, kwargs):
-            return op.decompose(*args, **kwargs)
+            return apart(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
     return kernel

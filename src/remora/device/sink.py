@@ -24,6 +24,10 @@ class Fetched:
 class Sink(Protocol):
     """The session, as the device sees it."""
 
+    @property
+    def executor_device(self) -> str:
+        """What the executor computes on: "cpu" or "cuda"."""
+
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         """Blocks until the values are known. Raises what failed on the executor."""
 

@@ -73,6 +73,10 @@ class Session:
         self._sites = Sites()
         self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
 
+    @property
+    def executor_device(self) -> str:
+        return self.grant.device
+
     # -- steps
 
     def _commit_segment(self, segment: Segment) -> None:
