@@ -14,7 +14,7 @@ from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
 from remora.device.tensor import RemoraTensor
-from remora.ops.composites import COMPOSITES
+from remora.ops.composites import COMPOSITES, DIFFERENTIABLE
 from remora.ops.schema import resolve
 
 _libraries: list[Any] = []  # registrations end when their library dies
@@ -93,20 +93,42 @@ def _register_composites(library: Any) -> None:
     for name in COMPOSITES:
         op = resolve(name)
         kernel = _composite(op)
-        library.impl(op.name(), kernel, "AutogradPrivateUse1")
+        if name not in DIFFERENTIABLE:
+            library.impl(op.name(), kernel, "AutogradPrivateUse1")
         library.impl(op.name(), kernel, "PrivateUse1")
 
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
     apart = _APART.get(op, op.decompose)
+    folds = _FOLDS.get(op)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if grad_enabled() and _needs_grad(args, kwargs):
             return apart(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
-    return kernel
+    def product(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
+        if (grad_enabled() and _needs_grad((first, second, *args), kwargs)) or folds(first, second):
+            return op.decompose(first, second, *args, **kwargs)
+        return record(op, (), (first, second, *args), kwargs, 2)
+
+    return kernel if folds is None else product
+
+
+def _linear_folds(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return weight.requires_grad and not x.is_contiguous()
+
+
+def _matmul_folds(x: torch.Tensor, y: torch.Tensor) -> bool:
+    if x.requires_grad and x.dim() <= 2:
+        return y.dim() > 2
+    return y.requires_grad and y.dim() <= 2 < x.dim() and not x.is_contiguous()
+
+
+# Where PyTorch folds a batch into one product because a weight wants gradients, even if none are recorded now:
+# other bits than a batched product, and the executor's weights want none.
+_FOLDS = {torch.ops.aten.linear.default: _linear_folds, torch.ops.aten.matmul.default: _matmul_folds}
 
 
 def _needs_grad(args: Any, kwargs: Any) -> bool:
