@@ -15,7 +15,7 @@ class Values:
 
     def __init__(self) -> None:
         self.tensors: dict[Name, torch.Tensor] = {}
-        self._storages: dict[int, list[int]] = {}  # address: [names, nbytes]
+        self._storages: dict[int, list[int]] = {}  # identity: [names, nbytes]
         self.used_nbytes = 0
 
     def keep(self, name: Name, tensor: torch.Tensor, counts: bool = True) -> None:
@@ -24,10 +24,10 @@ class Values:
             raise ProtocolError(f"value {name} exists already")
         storage = tensor.untyped_storage()
         self.tensors[name] = tensor
-        entry = self._storages.get(storage.data_ptr())
+        entry = self._storages.get(storage._cdata)  # its address may change while it grows
         if entry is None:
             nbytes = storage.nbytes() if counts else 0
-            self._storages[storage.data_ptr()] = [1, nbytes]
+            self._storages[storage._cdata] = [1, nbytes]
             self.used_nbytes += nbytes
         else:
             entry[0] += 1
@@ -37,14 +37,26 @@ class Values:
         tensor = self.tensors.pop(name, None)
         if tensor is None:
             return
-        address = tensor.untyped_storage().data_ptr()
-        entry = self._storages.get(address)
-        if entry is None:  # the storage was resized in place; its weight was taken back when it moved
-            return
+        storage = tensor.untyped_storage()._cdata
+        entry = self._storages[storage]
         entry[0] -= 1
         if not entry[0]:
-            del self._storages[address]
+            del self._storages[storage]
             self.used_nbytes -= entry[1]
+
+    def weigh_again(self) -> list[Name]:
+        """After a program in which storages may have grown: the values whose storage did."""
+        grown = []
+        for name, tensor in self.tensors.items():
+            storage = tensor.untyped_storage()
+            if storage.resizable() and storage.nbytes() > self._storages[storage._cdata][1]:
+                grown.append(name)  # a mapped blob's bytes are not counted here, and it cannot grow
+        for name in grown:
+            storage = self.tensors[name].untyped_storage()
+            entry = self._storages[storage._cdata]
+            self.used_nbytes += storage.nbytes() - entry[1]
+            entry[1] = storage.nbytes()
+        return grown
 
     def clear(self) -> None:
         self.tensors.clear()
@@ -72,7 +84,7 @@ def checked_nbytes(dtype: torch.dtype, shape: tuple[int, ...], nbytes: int) -> N
 def from_bytes(dtype_name: str, shape: tuple[int, ...], data: bytes, device: torch.device) -> torch.Tensor:
     dtype = checked_dtype(dtype_name)
     checked_nbytes(dtype, shape, len(data))
-    return tensor_from(data, dtype, shape).to(device)
+    return tensor_from(data, dtype, shape).to(device, copy=True)  # in memory of its own, which may grow
 
 
 def from_file(
