@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.autograd import graph
 
+from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
 
 
@@ -41,7 +42,9 @@ def _single_threaded_backward() -> None:
 
     @functools.wraps(run)
     def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(output, RemoraTensor) for output in outputs):
+        # with a session, even a loss on the CPU may come from remora tensors
+        used = bound.recorder is not None or bound.ended is not None
+        if used or any(isinstance(output, RemoraTensor) for output in outputs):
             with torch.autograd.set_multithreading_enabled(False):
                 return run(outputs, *args, **kwargs)
         return run(outputs, *args, **kwargs)
