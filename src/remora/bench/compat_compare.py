@@ -197,13 +197,13 @@ def _arguments(sample: Any, device: str) -> tuple[tuple[Any, ...], dict[str, Any
         raise sample
 
     def place(item: Any) -> Any:
-        if isinstance(item, torch.device) and item.type == "cpu":
+        if item == "cpu" or (isinstance(item, torch.device) and item.type == "cpu"):
             return torch.device(device)
         return item
 
     args = tree_map(place, (sample.input, *sample.args))
     kwargs = {name: tree_map(place, item) for name, item in sample.kwargs.items()}
-    if kwargs.get("device") == "cpu" or not _tensors((args, kwargs)):
+    if not _tensors((args, kwargs)):
         kwargs["device"] = device  # what makes a tensor from nothing makes it there
     return args, kwargs
 
@@ -218,7 +218,7 @@ def _variants(op: Any, sample: Any, dtype: torch.dtype) -> Iterator[tuple[str, R
         args, kwargs = _arguments(sample, device)
         with torch.no_grad():
             out = op.op(*args, **kwargs)
-        return {"output": out, "input": _tensors((args, kwargs))}
+        return {"output": out, "input": [] if op.name in ARGUMENTS_STAY else _tensors((args, kwargs))}
 
     yield "", plain
     if dtype.is_floating_point and op.supports_autograd:

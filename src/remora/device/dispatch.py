@@ -17,9 +17,11 @@ from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.device import tensor as tensors
 from remora.device.encode import node_of
-from remora.device.infer import Outcome, infer, remora_tensors
+from remora.device.foreign import foreign_op
+from remora.device.infer import OutChanges, Outcome, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
+from remora.device.resize import write_out
 from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
 from remora.device.special import SPECIAL, only_a_row
@@ -33,8 +35,10 @@ _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
+_IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
 _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
 
+_KNOWN = ("aten", "remora")
 memo: dict[tuple[Any, ...], Outcome] = {}
 
 
@@ -204,6 +208,10 @@ def _encode_other(
         raise _LocalTensor
     elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise NotSupported("symbolic sizes on the remora device; trace on meta or fake tensors instead")
+    elif isinstance(item, (torch.UntypedStorage, torch.TypedStorage)):
+        raise NotSupported(
+            "the storage of a remora tensor is on an executor; use set_() with a tensor, or copy_()"
+        )
     else:
         raise NotSupported(
             f"an argument of type {type(item).__name__} ({item!r}) cannot travel to an executor"
@@ -211,8 +219,8 @@ def _encode_other(
 
 
 def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
-    """All that the outputs' metadata depends on: the op, the inputs' metadata, the typed scalars."""
-    key: list[Any] = [func, _get_default_dtype()]
+    """All that the outputs' metadata depends on: the op, the inputs' metadata, the typed scalars, the device."""
+    key: list[Any] = [func, _get_default_dtype(), bound.device_type]
     _add_to_key(args, key)
     if kwargs:
         for name, item in kwargs.items():
@@ -242,12 +250,18 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
         return result
     facts = traits(func)
     if facts.composite and facts.name not in COMPOSITES:
-        return func.decompose(*args, **(kwargs or {}))  # under inference_mode composites arrive whole
+        # under inference_mode composites arrive whole; PyTorch's own kernel, where it has a Python one too
+        return func._op_dk(_IMPLICIT, *args, **(kwargs or {}))
+    if func.namespace not in _KNOWN:
+        return foreign_op(func, args, kwargs or {})
     key = memo_key(func, args, kwargs)
     outcome = store.find(key)
     if outcome is None:
         inputs = remora_tensors((*args, *(kwargs or {}).values()))
-        outcome = infer(func, args, kwargs or {}, inputs)
+        try:
+            outcome = infer(func, args, kwargs or {}, inputs)
+        except OutChanges as changes:
+            return write_out(changes, func, args, kwargs or {}, depth + 1)
         store.add(key, outcome)
     if not outcome.unknown:
         memo[key] = outcome
@@ -327,7 +341,9 @@ def _results(
             results.append(tensors.wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
-    return results[0] if outcome.single else outcome.container(results)
+    if outcome.single:
+        return results[0]
+    return outcome.container(results) if results else None
 
 
 def _update_shadows(outcome: Outcome, inputs: list[RemoraTensor], func: Any, args: Any, kwargs: Any) -> Any:

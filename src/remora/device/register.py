@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from remora.device.dispatch import record
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
+from remora.device.resize import through_copy
 from remora.device.tensor import RemoraTensor
 from remora.ops.composites import COMPOSITES, DIFFERENTIABLE
 from remora.ops.schema import resolve
 
+_IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
 _libraries: list[Any] = []  # registrations end when their library dies
 # Ops that make a tensor from nothing, by base name. Looking through all ops for them takes 0.1 s at every
 # import; tests/unit/test_device_register.py looks, and fails when a PyTorch has more.
@@ -33,6 +36,16 @@ _APART = {
 }  # how a composite is taken apart for autograd
 
 
+# Composites that write no `out=` of a tensor subclass, or a part of it in a shape that no meta kernel takes.
+_THROUGH_COPY = (
+    "aten.matmul.out",
+    "aten.linalg_matrix_rank.out",
+    "aten.linalg_matrix_rank.out_tol_tensor",
+    "aten.linalg_matrix_rank.atol_rtol_float_out",
+    "aten.linalg_matrix_rank.atol_rtol_tensor_out",
+)
+
+
 def register() -> None:
     """Makes `torch.device("remora")` known. Idempotent."""
     if _libraries:
@@ -46,6 +59,9 @@ def register() -> None:
     _libraries.append(library)
     _register_factories(library)
     _register_composites(library)
+    for name in _THROUGH_COPY:
+        op = resolve(name)
+        library.impl(op.name(), through_copy(op), "AutogradPrivateUse1")
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     for patch in PATCHES:
         patch.apply()
@@ -75,6 +91,9 @@ def makes_from_nothing(op: Any) -> bool:
 
 
 def _factory(op: Any) -> Any:
+    if op is torch.ops.aten._efficientzerotensor.default:
+        op = torch.ops.aten.zeros.default  # without memory is less than an executor can show
+
     def make(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop("pin_memory", None)
         device = kwargs.get("device")
@@ -100,17 +119,21 @@ def _register_composites(library: Any) -> None:
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
-    apart = _APART.get(op, op.decompose)
+    in_parts = functools.partial(
+        op._op_dk, _IMPLICIT
+    )  # op.decompose() may take a Python one that rounds otherwise
+    own = _APART.get(op)
+    apart = own or in_parts
     folds = _FOLDS.get(op)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if grad_enabled() and _needs_grad(args, kwargs):
+        if (grad_enabled() or own) and _needs_grad(args, kwargs):  # its choice depends on its inputs alone
             return apart(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
     def product(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
         if (grad_enabled() and _needs_grad((first, second, *args), kwargs)) or folds(first, second):
-            return op.decompose(first, second, *args, **kwargs)
+            return in_parts(first, second, *args, **kwargs)
         return record(op, (), (first, second, *args), kwargs, 2)
 
     return kernel if folds is None else product

@@ -9,6 +9,7 @@ import torch
 
 from remora.device import tensor as tensors
 from remora.device.download import download
+from remora.device.resize import SHAPE_CHANGES
 from remora.device.shadow import known
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor, wrap
@@ -117,4 +118,5 @@ SPECIAL: dict[Any, Any] = {
     aten.lift_fresh.default: _itself,
     aten.detach_.default: _itself,
     aten.equal.default: _equal,
+    **SHAPE_CHANGES,
 }
