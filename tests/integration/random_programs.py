@@ -62,7 +62,9 @@ class Program:
         names = [name for name, t in self.tensors().items() if t.requires_grad and t.dtype in FLOATS]
         if not names:
             return
-        total = " + ".join(f"({name} * {name}).sum().double()" for name in self.rng.sample(names, min(3, len(names))))
+        total = " + ".join(
+            f"({name} * {name}).sum().double()" for name in self.rng.sample(names, min(3, len(names)))
+        )
         line = f"loss = {total}; loss.backward()"
         self.lines.append(line)
         try:
@@ -112,7 +114,10 @@ def factory(p: Program) -> str:
     rest = f"dtype=torch.{dtype}, device=device"
     makes = [f"torch.zeros({shape}, {rest})", f"torch.full({shape}, {int(p.number())}, {rest})"]
     makes += [f"torch.arange({p.rng.randint(0, 24)}, device=device)"]
-    makes += [f"torch.randint(-4, 5, {shape}, device=device)", f"torch.eye({p.rng.randint(0, 4)}, device=device)"]
+    makes += [
+        f"torch.randint(-4, 5, {shape}, device=device)",
+        f"torch.eye({p.rng.randint(0, 4)}, device=device)",
+    ]
     normal = rest if dtype in ("float64", "complex64") else "device=device"  # integers only if there are none
     makes += [f"torch.rand({shape}, device=device)", f"torch.randn({shape}, {normal})"] * 3
     makes += [f"torch.linspace(-1, 1, {p.rng.randint(0, 6)}, device=device)"]
@@ -129,10 +134,28 @@ def view(p: Program) -> str:
     calls = [f".transpose({d}, {e})", f".unsqueeze({p.dim(t)})", ".squeeze()", f".squeeze({d})", ".detach()"]
     calls += [f".narrow({d}, {start}, {p.rng.randint(0, size - start)})", f".select({d}, {start - 1})"]
     calls += [".reshape(-1)", ".flatten()", ".diagonal()", f".movedim({d}, {e})", ".mT", ".view(-1)"]
-    calls += [f".unfold({d}, {p.rng.randint(1, 3)}, {p.rng.randint(1, 2)})", f".expand({p.rng.randint(1, 3)}, *{list(t.shape)})"]
-    calls += [f"[..., {p.rng.randint(-2, 2)}]", f"[::{p.rng.randint(1, 3)}]", "[None]", f"[{start}:]", "[..., 1:]"]
-    calls += [f".chunk({p.rng.randint(1, 3)}, {d})[-1]", f".split({p.rng.randint(1, 2)}, {d})[0]", ".real", ".conj()"]
-    calls += [f".as_strided([2, 2], [{p.rng.randint(0, 2)}, 1], {p.rng.randint(0, 2)})", ".view_as(t0)", ".unbind(0)[-1]"]
+    calls += [
+        f".unfold({d}, {p.rng.randint(1, 3)}, {p.rng.randint(1, 2)})",
+        f".expand({p.rng.randint(1, 3)}, *{list(t.shape)})",
+    ]
+    calls += [
+        f"[..., {p.rng.randint(-2, 2)}]",
+        f"[::{p.rng.randint(1, 3)}]",
+        "[None]",
+        f"[{start}:]",
+        "[..., 1:]",
+    ]
+    calls += [
+        f".chunk({p.rng.randint(1, 3)}, {d})[-1]",
+        f".split({p.rng.randint(1, 2)}, {d})[0]",
+        ".real",
+        ".conj()",
+    ]
+    calls += [
+        f".as_strided([2, 2], [{p.rng.randint(0, 2)}, 1], {p.rng.randint(0, 2)})",
+        ".view_as(t0)",
+        ".unbind(0)[-1]",
+    ]
     if t.is_complex():
         calls += [".imag", ".conj()"] * 3
     return f"{p.new()} = {name}{p.rng.choice(calls)}"
@@ -142,17 +165,42 @@ def in_place(p: Program) -> str:
     name, t = p.tensor()
     other, _ = p.tensor()
     n, d, e = p.number(), p.dim(t), p.dim(t)
-    calls = [f".add_({other})", f".mul_({n})", f".sub_({other}, alpha=2)", ".zero_()", f".fill_({int(n)})", ".neg_()"]
-    calls += [f".copy_({other})", ".clamp_(-1, 2)", f".masked_fill_({name} > 0, {int(n)})", ".abs_()", ".sigmoid_()"]
-    calls += [f".index_fill_({d}, torch.tensor([0], device=device), {int(n)})", f".transpose_({d}, {e})", ".t_()"]
+    calls = [
+        f".add_({other})",
+        f".mul_({n})",
+        f".sub_({other}, alpha=2)",
+        ".zero_()",
+        f".fill_({int(n)})",
+        ".neg_()",
+    ]
+    calls += [
+        f".copy_({other})",
+        ".clamp_(-1, 2)",
+        f".masked_fill_({name} > 0, {int(n)})",
+        ".abs_()",
+        ".sigmoid_()",
+    ]
+    calls += [
+        f".index_fill_({d}, torch.tensor([0], device=device), {int(n)})",
+        f".transpose_({d}, {e})",
+        ".t_()",
+    ]
     calls += [".unsqueeze_(0)", ".squeeze_()", ".uniform_()", ".bernoulli_(0.5)", f".div_({other})"]
     calls += [f".index_add_({d}, torch.tensor([0, 0], device=device), {other})", ".cumsum_(0)", ".tril_()"]
-    calls += [f"[0] = {other}", f"[..., :1] = {n}", f"[{name} > 0] = {int(n)}", f"[torch.tensor([0, -1])] = {int(n)}"]
-    calls += [f".random_(0, 9); {name} += 1", f".scatter_({d}, torch.zeros_like({name}, dtype=torch.int64), {int(n)})"]
+    calls += [
+        f"[0] = {other}",
+        f"[..., :1] = {n}",
+        f"[{name} > 0] = {int(n)}",
+        f"[torch.tensor([0, -1])] = {int(n)}",
+    ]
+    calls += [
+        f".random_(0, 9); {name} += 1",
+        f".scatter_({d}, torch.zeros_like({name}, dtype=torch.int64), {int(n)})",
+    ]
     if t.dtype in FLOATS:
         calls += [".normal_()", ".exponential_()"]
     line = f"{name}{p.rng.choice(calls)}"
-    if t.requires_grad and t.is_leaf or p.rng.random() < 0.2:
+    if (t.requires_grad and t.is_leaf) or p.rng.random() < 0.2:
         return f"with torch.no_grad(): {line}"
     return line
 
@@ -161,14 +209,39 @@ def combine(p: Program) -> str:
     (a, t), (b, _), (c, _) = p.tensor(), p.tensor(), p.tensor()
     d = p.dim(t)
     same = [name for name, x in p.tensors().items() if x.shape == t.shape]
-    calls = [f"{a} + {b}", f"{a} * {b}", f"{a} - {p.number()}", f"{a} / 3", f"{p.number()} * {a}", f"{a} @ {b}"]
+    calls = [
+        f"{a} + {b}",
+        f"{a} * {b}",
+        f"{a} - {p.number()}",
+        f"{a} / 3",
+        f"{p.number()} * {a}",
+        f"{a} @ {b}",
+    ]
     calls += [f"torch.where({a} > 0, {b}, {c})", f"torch.maximum({a}, {b})", f"torch.matmul({a}, {a}.mT)"]
-    calls += [f"torch.cat([{a}, {p.rng.choice(same)}], {d})", f"torch.stack([{a}, {p.rng.choice(same)}], {d})"]
-    calls += [f"{a}.exp()", f"{a}.tanh()", f"torch.relu({a})", f"{a}.to(torch.{p.rng.choice(DTYPES)})", f"{a}.clone()"]
-    calls += [f"{a} == {b}", f"~({a} > 0)", f"{a}.softmax({d})", f"torch.nn.functional.silu({a})", f"{a}.contiguous()"]
+    calls += [
+        f"torch.cat([{a}, {p.rng.choice(same)}], {d})",
+        f"torch.stack([{a}, {p.rng.choice(same)}], {d})",
+    ]
+    calls += [
+        f"{a}.exp()",
+        f"{a}.tanh()",
+        f"torch.relu({a})",
+        f"{a}.to(torch.{p.rng.choice(DTYPES)})",
+        f"{a}.clone()",
+    ]
+    calls += [
+        f"{a} == {b}",
+        f"~({a} > 0)",
+        f"{a}.softmax({d})",
+        f"torch.nn.functional.silu({a})",
+        f"{a}.contiguous()",
+    ]
     calls += [f"torch.add({a}, {b}, out=torch.empty(0, device=device))", f"{a}.roll(1, {d})", f"{a}.flip(0)"]
     calls += [f"torch.nn.functional.dropout({a}, 0.5)", f"torch.outer({a}.flatten(), {a}.flatten())[:3, :3]"]
-    calls += [f"torch.einsum('...i,...i->...', {a}, {b})", f"torch.nn.functional.layer_norm({a}, {a}.shape[-1:])"]
+    calls += [
+        f"torch.einsum('...i,...i->...', {a}, {b})",
+        f"torch.nn.functional.layer_norm({a}, {a}.shape[-1:])",
+    ]
     return f"{p.new()} = {p.rng.choice(calls)}"
 
 
@@ -176,11 +249,32 @@ def index(p: Program) -> str:
     (a, t), (b, _) = p.tensor(), p.tensor()
     d = p.dim(t)
     calls = [f"{a}[{a} > 0]", f"{a}[torch.tensor([0, -1, 0], device=device)]", f"{a}[{b}]", f"{a}.nonzero()"]
-    calls += [f"{a}[..., torch.tensor([0])]", f"{a}.masked_select({b} > 0)", f"{a}.sort({d})[0]", f"{a}.argsort({d}, stable=True)"]
-    calls += [f"{a}.index_select({d}, torch.tensor([0, 0], device=device))", f"{a}.unique()", f"{a}.topk(1, {d})[0]"]
-    calls += [f"{a}.gather({d}, torch.zeros_like({a}, dtype=torch.int64))", f"{a}.take(torch.tensor([0], device=device))"]
-    calls += [f"list({a})[-1]", f"torch.tensor(len({a}), device=device)", f"torch.tensor({a}.tolist(), device=device)"]
-    calls += [f"{a} if {b}.sum() > 0 else {b}", f"{a}[int(({b} > 0).sum()) % 2]", f"torch.bincount({a})", f"{a}.argwhere()"]
+    calls += [
+        f"{a}[..., torch.tensor([0])]",
+        f"{a}.masked_select({b} > 0)",
+        f"{a}.sort({d})[0]",
+        f"{a}.argsort({d}, stable=True)",
+    ]
+    calls += [
+        f"{a}.index_select({d}, torch.tensor([0, 0], device=device))",
+        f"{a}.unique()",
+        f"{a}.topk(1, {d})[0]",
+    ]
+    calls += [
+        f"{a}.gather({d}, torch.zeros_like({a}, dtype=torch.int64))",
+        f"{a}.take(torch.tensor([0], device=device))",
+    ]
+    calls += [
+        f"list({a})[-1]",
+        f"torch.tensor(len({a}), device=device)",
+        f"torch.tensor({a}.tolist(), device=device)",
+    ]
+    calls += [
+        f"{a} if {b}.sum() > 0 else {b}",
+        f"{a}[int(({b} > 0).sum()) % 2]",
+        f"torch.bincount({a})",
+        f"{a}.argwhere()",
+    ]
     return f"{p.new()} = {p.rng.choice(calls)}"
 
 
@@ -189,16 +283,37 @@ def reduce(p: Program) -> str:
     d, keep = p.dim(t), p.rng.random() < 0.4
     rest = f"{d}, keepdim={keep}"
     calls = [f"{a}.sum()", f"{a}.sum({rest})", f"{a}.mean({rest})", f"{a}.prod({rest})", f"{a}.amax({rest})"]
-    calls += [f"{a}.max({rest})[{p.rng.randint(0, 1)}]", f"{a}.any({rest})", f"{a}.all()", f"{a}.argmin()", f"{a}.cumsum({d})"]
-    calls += [f"{a}.std()", f"{a}.var({rest})", f"{a}.norm()", f"{a}.logsumexp({rest})", f"{a}.median()", f"{a}.min()"]
-    calls += [f"torch.aminmax({a})[0]", f"{a}.cumprod({d})", f"{a}.count_nonzero()", f"{a}.diff(dim={d})", f"{a}.trace()"]
+    calls += [
+        f"{a}.max({rest})[{p.rng.randint(0, 1)}]",
+        f"{a}.any({rest})",
+        f"{a}.all()",
+        f"{a}.argmin()",
+        f"{a}.cumsum({d})",
+    ]
+    calls += [
+        f"{a}.std()",
+        f"{a}.var({rest})",
+        f"{a}.norm()",
+        f"{a}.logsumexp({rest})",
+        f"{a}.median()",
+        f"{a}.min()",
+    ]
+    calls += [
+        f"torch.aminmax({a})[0]",
+        f"{a}.cumprod({d})",
+        f"{a}.count_nonzero()",
+        f"{a}.diff(dim={d})",
+        f"{a}.trace()",
+    ]
     return f"{p.new()} = {p.rng.choice(calls)}"
 
 
 def resize(p: Program) -> str:
     name, t = p.tensor()
-    smaller = [size for size in ([], [0], [1], [1, 1], [2], [1, 2], [2, 2]) if torch.Size(size).numel() <= t.numel()]
-    other, source = p.tensor(lambda x: not x.requires_grad and x.dtype == t.dtype)
+    smaller = [
+        size for size in ([], [0], [1], [1, 1], [2], [1, 2], [2, 2]) if torch.Size(size).numel() <= t.numel()
+    ]
+    other, _ = p.tensor(lambda x: not x.requires_grad and x.dtype == t.dtype)
     if t.requires_grad or p.rng.random() < 0.5:
         return f"{name}.resize_({p.rng.choice(smaller)})"
     return f"{name}.set_({other})"

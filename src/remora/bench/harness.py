@@ -33,7 +33,7 @@ class Impossible(Exception):
 class Options:
     """What the command line asks of an experiment. url: None starts an executor of its own.
 
-    only: one op of `compat`. write: the file whose table `compat` makes anew.
+    only: one architecture of `zoo`, one op of `compat`. write: the file whose table `compat` makes anew.
     """
 
     quick: bool = False

@@ -32,6 +32,10 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    ops: Annotated[
+        list[str] | None,
+        typer.Option(help="Module that defines custom operators, which clients may then use; repeatable."),
+    ] = None,
     lease: Annotated[float, typer.Option(help="Seconds that a silent session is kept.")] = 900.0,
     until_stdin_closes: Annotated[bool, typer.Option(help="Stop at the end of stdin.")] = False,
 ) -> None:
@@ -42,7 +46,7 @@ def serve(
     try:
         options = ServeOptions(
             front=FrontOptions(
-                worker=WorkerOptions(_device(device), parse_nbytes(memory), threads),
+                worker=WorkerOptions(_device(device), parse_nbytes(memory), threads, tuple(ops or ())),
                 tokens=_tokens(host, token_file),
                 lease_s=_lease(lease),
             ),

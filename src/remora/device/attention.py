@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from remora.device.sink import bound
+from remora.device.tensor import RemoraTensor
 
 aten = torch.ops.aten
 _choose = torch._fused_sdp_choice
@@ -33,14 +35,21 @@ def attend(
     """Scaled dot product attention, taken apart for autograd."""
     sink = bound.sink or bound.need()[1]
     tensors = (query, key, value, attn_mask)
-    if sink.executor_device == "cpu" and _takes_flash(tensors, dropout_p, is_causal, enable_gqa):
+    plain = forward_ad._current_level < 0 and all(t is None or type(t) is RemoraTensor for t in tensors)
+    # transforms (torch.func, forward mode) have rules for the parts alone
+    if plain and sink.executor_device == "cpu" and _takes_flash(tensors, dropout_p, is_causal, enable_gqa):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
         return aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
         )[0]
-    return aten.scaled_dot_product_attention.default.decompose(
-        *tensors, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    return aten.scaled_dot_product_attention.default._op_dk(
+        torch._C.DispatchKey.CompositeImplicitAutograd,
+        *tensors,
+        dropout_p,
+        is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
     )
 
 

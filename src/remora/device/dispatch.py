@@ -17,7 +17,7 @@ from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.device import tensor as tensors
 from remora.device.encode import node_of
-from remora.device.foreign import foreign_op
+from remora.device.foreign import PYTHON_NAMESPACES, run_here
 from remora.device.infer import OutChanges, Outcome, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
@@ -26,6 +26,7 @@ from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
 from remora.device.special import SPECIAL, only_a_row
 from remora.device.tensor import RemoraTensor
+from remora.device.tracing import meets_another_class
 from remora.errors import NotSupported
 from remora.ops.composites import COMPOSITES
 from remora.ops.dtypes import dtype_name
@@ -36,9 +37,9 @@ _strided = torch.strided
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
 _IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
+_is_inference_mode_enabled = torch.is_inference_mode_enabled
 _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
 
-_KNOWN = ("aten", "remora")
 memo: dict[tuple[Any, ...], Outcome] = {}
 
 
@@ -76,7 +77,7 @@ def record(
         wire: list[Any] = [id(func), id(code), frame.f_lasti]
         metas: list[Any] = []
         holes: list[int | float] = []
-        inputs: list[RemoraTensor] = []
+        shadowed = False  # whether any input has a shadow
         items = args
         if kwargs:
             wire.append(tuple(kwargs))
@@ -88,20 +89,21 @@ def record(
                 kind = type(item)
                 if kind is RemoraTensor:
                     value = item._value
-                    inputs.append(item)
                     metas.append(value.meta)
                     if value.segment == segment:
                         wire.append(value.code)
                     else:
                         slot = slots.get(value)
                         wire.append(~(recorder.add_slot(value) if slot is None else slot))
+                    if value.shadow is not None:
+                        shadowed = True
                 elif kind is int or kind is float:
                     wire.append(kind)
                     holes.append(item)
                 elif kind is list or kind is tuple:
-                    _encode_list(item, recorder, wire, metas, holes, inputs)
+                    shadowed |= _encode_list(item, recorder, wire, metas, holes)
                 else:
-                    _encode_other(item, recorder, wire, metas, holes, inputs)
+                    shadowed |= _encode_other(item, recorder, wire, metas, holes)
         except _LocalTensor:
             local = True
         if local:
@@ -119,14 +121,16 @@ def record(
             after.holes, after.metas, after.outcome = holes, metas, outcome
         else:
             outcome = after.outcome
-        recorder.holes += holes
-        recorder.ops += 1
+        if holes:
+            recorder.holes += holes
         recorder.step = after  # the commit: what is not counted by the step has not happened
-        if outcome.simple and not (outcome.shadowed and _any_shadow(inputs)):
+        # folds may start from nothing; views under inference mode are of their base's kind
+        if outcome.simple and not (
+            outcome.shadowed and (shadowed or not metas or _is_inference_mode_enabled())
+        ):
             meta = outcome.outs[0]
-            out = (after.rows - 1) << OUT_BITS
-            value = Value(recorder.session, recorder.graveyard, segment, out, meta)
-            recorder.created.append(out)
+            value = Value(recorder, segment, (after.rows - 1) << OUT_BITS, meta)
+            recorder.created.append(value)
             result = _make(
                 RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, tensors.DEVICE
             )
@@ -134,7 +138,7 @@ def record(
         elif outcome.unknown:
             return _described(recorder, outcome, after.rows - 1)
         else:
-            result = _results(recorder, outcome, after.rows - 1, inputs, func, args, kwargs)
+            result = _results(recorder, outcome, after.rows - 1, func, items, args, kwargs)
         if after.ends:
             recorder.cut()
         return result
@@ -150,25 +154,14 @@ def _tell_default_dtype(recorder: Recorder) -> None:
         recorder.context = dtype
 
 
-def _any_shadow(inputs: list[RemoraTensor]) -> bool:
-    """Whether shadows have to be looked at; an op without inputs may get its first one."""
-    for tensor in inputs:  # any() costs a generator on the hot path
-        if tensor._value.shadow is not None:
-            return True
-    return not inputs
-
-
 def _encode_list(
-    items: Any,
-    recorder: Recorder,
-    wire: list[Any],
-    metas: list[Any],
-    holes: list[int | float],
-    inputs: list[RemoraTensor],
-) -> None:
+    items: Any, recorder: Recorder, wire: list[Any], metas: list[Any], holes: list[int | float]
+) -> bool:
+    """Adds a list argument to the row; returns whether a tensor in it has a shadow."""
     wire.append(list)
     wire.append(len(items))
     segment = recorder.segment
+    shadowed = False
     for item in items:
         kind = type(item)
         if kind is int:
@@ -176,34 +169,31 @@ def _encode_list(
             holes.append(item)
         elif kind is RemoraTensor:
             value = item._value
-            inputs.append(item)
             metas.append(value.meta)
             if value.segment == segment:
                 wire.append(value.code)
             else:
                 slot = recorder.slots.get(value)
                 wire.append(~(recorder.add_slot(value) if slot is None else slot))
+            if value.shadow is not None:
+                shadowed = True
         elif kind is float:
             wire.append(kind)
             holes.append(item)
         else:
-            _encode_other(item, recorder, wire, metas, holes, inputs)
+            shadowed |= _encode_other(item, recorder, wire, metas, holes)
+    return shadowed
 
 
 def _encode_other(
-    item: Any,
-    recorder: Recorder,
-    wire: list[Any],
-    metas: list[Any],
-    holes: list[int | float],
-    inputs: list[RemoraTensor],
-) -> None:
+    item: Any, recorder: Recorder, wire: list[Any], metas: list[Any], holes: list[int | float]
+) -> bool:
     """What is neither a remora tensor nor a number. Raises _LocalTensor, NotSupported."""
     if isinstance(item, _PLAIN):
         wire.append(type(item))  # True and 1 are equal
         wire.append(item)
     elif isinstance(item, (list, tuple)):
-        _encode_list(item, recorder, wire, metas, holes, inputs)
+        return _encode_list(item, recorder, wire, metas, holes)
     elif isinstance(item, torch.Tensor):
         raise _LocalTensor
     elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -216,6 +206,7 @@ def _encode_other(
         raise NotSupported(
             f"an argument of type {type(item).__name__} ({item!r}) cannot travel to an executor"
         )
+    return False
 
 
 def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
@@ -252,8 +243,8 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
     if facts.composite and facts.name not in COMPOSITES:
         # under inference_mode composites arrive whole; PyTorch's own kernel, where it has a Python one too
         return func._op_dk(_IMPLICIT, *args, **(kwargs or {}))
-    if func.namespace not in _KNOWN:
-        return foreign_op(func, args, kwargs or {})
+    if func.namespace in PYTHON_NAMESPACES:
+        return run_here(func, args, kwargs or {})
     key = memo_key(func, args, kwargs)
     outcome = store.find(key)
     if outcome is None:
@@ -299,6 +290,8 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     result = SPECIAL.get(func, only_a_row)(func, args, kwargs or {})
     if result is not NotImplemented:
         return result
+    if meets_another_class((*args, *(kwargs or {}).values())):
+        return NotImplemented  # PyTorch asks that class next
 
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor) and type(item) is not RemoraTensor:
@@ -320,25 +313,27 @@ def _results(
     recorder: Recorder,
     outcome: Outcome,
     row: int,
-    inputs: list[RemoraTensor],
     func: Any,
+    items: Any,
     args: Any,
     kwargs: Any,
 ) -> Any:
-    """The outputs of a row that is more than one fresh tensor, with their shadows."""
+    """The outputs of a row that is more than one fresh tensor, with their shadows. items: all arguments."""
+    inputs = remora_tensors(items)
     folded = _update_shadows(outcome, inputs, func, args, kwargs)
     if folded is not None and outcome.single:
         folded = (folded,)
+    wrap = tensors.view_of(inputs[0]) if outcome.is_view and inputs else tensors.wrap
     cell = inputs[0]._value.shadow.valid if folded is not None and outcome.is_view and inputs else None
     results: list[Any] = []
     for out, meta in enumerate(outcome.outs):
         if type(meta) is TensorMeta:
             code = row << OUT_BITS | out
-            value = Value(recorder.session, recorder.graveyard, recorder.segment, code, meta)
-            recorder.created.append(code)
+            value = Value(recorder, recorder.segment, code, meta)
+            recorder.created.append(value)
             if folded is not None:
                 value.shadow = Shadow(folded[out], cell)  # a view shares its base's validity
-            results.append(tensors.wrap(value))
+            results.append(wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
     if outcome.single:
@@ -364,8 +359,8 @@ def _described(recorder: Recorder, outcome: Outcome, row: int) -> Any:
     values = []
     for out in range(len(outcome.outs)):
         code = row << OUT_BITS | out
-        values.append(Value(recorder.session, recorder.graveyard, recorder.segment, code, None))
-        recorder.created.append(code)
+        values.append(Value(recorder, recorder.segment, code, None))
+        recorder.created.append(values[-1])
     described(values)
     results = [tensors.wrap(value) for value in values]
     return results[0] if outcome.single else outcome.container(results)

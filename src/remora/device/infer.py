@@ -14,8 +14,9 @@ from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 from remora.ir.node import FREE
-from remora.ops.corrections import CORRECTIONS
+from remora.ops.corrections import CORRECTIONS, OUT_IS_CONTIGUOUS
 from remora.ops.layout import Meta
+from remora.ops.permission import refusal
 from remora.ops.schema import OpTraits, Place, functional_of, op_name, traits
 from remora.ops.torch_shapes import shape_rules
 
@@ -60,10 +61,9 @@ class OutChanges(Exception):
 def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outcome:
     """Finds the outcome of a call. Raises OutChanges, and what PyTorch raises for wrong arguments."""
     known = traits(func)
-    if known.metadata_only_write:
-        raise NotSupported(
-            f"{op_name(func)} changes a tensor's own shape, in a way that remora tensors do not support"
-        )
+    refused = refusal(func) if func.namespace == "aten" else None
+    if refused is not None:
+        raise NotSupported(f"{op_name(func)} is not allowed on executors: {refused}")
     if _masked(args) if func is torch.ops.aten.index.Tensor else known.dynamic_shape:
         return _told_by_executor(func, known, args)
     global misses
@@ -144,7 +144,7 @@ def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor
     except NotImplementedError:
         return None
     except RuntimeError as error:
-        if "meta" in str(error).lower() and "expected" not in str(error).lower():
+        if _without_meta_kernel(str(error).lower()):
             return None  # no meta kernel for this op: the executor knows
         raise
     if writes:
@@ -178,7 +178,7 @@ def _as_fresh(func: Any, args: Any, kwargs: Any, to_meta: Any, changed: Any) -> 
     """Strides of resized outputs: as of the fresh results that the op gives without `out=`."""
     functional = functional_of(func)
     names = [argument.name for argument in func._schema.arguments if argument.is_out]
-    if functional is None:
+    if functional is None or op_name(functional) in OUT_IS_CONTIGUOUS:
         return changed
     rest = {name: item for name, item in kwargs.items() if name not in names}
     try:
@@ -199,6 +199,11 @@ def _as_fresh(func: Any, args: Any, kwargs: Any, to_meta: Any, changed: Any) -> 
         return intern(Meta(tuple(after.shape), meta.stride, after.offset, after.dtype))
 
     return [(tensor, target(tensor, after)) for tensor, after in changed]
+
+
+def _without_meta_kernel(message: str) -> bool:
+    """Whether that is what PyTorch says; custom operators have fake kernels, which PyTorch asks in their place."""
+    return ("meta" in message and "expected" not in message) or "no fake impl registered" in message
 
 
 def _positions(place: Place, args: Any, kwargs: Any) -> tuple[int, ...]:

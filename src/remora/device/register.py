@@ -7,19 +7,22 @@ import functools
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from remora.device import tensor as tensors
 from remora.device.attention import attend
 from remora.device.dispatch import record
+from remora.device.engine import StreamGuard
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
 from remora.device.resize import through_copy
+from remora.device.special import SPECIAL
 from remora.device.tensor import RemoraTensor
+from remora.device.zero_tensor import efficient_zeros
 from remora.ops.composites import COMPOSITES, DIFFERENTIABLE
 from remora.ops.schema import resolve
 
-_IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
 _libraries: list[Any] = []  # registrations end when their library dies
 # Ops that make a tensor from nothing, by base name. Looking through all ops for them takes 0.1 s at every
 # import; tests/unit/test_device_register.py looks, and fails when a PyTorch has more.
@@ -52,7 +55,9 @@ def register() -> None:
         return
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-    _setup_privateuseone_for_python_backend("remora", backend_module=DeviceModule("torch.remora"))
+    _setup_privateuseone_for_python_backend(
+        "remora", backend_module=DeviceModule("torch.remora"), device_guard=StreamGuard()
+    )
     tensors.DEVICE = torch.device("remora", 0)
     RemoraTensor.__torch_dispatch__ = staticmethod(record)  # type: ignore[assignment,method-assign]
     library = torch.library.Library("aten", "IMPL")
@@ -63,6 +68,7 @@ def register() -> None:
         op = resolve(name)
         library.impl(op.name(), through_copy(op), "AutogradPrivateUse1")
     library.impl("_copy_from", _copy_from, "PrivateUse1")
+    library.impl("_local_scalar_dense", _number, "PrivateUse1")
     for patch in PATCHES:
         patch.apply()
     atexit.register(store.save)
@@ -72,6 +78,11 @@ def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
     return record(torch.ops.aten.copy_.default, (), (target, source), {}, 2)
 
 
+def _number(tensor: Any) -> Any:
+    """`torch.tensor([t, u])` asks for the numbers of tensors past `__torch_dispatch__`."""
+    return SPECIAL[torch.ops.aten._local_scalar_dense.default](None, (tensor,), {})
+
+
 def _register_factories(library: Any) -> None:
     """Ops that make a tensor from nothing have no tensor to dispatch on, so each gets a kernel."""
     for full_name in torch._C._dispatch_get_all_op_names():
@@ -79,7 +90,8 @@ def _register_factories(library: Any) -> None:
         if name in FACTORIES and full_name.startswith("aten::"):
             op = getattr(getattr(torch.ops.aten, name), overload or "default", None)
             if op is not None and makes_from_nothing(op):
-                library.impl(full_name.removeprefix("aten::"), _factory(op), "PrivateUse1")
+                kernel = efficient_zeros if name == "_efficientzerotensor" else _factory(op)
+                library.impl(full_name.removeprefix("aten::"), kernel, "PrivateUse1")
 
 
 def makes_from_nothing(op: Any) -> bool:
@@ -91,9 +103,6 @@ def makes_from_nothing(op: Any) -> bool:
 
 
 def _factory(op: Any) -> Any:
-    if op is torch.ops.aten._efficientzerotensor.default:
-        op = torch.ops.aten.zeros.default  # without memory is less than an executor can show
-
     def make(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop("pin_memory", None)
         device = kwargs.get("device")
@@ -119,24 +128,31 @@ def _register_composites(library: Any) -> None:
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
-    in_parts = functools.partial(
-        op._op_dk, _IMPLICIT
-    )  # op.decompose() may take a Python one that rounds otherwise
-    own = _APART.get(op)
-    apart = own or in_parts
+    apart = _APART.get(op, _kernel_of_parts(op))
+    asks = op in _APART  # its kernel is chosen by what its inputs need, whether or not gradients are recorded
     folds = _FOLDS.get(op)
+    n_modes = torch._C._len_torch_dispatch_stack
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if (grad_enabled() or own) and _needs_grad(args, kwargs):  # its choice depends on its inputs alone
+        # inside a dual level any tensor may carry a tangent, which a whole row would lose
+        if forward_ad._current_level >= 0 or not _stays_whole(args, kwargs, asks or grad_enabled()):
             return apart(*args, **kwargs)
+        if n_modes():
+            with torch._C._AutoDispatchBelowAutograd():  # a dispatch mode has to see the op
+                return op(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
     def product(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
-        if (grad_enabled() and _needs_grad((first, second, *args), kwargs)) or folds(first, second):
-            return in_parts(first, second, *args, **kwargs)
-        return record(op, (), (first, second, *args), kwargs, 2)
+        if folds(first, second):
+            return apart(first, second, *args, **kwargs)
+        return kernel(first, second, *args, **kwargs)
 
     return kernel if folds is None else product
+
+
+def _kernel_of_parts(op: Any) -> Any:
+    """PyTorch's own way of taking it apart; `op.decompose` may take a compiler's, which rounds otherwise."""
+    return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def _linear_folds(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -154,15 +170,18 @@ def _matmul_folds(x: torch.Tensor, y: torch.Tensor) -> bool:
 _FOLDS = {torch.ops.aten.linear.default: _linear_folds, torch.ops.aten.matmul.default: _matmul_folds}
 
 
-def _needs_grad(args: Any, kwargs: Any) -> bool:
-    for items in (args, kwargs.values()):
-        for item in items:
-            if isinstance(item, torch.Tensor):
-                if item.requires_grad:
-                    return True
-            elif isinstance(item, (list, tuple)) and _needs_grad(item, {}):
-                return True
-    return False
+def _stays_whole(args: Any, kwargs: Any, grad: bool) -> bool:
+    """Whether no tensor among the arguments needs a gradient, nor is of a kind that only its parts can take."""
+    for item in (*args, *kwargs.values()) if kwargs else args:
+        kind = type(item)
+        if kind is RemoraTensor:
+            if grad and item.requires_grad:
+                return False
+        elif isinstance(item, torch.Tensor) or (
+            (kind is list or kind is tuple) and not _stays_whole(item, {}, grad)
+        ):
+            return False
+    return True
 
 
 __all__ = ["RemoraTensor", "register"]

@@ -65,6 +65,11 @@ class Bound:
     def bind(self, recorder: Recorder, sink: Sink) -> None:
         self.recorder, self.sink, self.ended = recorder, sink, None
 
+    @property
+    def unused(self) -> bool:
+        """Whether this process has had no session yet, and so no remora tensor."""
+        return self.recorder is None and self.ended is None
+
     def unbind(self, reason: Exception) -> None:
         self.recorder = self.sink = None
         self.ended = reason

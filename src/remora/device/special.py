@@ -12,7 +12,7 @@ from remora.device.download import download
 from remora.device.resize import SHAPE_CHANGES
 from remora.device.shadow import known
 from remora.device.sink import bound
-from remora.device.tensor import RemoraTensor, wrap
+from remora.device.tensor import RemoraTensor, view_of
 from remora.device.upload import upload
 
 aten = torch.ops.aten
@@ -85,8 +85,8 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
         return False
     recorder, _ = bound.need()
     value = target._value
-    # the tensor's, the one above, the call's: no alias sees the old value
-    alone = sys.getrefcount(value) == 3
+    # the tensor's, the recorder's, the one above, the call's: no alias sees the old value
+    alone = sys.getrefcount(value) == 4
     if not alone or not recorder.take_back(value, _BLANK):
         return False
     target._value = upload(source)._value
@@ -95,7 +95,7 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
 
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
     """Another tensor for the same value: detach and alias cost no row."""
-    return wrap(args[0]._value)
+    return view_of(args[0])(args[0]._value)
 
 
 def _itself(func: Any, args: Any, kwargs: Any) -> Any:
@@ -109,6 +109,29 @@ def _equal(func: Any, args: Any, kwargs: Any) -> Any:
     return bool((first == second).all().item())
 
 
+def _histc(func: Any, args: Any, kwargs: Any) -> Any:
+    """Programs give whole numbers to every device but "cpu", whose kernel counts floats alone."""
+    _, sink = bound.need()
+    source = args[0]
+    if source.is_floating_point() or sink.executor_device != "cpu":
+        return NotImplemented
+    return func(source.float(), *args[1:], **kwargs).to(source.dtype)
+
+
+def _is_same_size(func: Any, args: Any, kwargs: Any) -> Any:
+    return args[0].shape == args[1].shape
+
+
+def _has_same_storage_numel(func: Any, args: Any, kwargs: Any) -> Any:
+    """Forward mode asks, to lay out a tangent as its primal. A view counts the storage of what it views."""
+
+    def span(tensor: Any) -> int:
+        meta = (tensor if tensor._base is None else tensor._base)._value.meta
+        return meta.offset + 1 + sum((n - 1) * step for n, step in zip(meta.shape, meta.stride, strict=True))
+
+    return span(args[0]) == span(args[1])
+
+
 SPECIAL: dict[Any, Any] = {
     aten._local_scalar_dense.default: _item,
     aten._to_copy.default: _to_copy,
@@ -118,5 +141,8 @@ SPECIAL: dict[Any, Any] = {
     aten.lift_fresh.default: _itself,
     aten.detach_.default: _itself,
     aten.equal.default: _equal,
+    aten.histc.default: _histc,
+    aten._has_same_storage_numel.default: _has_same_storage_numel,
+    aten.is_same_size.default: _is_same_size,
     **SHAPE_CHANGES,
 }

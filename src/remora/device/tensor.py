@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ class RemoraTensor(torch.Tensor):
     __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
-        if self.dim() == 0 and spec:
-            return format(self.item(), spec)
+        if self.dim() == 0:
+            return format(self.item(), spec)  # programs make names of numbers: f"expert_{index}"
         return str(self) if not spec else format(str(self), spec)
 
     def numpy(self, *, force: bool = False) -> Any:
@@ -60,8 +61,8 @@ class RemoraTensor(torch.Tensor):
 
     @property
     def data(self) -> torch.Tensor:
-        """The same value without its history, as of any tensor."""
-        return self.detach()
+        """The same value without its history, with a version counter of its own."""
+        return wrap(self._value)
 
     @data.setter
     def data(self, source: torch.Tensor) -> None:
@@ -100,3 +101,10 @@ def wrap(value: Value) -> RemoraTensor:
     if meta.lazy:
         meta.mark(tensor)
     return tensor  # type: ignore[no-any-return]
+
+
+def view_of(base: torch.Tensor) -> Callable[[Value], RemoraTensor]:
+    """How a view of `base` is wrapped: under inference mode too, a view of a normal tensor is a normal tensor."""
+    if base.is_inference() or not torch.is_inference_mode_enabled():
+        return wrap
+    return torch.inference_mode(False)(wrap)

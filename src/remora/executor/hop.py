@@ -14,6 +14,7 @@ import msgspec
 
 HEADER = struct.Struct("<IBI")  # nbytes of the payload, kind, session
 MAX_PACKET_NBYTES = 64 << 20
+MISCONFIGURED_EXIT = 78  # of a worker that would fail again: it has said on stderr what is wrong
 
 
 class Kind(enum.IntEnum):

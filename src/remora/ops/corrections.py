@@ -67,3 +67,8 @@ CORRECTIONS: dict[str, Correction] = {
     "aten._native_batch_norm_legit.default": _normalised(5),
     "aten._native_batch_norm_legit.no_stats": _normalised(3),
 }
+
+# With `out=` of another shape these give a contiguous result, whatever layout they give without.
+OUT_IS_CONTIGUOUS = frozenset(
+    f"aten.{name}.default" for name in ("_fft_r2c", "_fft_c2r", "_fft_c2c", "cholesky", "cholesky_solve")
+)

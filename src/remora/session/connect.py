@@ -8,10 +8,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from remora.config import ClientSettings
 from remora.device.module import initial_seed, torch_version
+from remora.device.optimizers import cut_behind_steps
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported, UsageError
 from remora.pool.embedded import EmbeddedExecutor
@@ -28,6 +29,7 @@ _current: Session | None = None
 _embedded: EmbeddedExecutor | None = None
 _stop = threading.Event()
 _of_parent: list[Session] = []
+opened: list[Callable[[Session], None]] = []  # told of each session when it opens
 
 
 def connect(url: str | Sequence[str] | None = None, token: str | None = None) -> None:
@@ -90,8 +92,11 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
         raise
     _current, _stop = session, threading.Event()
     bound.bind(session.recorder, session)
+    cut_behind_steps()
     beat = threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True)
     beat.start()
+    for tell in opened:
+        tell(session)
     return session
 
 

@@ -14,6 +14,7 @@ from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import CapturedTemplate, Recorder, Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.config import ClientSettings
+from remora.device.counters import counters
 from remora.device.sink import Fetched
 from remora.errors import ProtocolError, RemoraError
 from remora.session.failures import error_from, row_text
@@ -94,13 +95,12 @@ class Session:
             self._outbox.append(Define(len(self._defined), captured.template.body))
             self._defined[captured.index] = len(self._defined)
         template = self._defined[captured.index]
-        names = [value.name for value in segment.slots]
+        names = segment.names()
         site, new = self._sites.choose(template, segment.number, names)
         if new:
             self._outbox.append(Site(site.index, template))
         number, frees = segment.number, segment.frees
-        for distance in frees[::3]:
-            self.uploads.freed(number - distance)
+        self.uploads.freed(number - distance for distance in frees[::3])
         if len(frees) > 3 * MAX_FREES:
             groups = zip(frees[::3], frees[1::3], frees[2::3], strict=True)
             self._free([(number - distance, row, out) for distance, row, out in groups])
@@ -115,7 +115,7 @@ class Session:
             frees,
             wants,
             ticket,
-            segment.uploaded(),
+            segment.uploaded() | site.fixed if new else frozenset(),
         )
         self._outbox.append(run)
         self._sent[number] = captured
@@ -273,8 +273,7 @@ class Session:
             if self.recorder.closed is not None:
                 return
             frees = self.recorder.take_frees()
-            for segment, _ in frees:
-                self.uploads.freed(segment)
+            self.uploads.freed(segment for segment, _ in frees)
             self._free([(segment, code >> OUT_BITS, code & OUT_MASK) for segment, code in frees])
             self._commit()
             self.link.idle()
@@ -292,6 +291,7 @@ class Session:
                 ops=self.recorder.ops,
                 weights_bytes=self.uploads.sent_nbytes,
                 reconnects=self.link.reconnects,
+                eager_frames=counters.eager_frames,
             )
 
     def close(self, reason: Exception) -> None:

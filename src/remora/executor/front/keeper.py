@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from remora.executor.front.front import Front
-from remora.executor.front.worker_link import WorkerFailed, WorkerLink
+from remora.executor.front.worker_link import WorkerFailed, WorkerLink, WorkerMisconfigured
 
 log = logging.getLogger("remora.front")
 
@@ -29,6 +29,8 @@ async def keep_worker(front: Front) -> None:
             front.worker_started(link, ready)
             how = await link.ended()
             front.worker_ended(how, link.progress())
+        except WorkerMisconfigured:
+            raise
         except WorkerFailed as error:
             failures += 1
             log.error("the worker failed at start: %s", error)

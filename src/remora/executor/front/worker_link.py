@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import msgspec
 
-from remora.executor.hop import HEADER, MAX_PACKET_NBYTES, Kind, WorkerReady, packet
+from remora.executor.hop import HEADER, MAX_PACKET_NBYTES, MISCONFIGURED_EXIT, Kind, WorkerReady, packet
 
 log = logging.getLogger("remora.front")
 
@@ -32,6 +32,10 @@ class WorkerFailed(Exception):
     """The worker ended before it was ready."""
 
 
+class WorkerMisconfigured(WorkerFailed):
+    """It would do so each time."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What the worker was running when it ended; session 0: nothing."""
@@ -43,9 +47,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class WorkerOptions:
+    """ops: modules that define the operators which clients may use beside PyTorch's own."""
+
     device: str
     memory_nbytes: int
     threads: int
+    ops: tuple[str, ...] = ()
 
 
 class WorkerLink(asyncio.Protocol):
@@ -91,6 +98,8 @@ class WorkerLink(asyncio.Protocol):
         if self._ready in done:
             return self._ready.result()
         ended = await self._stop()
+        if self._process.returncode == MISCONFIGURED_EXIT:
+            raise WorkerMisconfigured("the worker cannot do what it was asked to")
         raise WorkerFailed(ended if done else f"it was not ready after {START_TIMEOUT_S:g} s")
 
     def _command(self, fd: int) -> list[str]:
@@ -101,7 +110,8 @@ class WorkerLink(asyncio.Protocol):
             "--memory": self._options.memory_nbytes,
             "--threads": self._options.threads,
         }
-        return [*WORKER, *(str(word) for pair in named.items() for word in pair)]
+        words = [*named.items(), *(("--ops", module) for module in self._options.ops)]
+        return [*WORKER, *(str(word) for pair in words for word in pair)]
 
     def send(self, kind: Kind, session: int, payload: bytes | msgspec.Struct = b"") -> None:
         """Queues a packet; one to a dead worker vanishes, its sessions are told anyway."""

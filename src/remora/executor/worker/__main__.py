@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from remora.errors import ProtocolError
 from remora.executor.hop import (
     HEADER,
     MAX_PACKET_NBYTES,
+    MISCONFIGURED_EXIT,
     BlobFile,
     BlobRelease,
     BulkFile,
@@ -32,6 +34,7 @@ from remora.executor.hop import (
     WorkerReady,
     packet,
 )
+from remora.executor.worker.extensions import ExtensionError, load
 from remora.executor.worker.failure import MemoryLimit
 from remora.executor.worker.memory import Maps, device_memory_nbytes, limit_allocator
 from remora.executor.worker.rng import Generators
@@ -243,6 +246,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--ops", action="append", default=[])
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["REMORA_EXECUTOR"] = "1"
@@ -251,6 +255,11 @@ def main() -> None:
     device = choose_device(args.device)
     memory_nbytes = args.memory or device_memory_nbytes(device)
     limit_allocator(device, memory_nbytes)
+    try:
+        load(args.ops)
+    except ExtensionError as error:
+        print(f"remora serve: {error}", file=sys.stderr)
+        sys.exit(MISCONFIGURED_EXIT)
     hop = socket.socket(fileno=args.fd)
     worker = Worker(hop, args.folder, device, memory_nbytes)
     ops = op_table()

@@ -248,11 +248,22 @@ def resolve_allowed(name: str) -> Any:
     try:
         op = resolve(name)
     except LookupError as error:
-        raise UnsupportedOp(str(error)) from None
+        raise UnsupportedOp(f"{error}{_remedy(name)}") from None
     reason = refusal(op)
     if reason is not None:
-        raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}")
+        raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}{_remedy(name)}")
     return op
+
+
+def _remedy(name: str) -> str:
+    """What to do about an op that is not PyTorch's own."""
+    namespace = name.split(".")[0]
+    if namespace in ("aten", "prims"):
+        return ""
+    return (
+        f". Custom operators run where the executor has them: install the module that defines {namespace!r} there, "
+        "and start it with `remora serve --ops MODULE`"
+    )
 
 
 def _raiser(error: Exception) -> Callable[..., Any]:
