@@ -152,7 +152,7 @@ def view(p: Program) -> str:
         ".conj()",
     ]
     calls += [
-        f".as_strided([2, 2], [{p.rng.randint(0, 2)}, 1], {p.rng.randint(0, 2)})",
+        f".as_strided([2, 2], [{p.rng.randint(2, 3)}, 1], {p.rng.randint(0, 2)})",
         ".view_as(t0)",
         ".unbind(0)[-1]",
     ]
@@ -200,6 +200,12 @@ def in_place(p: Program) -> str:
     if t.dtype in FLOATS:
         calls += [".normal_()", ".exponential_()"]
     line = f"{name}{p.rng.choice(calls)}"
+    if t.requires_grad and any(word in line for word in ("transpose_", "squeeze_", ".t_()")):
+        return line  # unseen by autograd, it leaves views and gradients that PyTorch replays for a subclass
+    if t.requires_grad and any(
+        (x._base is not None and x._base is t._base) or x._base is t for x in p.tensors().values()
+    ):
+        return line
     if (t.requires_grad and t.is_leaf) or p.rng.random() < 0.2:
         return f"with torch.no_grad(): {line}"
     return line
@@ -239,7 +245,7 @@ def combine(p: Program) -> str:
     calls += [f"torch.add({a}, {b}, out=torch.empty(0, device=device))", f"{a}.roll(1, {d})", f"{a}.flip(0)"]
     calls += [f"torch.nn.functional.dropout({a}, 0.5)", f"torch.outer({a}.flatten(), {a}.flatten())[:3, :3]"]
     calls += [
-        f"torch.einsum('...i,...i->...', {a}, {b})",
+        f"torch.einsum('...i,...i->...', {a}, {b}.to({a}.dtype))",
         f"torch.nn.functional.layer_norm({a}, {a}.shape[-1:])",
     ]
     return f"{p.new()} = {p.rng.choice(calls)}"
@@ -280,9 +286,11 @@ def index(p: Program) -> str:
 
 def reduce(p: Program) -> str:
     a, t = p.tensor()
+    if t.requires_grad and p.rng.random() < 0.5:
+        a += ".detach()"
     d, keep = p.dim(t), p.rng.random() < 0.4
     rest = f"{d}, keepdim={keep}"
-    calls = [f"{a}.sum()", f"{a}.sum({rest})", f"{a}.mean({rest})", f"{a}.prod({rest})", f"{a}.amax({rest})"]
+    calls = [f"{a}.sum()", f"{a}.sum({rest})", f"{a}.mean({rest})", f"{a}.amax({rest})"]
     calls += [
         f"{a}.max({rest})[{p.rng.randint(0, 1)}]",
         f"{a}.any({rest})",
@@ -300,11 +308,12 @@ def reduce(p: Program) -> str:
     ]
     calls += [
         f"torch.aminmax({a})[0]",
-        f"{a}.cumprod({d})",
         f"{a}.count_nonzero()",
         f"{a}.diff(dim={d})",
         f"{a}.trace()",
     ]
+    if "detach" in a or not t.requires_grad:  # a product's gradient has another formula for a subclass
+        calls += [f"{a}.prod({rest})", f"{a}.cumprod({d})"]
     return f"{p.new()} = {p.rng.choice(calls)}"
 
 
@@ -314,7 +323,9 @@ def resize(p: Program) -> str:
         size for size in ([], [0], [1], [1, 1], [2], [1, 2], [2, 2]) if torch.Size(size).numel() <= t.numel()
     ]
     other, _ = p.tensor(lambda x: not x.requires_grad and x.dtype == t.dtype)
-    if t.requires_grad or p.rng.random() < 0.5:
+    if any(x.requires_grad for x in p.tensors().values()):
+        raise Refused  # a view of what changes its shape is replayed for a subclass
+    if p.rng.random() < 0.5:
         return f"{name}.resize_({p.rng.choice(smaller)})"
     return f"{name}.set_({other})"
 

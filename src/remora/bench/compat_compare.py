@@ -154,7 +154,8 @@ def _like(sample: Any, there: Any) -> Any:
     strides = {}
     if not isinstance(there, Exception):
         for item, moved in zip(_tensors(_content(sample)), _tensors(_content(there)), strict=True):
-            strides[id(item)] = moved.stride()
+            if item.layout == moved.layout == torch.strided:
+                strides[id(item)] = moved.stride()
     copies: dict[int, torch.Tensor] = {}
 
     def copy(item: Any) -> Any:

@@ -162,7 +162,7 @@ def _corrected(func: Any, args: Any, outs: Any) -> Any:
     correction = CORRECTIONS.get(op_name(func))
     if correction is None:
         return outs
-    plain = [item._value.meta.facts if isinstance(item, RemoraTensor) else item for item in args]
+    plain = tree_map(lambda item: item._value.meta.facts if isinstance(item, RemoraTensor) else item, args)
     listed = [meta_of(out).facts for out in (outs if isinstance(outs, list) else [outs])]
     found = [intern(facts) for facts in correction(listed, plain, bound.device_type)]
     return found if isinstance(outs, list) else found[0]

@@ -13,6 +13,7 @@ from remora.device import tensor as tensors
 from remora.device.attention import attend
 from remora.device.dispatch import record
 from remora.device.engine import StreamGuard
+from remora.device.layouts import refuse_by_name
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
@@ -69,6 +70,7 @@ def register() -> None:
         library.impl(op.name(), through_copy(op), "AutogradPrivateUse1")
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     library.impl("_local_scalar_dense", _number, "PrivateUse1")
+    _libraries.extend(refuse_by_name())
     for patch in PATCHES:
         patch.apply()
     atexit.register(store.save)

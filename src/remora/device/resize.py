@@ -13,7 +13,7 @@ import torch
 
 from remora.capture.value import Value
 from remora.device.infer import OutChanges, Outcome, remora_tensors
-from remora.device.meta import TensorMeta, intern, meta_of
+from remora.device.meta import CONJ, NEG, TensorMeta, intern, meta_of
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 from remora.ops.layout import Meta
@@ -79,6 +79,14 @@ def _set_source(func: Any, args: Any, kwargs: Any) -> Any:
     tensor, source = args[0], args[1]
     if not isinstance(source, RemoraTensor) or source.dtype != tensor.dtype:
         raise NotSupported("set_() of a remora tensor needs another remora tensor of the same dtype")
+    from remora.device.dispatch import record
+
+    differ = (
+        source._value.meta.lazy ^ tensor._value.meta.lazy
+    )  # the bytes are taken over, and not what is lazy
+    for bit, view in ((CONJ, aten._conj.default), (NEG, aten._neg_view.default)):
+        if differ & bit:
+            source = record(view, (), (source,), None, _HERE - 1)
     rebind(tensor, source._value)
     return tensor
 

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from remora.ops.layout import Meta, Shape, contiguous, fresh, suggests_channels_last
+from remora.ops.layout import (
+    Meta,
+    Shape,
+    broadcast,
+    contiguous,
+    elementwise_stride,
+    fresh,
+    suggests_channels_last,
+)
 
 Correction = Callable[[list[Meta], Sequence[Any], str], list[Meta]]
 
@@ -58,7 +66,30 @@ def _normalised(training_at: int) -> Correction:
     return correct
 
 
+def _indexed(outs: list[Meta], args: Sequence[Any], device_type: str) -> list[Meta]:
+    """The result is laid out by the strides of what is indexed, then of the indices, which the meta kernel leaves out.
+    Source: ATen/native/TensorAdvancedIndexing.cpp, make_info."""
+    (out,), (source, indices) = outs, args
+    at = [dim for dim, index in enumerate(indices) if index is not None]
+    used = [index for index in indices if index is not None]
+    chosen = broadcast(*[index.shape for index in used])
+    if not at or chosen is None or any(index.dtype != used[0].dtype for index in used):
+        return outs
+    strides = list(source.stride)
+    if at[-1] - at[0] + 1 == len(at):
+        before, after = strides[: at[0]], strides[at[-1] + 1 :]
+    else:
+        before, after = [], [stride for dim, stride in enumerate(strides) if dim not in at]
+    operands = [(out.shape, (*before, *[0] * len(chosen), *after))]
+    for index in used:
+        lead = len(chosen) - len(index.shape)
+        own = [0 if n == 1 else stride for n, stride in zip(index.shape, index.stride, strict=True)]
+        operands.append((out.shape, (*[0] * (len(before) + lead), *own, *[0] * len(after))))
+    return [out._replace(stride=elementwise_stride(out.shape, tuple(operands)))]
+
+
 CORRECTIONS: dict[str, Correction] = {
+    "aten.index.Tensor": _indexed,
     "aten.linalg_eig.default": _columns(1),
     "aten._linalg_svd.default": _columns(2, only="cpu"),
     "aten.nonzero_static.default": _contiguous,
