@@ -83,6 +83,11 @@ class Program:
             raise Refused
         return self.rng.choice(found)
 
+    def shares_memory(self, t: torch.Tensor) -> bool:
+        """Whether there is a view of what `t` views, or of `t`."""
+        base = t._base if t._base is not None else t
+        return any(x is not t and (x is base or x._base is base) for x in self.tensors().values())
+
     def new(self) -> str:
         return f"t{sum(isinstance(v, torch.Tensor) for v in self.env.values())}"
 
@@ -201,10 +206,10 @@ def in_place(p: Program) -> str:
         calls += [".normal_()", ".exponential_()"]
     line = f"{name}{p.rng.choice(calls)}"
     if t.requires_grad and any(word in line for word in ("transpose_", "squeeze_", ".t_()")):
-        return line  # unseen by autograd, it leaves views and gradients that PyTorch replays for a subclass
-    if t.requires_grad and any(
-        (x._base is not None and x._base is t._base) or x._base is t for x in p.tensors().values()
-    ):
+        if p.shares_memory(t):
+            raise Refused  # PyTorch replays a view for a subclass, where it keeps the strides of its own tensors
+        return line
+    if t.requires_grad and p.shares_memory(t):
         return line
     if (t.requires_grad and t.is_leaf) or p.rng.random() < 0.2:
         return f"with torch.no_grad(): {line}"
@@ -320,7 +325,9 @@ def reduce(p: Program) -> str:
 def resize(p: Program) -> str:
     name, t = p.tensor()
     smaller = [
-        size for size in ([], [0], [1], [1, 1], [2], [1, 2], [2, 2]) if torch.Size(size).numel() <= t.numel()
+        size
+        for size in ([], [0], [1], [1, 1], [2], [1, 2], [2, 2])
+        if torch.Size(size).numel() <= (t.numel() if t.is_contiguous() else 0)
     ]
     other, _ = p.tensor(lambda x: not x.requires_grad and x.dtype == t.dtype)
     if any(x.requires_grad for x in p.tensors().values()):

@@ -43,6 +43,8 @@ def check(program: Program) -> None:
             else:
                 run_line(last, env)
         for last, expected in program.tensors().items():
+            if last == "loss" and program.raises is not None:
+                continue
             same(expected, env[last])
             if is_leaf(expected) and expected.grad is not None:
                 same(expected.grad, env[last].grad)

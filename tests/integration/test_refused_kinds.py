@@ -12,6 +12,7 @@ KINDS = {
     "sparse made": lambda: torch.sparse_coo_tensor([[0]], [1.0], (2,), device="remora"),
     "to_sparse": lambda: torch.eye(2, device="remora").to_sparse(),
     "compressed made": lambda: torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1), device="remora"),
+    "compressed moved": lambda: torch.eye(2).to_sparse_csr().to("remora") @ torch.eye(2, device="remora"),
     "quantized": lambda: torch.quantize_per_tensor(torch.ones(2, device="remora"), 0.1, 0, torch.qint8),
     "quantized moved": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8).to("remora"),
     "nested moved": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]).to("remora"),
