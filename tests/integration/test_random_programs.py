@@ -64,7 +64,10 @@ def is_leaf(tensor: torch.Tensor) -> bool:
 
 def same(expected: torch.Tensor, found: torch.Tensor) -> None:
     assert found.device.type == "remora"
-    facts = [(t.dtype, t.shape, t.requires_grad, t.is_conj(), t.is_neg()) for t in (expected, found)]
+    facts = [
+        (t.dtype, t.shape, t.requires_grad and t.dtype.is_floating_point, t.is_conj(), t.is_neg())
+        for t in (expected, found)
+    ]
     assert facts[1] == facts[0], f"{facts[1]} and not {facts[0]}"
     if expected.numel():
         strides = [

@@ -136,6 +136,7 @@ class Recorder:
         self._n_steps = 0
         self._starts_program = True
         self.context: Any = None  # what else rows depend on: the default dtype
+        self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()
 
     def _open(self) -> None:

@@ -26,6 +26,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8470,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     memory: Annotated[str, typer.Option(help="Memory to use, such as 20GiB; 0: what there is.")] = "0",
+    max_workers: Annotated[
+        int, typer.Option(min=1, help="Worker processes at once: one a tenant that has sessions.")
+    ] = 8,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of the worker; 0: it decides.")] = 0,
     token_file: Annotated[
         Path | None, typer.Option(help="Lines 'TOKEN [tenant/user]'; without it, loopback only.")
@@ -46,7 +49,9 @@ def serve(
     try:
         options = ServeOptions(
             front=FrontOptions(
-                worker=WorkerOptions(_device(device), parse_nbytes(memory), threads, tuple(ops or ())),
+                worker=WorkerOptions(
+                    _device(device), parse_nbytes(memory), threads, max_workers, tuple(ops or ())
+                ),
                 tokens=_tokens(host, token_file),
                 lease_s=_lease(lease),
             ),

@@ -15,6 +15,7 @@ import torch
 
 from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
+from remora.device import other_torch
 from remora.device import tensor as tensors
 from remora.device.encode import node_of
 from remora.device.foreign import PYTHON_NAMESPACES, run_here
@@ -22,6 +23,7 @@ from remora.device.infer import OutChanges, Outcome, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
 from remora.device.resize import write_out
+from remora.device.rng import introduce, number_of
 from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
 from remora.device.special import SPECIAL, only_a_row
@@ -34,6 +36,7 @@ from remora.ops.schema import traits
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
+_Generator, _Stream = torch._C.Generator, torch._C.Stream
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
 _IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -44,7 +47,7 @@ memo: dict[tuple[Any, ...], Outcome] = {}
 
 
 class _LocalTensor(Exception):
-    """An argument is a CPU tensor, which has to be uploaded first."""
+    """An argument has to be brought to the executor first (a CPU tensor, a generator), or means nothing there."""
 
 
 def record(
@@ -114,6 +117,8 @@ def record(
         after = step.next.get(row_key)
         if after is None or after.holes != holes or after.metas != metas:
             if outcome is None:
+                if id(func) not in recorder.agreed:
+                    return _first_call(recorder, func, args, kwargs, depth + 1)
                 outcome = memo.get(memo_key(func, args, kwargs))
                 if outcome is None:
                     return _learn_outcome(recorder, func, args, kwargs, depth + 1)
@@ -194,8 +199,14 @@ def _encode_other(
         wire.append(item)
     elif isinstance(item, (list, tuple)):
         return _encode_list(item, recorder, wire, metas, holes)
-    elif isinstance(item, torch.Tensor):
+    elif isinstance(item, (torch.Tensor, _Stream)):
         raise _LocalTensor
+    elif isinstance(item, _Generator):
+        number = number_of(item, recorder)
+        if number is None:
+            raise _LocalTensor
+        wire.append(_Generator)
+        holes.append(number)
     elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise NotSupported("symbolic sizes on the remora device; trace on meta or fake tensors instead")
     elif isinstance(item, (torch.UntypedStorage, torch.TypedStorage)):
@@ -230,7 +241,27 @@ def _add_to_key(items: Any, key: list[Any]) -> None:
         elif item is None or isinstance(item, (bool, int, float, str)):
             key += (type(item), item)
         else:
-            key.append(item)
+            key.append(_Generator if isinstance(item, _Generator) else item)
+
+
+def _first_call(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
+    """A call of an op that this session has not recorded yet: the executor's PyTorch may have it in another
+    form, or not at all."""
+    recorder.repair()
+    if func.namespace in PYTHON_NAMESPACES:
+        return run_here(func, args, kwargs or {})
+    difference = None if func in SPECIAL else other_torch.difference(func)
+    if difference is None:
+        recorder.agreed.add(id(func))
+        return record(func, (), args, kwargs, depth + 1)
+    if difference.theirs is None:
+        return other_torch.instead(difference, args, kwargs or {})
+    try:
+        outcome = _outcome(func, args, kwargs)
+    except OutChanges as changes:
+        return write_out(changes, func, args, kwargs or {}, depth + 1)
+    args, kwargs = other_torch.translated(difference, args, kwargs or {})
+    return record(func, (), args, kwargs, depth + 1, outcome)
 
 
 def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
@@ -243,20 +274,27 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
     if facts.composite and facts.name not in COMPOSITES:
         # under inference_mode composites arrive whole; PyTorch's own kernel, where it has a Python one too
         return func._op_dk(_IMPLICIT, *args, **(kwargs or {}))
-    if func.namespace in PYTHON_NAMESPACES:
-        return run_here(func, args, kwargs or {})
+    try:
+        outcome = _outcome(func, args, kwargs)
+    except OutChanges as changes:
+        return write_out(changes, func, args, kwargs or {}, depth + 1)
+    return record(func, (), args, kwargs, depth + 1, outcome)
+
+
+def _outcome(func: Any, args: Any, kwargs: Any) -> Outcome:
+    """From the memo, from disk, or inferred."""
     key = memo_key(func, args, kwargs)
+    outcome = memo.get(key)
+    if outcome is not None:
+        return outcome
     outcome = store.find(key)
     if outcome is None:
         inputs = remora_tensors((*args, *(kwargs or {}).values()))
-        try:
-            outcome = infer(func, args, kwargs or {}, inputs)
-        except OutChanges as changes:
-            return write_out(changes, func, args, kwargs or {}, depth + 1)
+        outcome = infer(func, args, kwargs or {}, inputs)
         store.add(key, outcome)
     if not outcome.unknown:
         memo[key] = outcome
-    return record(func, (), args, kwargs, depth + 1, outcome)
+    return outcome
 
 
 def _step(
@@ -295,7 +333,9 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
 
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor) and type(item) is not RemoraTensor:
-            if item.device.type == tensors.DEVICE.type:  # PyTorch makes some kinds out of remora tensors by itself
+            if (
+                item.device.type == tensors.DEVICE.type
+            ):  # PyTorch makes some kinds out of remora tensors by itself
                 raise NotSupported(f"{func}: the remora device has no {item.layout} tensors; use .to_dense()")
             if item.dim() and not func._schema.name.startswith("aten::index"):
                 raise RuntimeError(
@@ -305,6 +345,8 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
             return upload(item)
         if isinstance(item, (list, tuple)):
             return [move(x) for x in item]
+        if isinstance(item, _Generator):
+            introduce(item)
         return item
 
     moved = {name: move(item) for name, item in kwargs.items()} if kwargs else None
@@ -338,9 +380,9 @@ def _results(
             results.append(wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
-    if outcome.single:
-        return results[0]
-    return outcome.container(results) if results else None
+    if not outcome.outs:
+        return None
+    return results[0] if outcome.single else outcome.container(results)
 
 
 def _update_shadows(outcome: Outcome, inputs: list[RemoraTensor], func: Any, args: Any, kwargs: Any) -> Any:

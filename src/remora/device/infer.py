@@ -68,7 +68,9 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
         return _told_by_executor(func, known, args)
     global misses
     misses += 1
-    outs = _by_rule(func, args, kwargs, inputs)
+    outs = (
+        _by_rule(func, args, kwargs, inputs) if known.n_returns else []
+    )  # what gives nothing is not asked for
     if outs is None:
         outs = _by_meta_kernel(func, args, kwargs, inputs)
     if _corrected_without_out(func, known):
@@ -136,7 +138,7 @@ def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor
             return examples[id(item)]
         if isinstance(item, torch.device):
             return torch.device("meta")
-        return item
+        return None if isinstance(item, torch._C.Generator) else item
 
     try:
         with torch.no_grad():

@@ -13,6 +13,12 @@ import torch
 
 from remora.device import compile as compiling
 from remora.device import engine, higher_order, optimizers, tracing
+from remora.device.accelerator import probe_accelerator, replace_accelerator
+from remora.device.autocast import clear_with_pytorchs_cache, probe_cache
+from remora.device.flags import probe_setters, watch_setters
+from remora.device.profiler import follow_profiler, probe_profiler
+from remora.device.rng import probe_generator, replace_generator
+from remora.device.streams import probe_streams, replace_streams
 from remora.device.tensor import RemoraTensor
 
 
@@ -108,6 +114,42 @@ PATCHES = (
         "make_fx and fake tensors step aside for tensor subclasses, and a graph then holds results instead of ops",
         tracing.install,
         tracing.probe,
+    ),
+    Patch(
+        "generator",
+        "torch.Generator is a C type that asks the device's C++ for its generators; for other devices nothing changes",
+        replace_generator,
+        probe_generator,
+    ),
+    Patch(
+        "autocast-cache",
+        "casts of weights end with the outermost autocast context, which clears a cache that only C++ devices share",
+        clear_with_pytorchs_cache,
+        probe_cache,
+    ),
+    Patch(
+        "flag-setters",
+        "PyTorch's process-wide flags change what the executor's kernels compute; the setters do what they did",
+        watch_setters,
+        probe_setters,
+    ),
+    Patch(
+        "streams",
+        "torch.Stream and torch.Event ask the device's C++, which has nothing behind it; for others nothing changes",
+        replace_streams,
+        probe_streams,
+    ),
+    Patch(
+        "accelerator",
+        "torch.accelerator asks the device's C++ for streams and memory; where it is not remora nothing changes",
+        replace_accelerator,
+        probe_accelerator,
+    ),
+    Patch(
+        "profiler",
+        "a profiler of the device asks its C++ for the time of kernels; here the executor tells it, range by range",
+        follow_profiler,
+        probe_profiler,
     ),
 )
 

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from remora.device import tensor as tensors
 from remora.device.attention import attend
 from remora.device.dispatch import record
+from remora.device.dropout import register_dropout
 from remora.device.engine import StreamGuard
 from remora.device.layouts import refuse_by_name
 from remora.device.memo_store import store
@@ -68,6 +69,7 @@ def register() -> None:
     for name in _THROUGH_COPY:
         op = resolve(name)
         library.impl(op.name(), through_copy(op), "AutogradPrivateUse1")
+    register_dropout(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     library.impl("_local_scalar_dense", _number, "PrivateUse1")
     _libraries.extend(refuse_by_name())
@@ -154,6 +156,10 @@ def _composite(op: Any) -> Any:
 
 def _kernel_of_parts(op: Any) -> Any:
     """PyTorch's own way of taking it apart; `op.decompose` may take a compiler's, which rounds otherwise."""
+    if op.name().startswith(
+        ("aten::lstm", "aten::gru")
+    ):  # its own takes the fused cell of a GPU for any device
+        return op.decompose
     return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 

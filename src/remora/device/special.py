@@ -132,6 +132,10 @@ def _has_same_storage_numel(func: Any, args: Any, kwargs: Any) -> Any:
     return span(args[0]) == span(args[1])
 
 
+def _no_need(func: Any, args: Any, kwargs: Any) -> None:
+    """A value lives until the rows before its end have run, on whatever stream they were recorded."""
+
+
 SPECIAL: dict[Any, Any] = {
     aten._local_scalar_dense.default: _item,
     aten._to_copy.default: _to_copy,
@@ -144,5 +148,6 @@ SPECIAL: dict[Any, Any] = {
     aten.histc.default: _histc,
     aten._has_same_storage_numel.default: _has_same_storage_numel,
     aten.is_same_size.default: _is_same_size,
+    aten.record_stream.default: _no_need,
     **SHAPE_CHANGES,
 }

@@ -64,6 +64,12 @@ _VERDICTS: dict[OpOverload, str | None] = {}
 _namespaces: set[str] = set()  # of this process, an executor's worker
 
 
+CUSTOM_OPERATORS = (
+    "Custom operators run where the executor has them: install the module that defines them there, "
+    "and start it with `remora serve --ops MODULE`"
+)
+
+
 def allow_namespaces(names: Collection[str]) -> None:
     """Allows all ops of these namespaces in this process: whoever runs the executor vouches for them."""
     _namespaces.update(names)
@@ -79,7 +85,7 @@ def refusal(op: OpOverload, namespaces: Collection[str] = ()) -> str | None:
     if op.namespace in namespaces or op.namespace in _namespaces or op_name(op) in OWN:
         return None
     if op.namespace != "aten":
-        return f"namespace {op.namespace} is not one that this executor allows"
+        return f"namespace {op.namespace} is not one that this executor allows. {CUSTOM_OPERATORS}"
     if op not in _VERDICTS:
         _VERDICTS[op] = _judge(op)
     return _VERDICTS[op]

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from remora.config import ClientSettings
-from remora.device.module import initial_seed, torch_version
+from remora.device.flags import announce
+from remora.device.module import torch_version
 from remora.device.optimizers import cut_behind_steps
+from remora.device.rng import default as default_generator
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported, UsageError
 from remora.pool.embedded import EmbeddedExecutor
@@ -76,7 +78,7 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
         oldest_protocol=OLDEST_PROTOCOL,
         torch=torch_version(),
         client=f"{socket.gethostname()[:48]}:{os.getpid()}",
-        seed=initial_seed(),
+        seed=default_generator.initial_seed(),
     )
     deadline = time.monotonic() + settings.connect_timeout_s
     try:
@@ -93,6 +95,7 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
     _current, _stop = session, threading.Event()
     bound.bind(session.recorder, session)
     cut_behind_steps()
+    announce(session)
     beat = threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True)
     beat.start()
     for tell in opened:

@@ -60,14 +60,23 @@ def _zero_filled(op: Any) -> Kernel:
     """Memory that was another session's must not be read: what PyTorch leaves unset is zeroed."""
 
     def zeroed(*args: Any, **kwargs: Any) -> torch.Tensor:
-        made = op(*args, **kwargs)
+        made: torch.Tensor = op(*args, **kwargs)
+        if _fills():
+            return made
         if made.untyped_storage().nbytes() == made.numel() * made.element_size():
-            return made.zero_()  # type: ignore[no-any-return]
+            return made.zero_()
         span = made.untyped_storage().nbytes() // made.element_size()
         made.as_strided((span,), (1,), 0).zero_()  # strides may leave gaps, or overlap
-        return made  # type: ignore[no-any-return]
+        return made
 
     return zeroed
+
+
+def _fills() -> bool:
+    """Whether PyTorch itself sets what it allocates, to values that show."""
+    return bool(
+        torch._C._get_deterministic_algorithms() and torch._C._get_deterministic_fill_uninitialized_memory()
+    )
 
 
 def _without_growth(call: Kernel, places: tuple[int, ...]) -> Kernel:

@@ -19,7 +19,7 @@ from remora.executor.worker.kernels import grows, kernel_of
 from remora.ir.graph import Template
 from remora.ir.node import FREE, Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.dtypes import BY_NAME
-from remora.ops.permission import argument_refusal, refusal
+from remora.ops.permission import CUSTOM_OPERATORS, argument_refusal, refusal
 from remora.ops.schema import resolve, traits
 
 CONTIGUOUS = ()
@@ -112,18 +112,31 @@ def _shapes(items: tuple[Any, ...]) -> str:
     return ", ".join(found for found in map(text, items) if found)
 
 
-def compile_program(template: Template, keep: tuple[tuple[int, int], ...], device: torch.device) -> Program:
+def compile_program(
+    template: Template,
+    keep: tuple[tuple[int, int], ...],
+    device: torch.device,
+    generator: Callable[[int], torch.Generator] | None = None,
+) -> Program:
     """A row that cannot be compiled raises when it is reached, so that the rows before it run.
+
+    generator: gives the session's generator of an index, which is what rows bind for one.
 
     Raises:
         ProtocolError: `keep` names an output that the template does not have.
     """
-    return _Compiler(template, keep, device).compile()
+    return _Compiler(template, keep, device, generator).compile()
 
 
 class _Compiler:
-    def __init__(self, template: Template, keep: tuple[tuple[int, int], ...], device: torch.device) -> None:
-        self.template, self.keep, self.device = template, keep, device
+    def __init__(
+        self,
+        template: Template,
+        keep: tuple[tuple[int, int], ...],
+        device: torch.device,
+        generator: Callable[[int], torch.Generator] | None,
+    ) -> None:
+        self.template, self.keep, self.device, self.generator = template, keep, device, generator
         self.n_slots = template.n_slots
         self.hole = self.n_slots
         self.constants: list[Any] = []
@@ -185,8 +198,11 @@ class _Compiler:
         call = kernel_of(op, node)
         self.random = self.random or known.random
         self.grows = self.grows or grows(op)
-        reads = [self._arg(arg) for arg in node.args]
-        reads += [self._arg(arg) for _, arg in node.kwargs]
+        generators = _generator_places(op)
+        reads = [
+            self._generator(arg) if argument in generators else self._arg(arg)
+            for argument, arg in [*enumerate(node.args), *node.kwargs]
+        ]
         fresh = not known.mutates and not known.views
         single = known.n_returns == 1 and not _returns_list(op)
         used = self.picked.get(row, set())
@@ -229,6 +245,16 @@ class _Compiler:
             case Symbol():
                 return self._constant(self._symbol(arg))
 
+    def _generator(self, arg: Arg) -> int:
+        """A number that stands for a generator: it is looked up at each run."""
+        if arg == Const(None):
+            return self._arg(arg)
+        if arg != Hole("int") or self.generator is None:
+            raise UnsupportedOp(f"a generator is bound by its number, not by {arg}")
+        reads, result = [self._arg(arg)], self._virtual()
+        self.steps.append((self.generator, reads, result, None, self.row))
+        return result
+
     def _constant(self, value: Any) -> int:
         self.constants.append(value)
         return self.first_constant + len(self.constants) - 1
@@ -248,22 +274,19 @@ def resolve_allowed(name: str) -> Any:
     try:
         op = resolve(name)
     except LookupError as error:
-        raise UnsupportedOp(f"{error}{_remedy(name)}") from None
+        foreign = not name.startswith(("aten.", "prims."))
+        raise UnsupportedOp(f"{error}. {CUSTOM_OPERATORS}" if foreign else str(error)) from None
     reason = refusal(op)
     if reason is not None:
-        raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}{_remedy(name)}")
+        raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}")
     return op
 
 
-def _remedy(name: str) -> str:
-    """What to do about an op that is not PyTorch's own."""
-    namespace = name.split(".")[0]
-    if namespace in ("aten", "prims"):
-        return ""
-    return (
-        f". Custom operators run where the executor has them: install the module that defines {namespace!r} there, "
-        "and start it with `remora serve --ops MODULE`"
-    )
+def _generator_places(op: Any) -> set[int | str]:
+    """Positions and names of the arguments that are generators."""
+    arguments = enumerate(op._schema.arguments)
+    found = [(at, argument.name) for at, argument in arguments if "Generator" in str(argument.real_type)]
+    return {place for pair in found for place in pair}
 
 
 def _raiser(error: Exception) -> Callable[..., Any]:

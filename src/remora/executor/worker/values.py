@@ -15,8 +15,18 @@ class Values:
 
     def __init__(self) -> None:
         self.tensors: dict[Name, torch.Tensor] = {}
-        self._storages: dict[int, list[int]] = {}  # identity: [names, nbytes]
+        self._storages: dict[int, list[int]] = {}  # identity: [names, nbytes that count, nbytes]
         self.used_nbytes = 0
+        self.held_nbytes = 0  # with mapped blobs
+        self.peak_nbytes = 0  # of held_nbytes
+        self.total_nbytes = 0  # ever kept
+
+    @property
+    def storages(self) -> int:
+        return len(self._storages)
+
+    def reset_peak(self) -> None:
+        self.peak_nbytes = self.held_nbytes
 
     def keep(self, name: Name, tensor: torch.Tensor, counts: bool = True) -> None:
         """`counts=False`: the bytes are a mapped blob's, which the front counts."""
@@ -26,9 +36,11 @@ class Values:
         self.tensors[name] = tensor
         entry = self._storages.get(storage._cdata)  # its address may change while it grows
         if entry is None:
-            nbytes = storage.nbytes() if counts else 0
-            self._storages[storage._cdata] = [1, nbytes]
-            self.used_nbytes += nbytes
+            nbytes = storage.nbytes()
+            counted_nbytes = nbytes if counts else 0
+            self._storages[storage._cdata] = [1, counted_nbytes, nbytes]
+            self.used_nbytes += counted_nbytes
+            self._hold(nbytes)
         else:
             entry[0] += 1
 
@@ -43,25 +55,35 @@ class Values:
         if not entry[0]:
             del self._storages[storage]
             self.used_nbytes -= entry[1]
+            self.held_nbytes -= entry[2]
 
     def weigh_again(self) -> list[Name]:
         """After a program in which storages may have grown: the values whose storage did."""
         grown = []
         for name, tensor in self.tensors.items():
             storage = tensor.untyped_storage()
-            if storage.resizable() and storage.nbytes() > self._storages[storage._cdata][1]:
-                grown.append(name)  # a mapped blob's bytes are not counted here, and it cannot grow
+            if storage.nbytes() > self._storages[storage._cdata][2]:
+                grown.append(name)
         for name in grown:
             storage = self.tensors[name].untyped_storage()
             entry = self._storages[storage._cdata]
-            self.used_nbytes += storage.nbytes() - entry[1]
-            entry[1] = storage.nbytes()
+            more_nbytes = storage.nbytes() - entry[2]
+            entry[1] += more_nbytes
+            entry[2] += more_nbytes
+            self.used_nbytes += more_nbytes
+            self._hold(more_nbytes)
         return grown
+
+    def _hold(self, nbytes: int) -> None:
+        self.total_nbytes += nbytes
+        self.held_nbytes += nbytes
+        if self.held_nbytes > self.peak_nbytes:
+            self.peak_nbytes = self.held_nbytes
 
     def clear(self) -> None:
         self.tensors.clear()
         self._storages.clear()
-        self.used_nbytes = 0
+        self.used_nbytes = self.held_nbytes = 0
 
 
 def checked_dtype(name: str) -> torch.dtype:
