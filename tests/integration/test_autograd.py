@@ -670,3 +670,15 @@ def test_graph_that_ends_on_the_cpu(device: str) -> Any:
     loss = x.sin().cpu().pow(2).sum()
     loss.backward()
     return x.grad, loss
+
+
+@agrees
+def test_products_in_inference_mode_fold_as_on_the_cpu(device: str) -> Any:
+    """A weight that wants gradients is folded into one product, whatever the mode; other bits than a batched one."""
+    x, weight = randn(device, 3, 4, 5, grad=False), randn(device, 6, 5)
+    found = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            batch = x.transpose(0, 1)
+            found += [nn.functional.linear(batch, weight).clone(), (batch @ weight.t()).clone()]
+    return found

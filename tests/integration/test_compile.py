@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import collections
+import os
+import subprocess
+import sys
+import threading
 import warnings
 
 import pytest
@@ -252,9 +256,12 @@ def test_nested_compiles_and_stances():
         return inner(x) + 1
 
     x = torch.ones(3).to("remora")
-    for stance in ("default", "force_eager", "eager_on_recompile"):
+    for stance in ("default", "force_eager", "eager_on_recompile", "fail_on_recompile", "eager_then_compile"):
         with torch.compiler.set_stance(stance):
-            assert torch.equal(outer(x).cpu(), torch.full((3,), 3.0))
+            for _ in range(2):
+                assert torch.equal(outer(x).cpu(), torch.full((3,), 3.0))
+    with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError, match="recompile"):
+        outer(torch.ones(3))
 
 
 def test_a_model_output_and_a_namedtuple_come_back_whole():
@@ -297,3 +304,87 @@ def test_generate_that_compiles_by_itself(forced):
     got = make().to("remora").generate(ids.to("remora"), **options, compile_config=config)
     assert torch.equal(got.cpu(), expected)
     assert ((remora.stats() - before).eager_frames > 0) == forced
+
+
+def test_looking_for_tensors_ends_soon():
+    """Objects that hold each other, and more of them than anybody can look at."""
+    ring = [Holder(None) for _ in range(200)]
+    for holder in ring:
+        holder.inside = dict.fromkeys(range(200), ring)
+    backend = Backend()
+
+    @torch.compile(backend=backend)
+    def run(x, held):
+        return x + len(held)
+
+    assert torch.equal(run(torch.ones(2), ring), torch.full((2,), 201.0))
+    assert backend.graphs == 1
+    assert torch.equal(run(torch.ones(2).to("remora"), ring).cpu(), torch.full((2,), 201.0))
+
+
+def test_threads_compile_for_both_devices():
+    run = torch.compile(lambda x: (x * 2 + 1).relu(), backend="aot_eager", fullgraph=True)
+    wrong = []
+
+    def work(device):
+        for n in range(1, 6):
+            if not torch.equal(run(torch.ones(n).to(device)).cpu(), torch.full((n,), 3.0)):
+                wrong.append((device, n))
+
+    threads = [threading.Thread(target=work, args=(device,)) for device in ("cpu", "remora") * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not:UserWarning"
+)  # PyTorch hides it
+def test_a_backward_pass_that_autograd_compiles():
+    def gradients(device, compiled):
+        net = Net().to(device)
+        loss = net(torch.linspace(-1, 1, 24).reshape(4, 6).to(device)).square().sum()
+        if compiled:
+            with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+                loss.backward()
+        else:
+            loss.backward()
+        return [parameter.grad.cpu() for parameter in net.parameters()]
+
+    for got, expected in zip(gradients("remora", True), gradients("cpu", False), strict=True):
+        assert torch.equal(got, expected)
+
+
+AS_CUDA = """
+import torch, remora
+remora.as_cuda()
+
+@torch.compile(fullgraph=True)
+def multiply(x):
+    return x @ torch.full((3, 3), 2.0, device="cuda")
+
+@torch.compile
+def move(x):
+    return x.cuda() + 1
+
+model = torch.compile(torch.nn.Linear(3, 3).cuda(), mode="reduce-overhead")
+for _ in range(2):
+    assert multiply(torch.ones(2, 3).cuda()).cpu().tolist() == [[6.0] * 3] * 2
+    assert move(torch.ones(2)).cpu().tolist() == [2.0, 2.0]
+    assert model(torch.ones(2, 3).cuda()).shape == (2, 3)
+assert remora.stats().eager_frames == 6
+"""
+
+
+def test_compiled_code_that_says_cuda(executor):
+    done = subprocess.run(
+        [sys.executable, "-c", AS_CUDA],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "REMORA_URL": executor.url},
+    )
+    assert done.returncode == 0, done.stderr

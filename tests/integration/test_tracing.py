@@ -103,6 +103,39 @@ def test_fx_and_jit(pair):
             assert torch.equal(traced(x * 2).cpu(), local(X * 2))
 
 
+def test_a_scripted_module_moves_with_its_ties(connected):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).eval()
+    net[1].weight = net[0].weight
+    x = X.clone()
+    expected = net(x)
+    scripted = torch.jit.script(net).to("remora")
+    assert all(t.device.type == "remora" for t in scripted.state_dict().values())
+    assert len(list(scripted.parameters())) == 5  # six, of which two are one
+    assert torch.equal(scripted(x.to("remora")).cpu(), expected)
+    scripted.train()
+    scripted(x.to("remora")).sum().backward()
+    scripted.to("cpu").eval()
+    assert all(t.device.type == "cpu" for t in scripted.state_dict().values())
+    assert all(p.grad is not None and p.grad.device.type == "cpu" for p in scripted.parameters())
+
+
+def test_a_scripted_module_is_loaded_to_remora_and_saved_from_the_cpu(pair):
+    local, _ = pair
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(local), file)
+    file.seek(0)
+    loaded = torch.jit.load(file, map_location="remora")
+    assert torch.equal(loaded(X.to("remora")).cpu(), local(X))
+    for module in (loaded, torch.jit.trace(pair[1], (X.to("remora"),))):
+        with pytest.raises(NotSupported, match="cpu"):
+            torch.jit.save(module, io.BytesIO())
+    again = io.BytesIO()
+    torch.jit.save(loaded.to("cpu"), again)
+    again.seek(0)
+    assert torch.equal(torch.jit.load(again)(X), local(X))
+
+
 # -- fake tensors
 
 

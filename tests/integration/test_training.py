@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from remora.bench import networks
+
+FORMS: dict[str, dict[str, Any]] = {"default": {}, "each": {"foreach": False}, "fused": {"fused": True}}
+KINDS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    "Adam": {"lr": 0.01, "amsgrad": True},
+    "AdamW": {"lr": 0.01},
+    **{
+        name: {"lr": 0.01}
+        for name in (
+            "Adagrad",
+            "RMSprop",
+            "Adadelta",
+            "NAdam",
+            "RAdam",
+            "Adamax",
+            "ASGD",
+            "Rprop",
+            "Adafactor",
+        )
+    },
+}
+FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01, foreach=False),
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+    f"{kind}, {form}": partial(getattr(torch.optim, kind), **options, **FORMS[form])
+    for kind, options in KINDS.items()
+    for form in FORMS
+    if form != "fused" or kind in FUSED
 }
 
 
@@ -110,3 +136,97 @@ def test_out_is_the_result_whatever_looks_like_it(connected: ModuleType) -> None
         assert torch.ops.aten.add.out(x, y, out=x) is x  # remembered by metadata, which z shares
         assert torch.ops.aten.add.out(x, y, out=z) is z
         assert z.tolist() == [n + 2.0 for n in range(32)]
+
+
+def _gpt_losses(device: str, steps: int) -> list[float]:
+    torch.manual_seed(0)
+    model = networks.TinyGpt(layers=2, width=32, heads=2).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses = []
+    for _ in range(steps):
+        text = torch.randint(0, networks.VOCABULARY, (2, 17)).to(device)
+        optimizer.zero_grad()
+        logits = model(text[:, :-1])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+    return [loss.item() for loss in losses]
+
+
+def test_a_gpt_with_tied_weights_learns_as_locally(connected: ModuleType) -> None:
+    expected = _gpt_losses("cpu", 50)
+    assert _gpt_losses("remora", 50) == expected
+    assert expected[-1] < expected[0]
+
+
+def test_lbfgs_and_muon(connected: ModuleType) -> None:
+    def train(device: str, make: Callable[[Any], Any]) -> list[float]:
+        torch.manual_seed(0)
+        weight = torch.randn(4, 4).to(device).requires_grad_()
+        goal = torch.randn(4, 4).to(device)
+        optimizer, losses = make([weight]), []
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = (weight - goal).pow(2).sum()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            losses.append(optimizer.step(closure).item())
+        return losses
+
+    makers: list[Callable[[Any], Any]] = [partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")]
+    if hasattr(torch.optim, "Muon"):
+        makers.append(partial(torch.optim.Muon, lr=0.1))
+    for make in makers:
+        assert train("remora", make) == train("cpu", make)
+
+
+def test_capturable_steps_count_on_the_device(connected: ModuleType) -> None:
+    parameter = torch.ones(3, device="remora", requires_grad=True)
+    plain = torch.ones(3, requires_grad=True)
+    steps, expected = torch.optim.Adam([parameter], capturable=True), torch.optim.Adam([plain])
+    for _ in range(3):
+        parameter.grad, plain.grad = torch.ones(3, device="remora"), torch.ones(3)
+        steps.step()
+        expected.step()
+    assert steps.state[parameter]["step"].device.type == "remora"
+    torch.testing.assert_close(parameter.detach().cpu(), plain.detach())
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+def test_state_is_saved_and_goes_on(connected: ModuleType, foreach: bool | None) -> None:
+    """The optimizer's state goes through the CPU and comes back; parameter groups keep their rates."""
+
+    def run(device: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)).to(device)
+        inputs = torch.randn(5, 3).to(device)
+
+        def make() -> torch.optim.Optimizer:
+            groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr": 0.1}]
+            return torch.optim.AdamW(groups, lr=0.01, foreach=foreach)
+
+        def train(optimizer: torch.optim.Optimizer) -> None:
+            for _ in range(3):
+                optimizer.zero_grad(set_to_none=False)
+                model(inputs).pow(2).mean().backward()
+                optimizer.step()
+
+        first = make()
+        train(first)
+        saved = io.BytesIO()
+        torch.save(first.state_dict(), saved)
+        saved.seek(0)
+        second = make()
+        second.load_state_dict(torch.load(saved, map_location="cpu"))
+        train(second)
+        return [parameter.detach().cpu() for parameter in model.parameters()]
+
+    for got, expected in zip(run("remora"), run("cpu"), strict=True):
+        assert torch.equal(got, expected)

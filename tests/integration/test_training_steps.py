@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from remora.device import infer
+
 WARM_UP = 6
 STEPS = 20
 ADAM_NBYTES = 400  # two floats a parameter, ten parameters, 10 bytes each
@@ -75,6 +77,27 @@ def test_clipping_a_schedule_and_accumulation_block_never(connected: ModuleType)
 
     spent = _spent(connected, turn)
     assert (spent.round_trips, spent.templates) == (0, 0)
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_a_rate_that_decays_is_learned_once(connected: ModuleType, foreach: bool) -> None:
+    """The floats of a step differ from those of the one before; what they make does not."""
+    parameters = [torch.ones(3, device="remora", requires_grad=True) for _ in range(2)]
+    steps = torch.optim.Adam(parameters, foreach=foreach)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(steps, 0.9)
+
+    def turn() -> None:
+        for parameter in parameters:
+            parameter.grad = parameter.detach() * schedule.get_last_lr()[0]
+        steps.step()
+        schedule.step()
+
+    turn()
+    turn()
+    known = infer.misses
+    for _ in range(5):
+        turn()
+    assert infer.misses == known
 
 
 def test_fresh_batches_cost_their_bytes(connected: ModuleType) -> None:

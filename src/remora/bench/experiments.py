@@ -8,6 +8,7 @@ from remora.bench.harness import Impossible, Options, Report
 
 EXPERIMENTS = {
     "decode": "remora.bench.decode",
+    "train": "remora.bench.training",
     "zoo": "remora.bench.zoo",
     "compat": "remora.bench.compat",
 }

@@ -24,6 +24,7 @@ KINDS = {
     "shape": "shape from data",
     "generator": "generator state",
     "synchronize": "synchronize",
+    "question": "memory or device asked",
     "upload": "upload",
 }
 

@@ -12,7 +12,9 @@ import functools
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterable
+from itertools import chain
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -24,8 +26,8 @@ from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 
 _CONVERT = "torch._dynamo.convert_frame"
-_DEPTH = 4  # of containers and objects that are looked into for a tensor before a trace is begun
-_MAX_ITEMS = 64  # of one container
+_MAX_LOOKED_AT = 1000  # objects, for a tensor, before a trace is begun
+_PLAIN = (str, bytes, int, float, type(None), type, ModuleType)
 _NOT_EXPORTED = (
     "Dynamo cannot trace remora tensors for an export. Use torch.export.export(…, strict=False), which traces "
     "with fake tensors, or export from a CPU copy of the module and move the result"
@@ -52,38 +54,43 @@ class _Met(BaseException):
     """A trace has met the remora device. Not an Exception: those are taken for failures of the compiler."""
 
 
-def holds_remora(item: Any, depth: int = _DEPTH) -> bool:
-    """Whether a remora tensor is found in what a frame can see at once: containers, modules, attributes."""
-    if isinstance(item, torch.Tensor):
-        return isinstance(item, RemoraTensor)
-    if isinstance(item, torch.nn.Module):
-        return _any_remora(item.parameters()) or _any_remora(item.buffers())
-    if depth == 0 or isinstance(item, (str, bytes, int, float, type(None), type, ModuleType)):
-        return False
-    if isinstance(item, torch.device):
-        return item.type == "remora"
+def holds_remora(items: Iterable[Any]) -> bool:
+    """Whether a remora tensor is found in what is visible at once: containers, modules, attributes. Nearest first,
+    and not for long: what is not found here, a trace will find."""
+    seen: set[int] = set()
+    queue = deque(items)
+    while queue and len(seen) < _MAX_LOOKED_AT:
+        item = queue.popleft()
+        if id(item) in seen or isinstance(item, _PLAIN):
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            if isinstance(item, RemoraTensor):
+                return True
+        elif isinstance(item, torch.nn.Module):
+            if any(isinstance(t, RemoraTensor) for t in chain(item.parameters(), item.buffers())):
+                return True
+        elif isinstance(item, torch.device):
+            if item.type == "remora":
+                return True
+        else:
+            queue.extend(_inside(item))
+    return False
+
+
+def _inside(item: Any) -> Iterable[Any]:
     if isinstance(item, dict):
-        return _any_holds(item.values(), depth)
+        return tuple(item.values())
     if isinstance(item, (list, tuple, set, frozenset)):
-        return _any_holds(item, depth)
-    attributes = getattr(item, "__dict__", None)
-    return isinstance(attributes, dict) and not callable(item) and _any_holds(attributes.values(), depth)
-
-
-def _any_remora(tensors: Iterable[torch.Tensor]) -> bool:
-    return any(isinstance(tensor, RemoraTensor) for tensor in tensors)
-
-
-def _any_holds(items: Iterable[Any], depth: int) -> bool:
-    first = [item for item, _ in zip(tuple(items), range(_MAX_ITEMS), strict=False)]
-    return any(holds_remora(item, depth - 1) for item in first)
+        return item
+    attributes = None if callable(item) else getattr(item, "__dict__", None)
+    return tuple(attributes.values()) if isinstance(attributes, dict) else ()
 
 
 def _sees_remora(frame: Any) -> bool:
-    if frame.f_code in frames.known or _any_holds(frame.f_locals.values(), _DEPTH):
-        return True
     names = frame.f_globals
-    return any(name in names and holds_remora(names[name], 1) for name in frame.f_code.co_names)
+    of_globals = (names[name] for name in frame.f_code.co_names if name in names)
+    return frame.f_code in frames.known or holds_remora(chain(frame.f_locals.values(), of_globals))
 
 
 def _leave_alone(types: Any) -> Any:
@@ -110,6 +117,24 @@ def _counted(count: Any) -> Any:
         return int(before)
 
     return set_count
+
+
+def _in_any_stance(choose: Any, types: Any) -> Any:
+    """Some stances (torch.compiler.set_stance) refuse frames that are not compiled yet, or count them."""
+
+    @functools.wraps(choose)
+    def callback_from_stance(callback: Any) -> Any:
+        chosen = choose(callback)
+        if chosen is callback or not callable(chosen):
+            return chosen
+
+        @functools.wraps(chosen)
+        def convert(frame: Any, *args: Any, **kwargs: Any) -> Any:
+            return _leave_alone(types) if _sees_remora(frame) else chosen(frame, *args, **kwargs)
+
+        return convert
+
+    return callback_from_stance
 
 
 def change(convert_frame: ModuleType) -> None:
@@ -155,6 +180,7 @@ def change(convert_frame: ModuleType) -> None:
     wrapper.__call__ = call
     VariableBuilder.__call__ = take_in
     FakeTensor.__new__ = staticmethod(make)
+    eval_frame._callback_from_stance = _in_any_stance(eval_frame._callback_from_stance, types)
     if hasattr(eval_frame, "set_fullgraph_compiled_frame_count"):
         eval_frame.set_fullgraph_compiled_frame_count = _counted(
             eval_frame.set_fullgraph_compiled_frame_count

@@ -19,7 +19,7 @@ from remora.device import other_torch
 from remora.device import tensor as tensors
 from remora.device.encode import node_of
 from remora.device.foreign import PYTHON_NAMESPACES, run_here
-from remora.device.infer import OutChanges, Outcome, infer, remora_tensors
+from remora.device.infer import OutChanges, Outcome, floats_matter, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
 from remora.device.resize import write_out
@@ -223,21 +223,29 @@ def _encode_other(
 def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
     """All that the outputs' metadata depends on: the op, the inputs' metadata, the typed scalars, the device."""
     key: list[Any] = [func, _get_default_dtype(), bound.device_type]
-    _add_to_key(args, key)
+    matter = _matter.get(func)
+    if matter is None:
+        matter = _matter[func] = floats_matter(func)
+    _add_to_key(args, key, matter)
     if kwargs:
         for name, item in kwargs.items():
             key.append(name)
-            _add_to_key((item,), key)
+            _add_to_key((item,), key, matter)
     return tuple(key)
 
 
-def _add_to_key(items: Any, key: list[Any]) -> None:
+_matter: dict[Any, bool] = {}
+
+
+def _add_to_key(items: Any, key: list[Any], floats: bool) -> None:
     for item in items:
         if type(item) is RemoraTensor:
             key.append(item._value.meta)
         elif isinstance(item, (list, tuple)):
             key += (list, len(item))
-            _add_to_key(item, key)
+            _add_to_key(item, key, floats)
+        elif type(item) is float and not floats:
+            key.append(float)  # a learning rate that decays is not learned anew in each step
         elif item is None or isinstance(item, (bool, int, float, str)):
             key += (type(item), item)
         else:

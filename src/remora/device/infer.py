@@ -18,6 +18,7 @@ from remora.ops.corrections import CORRECTIONS, OUT_IS_CONTIGUOUS
 from remora.ops.layout import Meta
 from remora.ops.permission import refusal
 from remora.ops.schema import OpTraits, Place, functional_of, op_name, traits
+from remora.ops.shapes_pointwise import RULES as POINTWISE
 from remora.ops.torch_shapes import shape_rules
 
 _RULES = {device: shape_rules(device) for device in ("cpu", "cuda")}
@@ -98,6 +99,14 @@ def _told_by_executor(func: Any, known: OpTraits, args: Any) -> Outcome:
         raise NotSupported(f"{known.name} returns a list of tensors whose number only the data tells")
     n = known.n_returns
     return Outcome((None,) * n, n == 1, container=tuple, layouts=(FREE,) * n, unknown=True)
+
+
+def floats_matter(func: Any) -> bool:
+    """Whether the outputs' metadata may depend on the value of a float, and not on its type alone."""
+    known = traits(func)
+    written = known.n_returns == len(known.written)  # the outputs are arguments, or there are none
+    elementwise = known.name.startswith("aten._foreach_") or known.name in POINTWISE
+    return not (elementwise or (written and bool(known.mutates)))
 
 
 def _masked(args: Any) -> bool:

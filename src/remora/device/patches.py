@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from remora.device import compile as compiling
-from remora.device import engine, higher_order, optimizers, tracing
+from remora.device import data_parallel, engine, higher_order, optimizers, scripting, tracing
 from remora.device.accelerator import probe_accelerator, replace_accelerator
 from remora.device.autocast import clear_with_pytorchs_cache, probe_cache
 from remora.device.flags import probe_setters, watch_setters
@@ -74,6 +74,12 @@ def _probe_swap_with_weakrefs() -> str | None:
 
 PATCHES = (
     Patch(
+        "data-parallel",
+        "nn.DataParallel scatters by a C++ function that builds without CUDA do not have",
+        data_parallel.install,
+        data_parallel.probe,
+    ),
+    Patch(
         "foreach-optimizers",
         "optimizers run a row per parameter for tensor classes that they were not told of",
         optimizers.install,
@@ -108,6 +114,12 @@ PATCHES = (
         "Dynamo's guards hold weak references to parameters, with which Module.to() would refuse to move them",
         _swap_with_weakrefs,
         _probe_swap_with_weakrefs,
+    ),
+    Patch(
+        "scripted-modules-move",
+        "TorchScript holds parameters in C++, where they cannot become remora tensors, and saves what is not there",
+        scripting.install,
+        scripting.probe,
     ),
     Patch(
         "tracers-take-remora-tensors",

@@ -11,13 +11,16 @@ from torch.autograd import forward_ad
 
 from remora.device import tensor as tensors
 from remora.device.attention import attend
+from remora.device.ctc import register_ctc
 from remora.device.dispatch import record
 from remora.device.dropout import register_dropout
 from remora.device.engine import StreamGuard
 from remora.device.layouts import refuse_by_name
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
+from remora.device.parts import in_parts, views_tracked
 from remora.device.patches import PATCHES
+from remora.device.recurrent import WITH_GRADIENT, register_recurrent, transposed_batch_wants_gradients
 from remora.device.resize import through_copy
 from remora.device.special import SPECIAL
 from remora.device.tensor import RemoraTensor
@@ -36,9 +39,8 @@ FACTORIES = frozenset(
 )
 
 
-_APART = {
-    torch.ops.aten.scaled_dot_product_attention.default: attend
-}  # how a composite is taken apart for autograd
+# how a composite is taken apart for autograd, where not in PyTorch's own way
+_APART = {torch.ops.aten.scaled_dot_product_attention.default: attend, **WITH_GRADIENT}
 
 
 # Composites that write no `out=` of a tensor subclass, or a part of it in a shape that no meta kernel takes.
@@ -70,6 +72,8 @@ def register() -> None:
         op = resolve(name)
         library.impl(op.name(), through_copy(op), "AutogradPrivateUse1")
     register_dropout(library)
+    register_recurrent(library)
+    register_ctc(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     library.impl("_local_scalar_dense", _number, "PrivateUse1")
     _libraries.extend(refuse_by_name())
@@ -132,9 +136,12 @@ def _register_composites(library: Any) -> None:
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
-    apart = _APART.get(op, _kernel_of_parts(op))
-    asks = op in _APART  # its kernel is chosen by what its inputs need, whether or not gradients are recorded
+    apart = _APART.get(op, functools.partial(in_parts, op))
+    # its kernel is chosen by what its inputs need, whether or not gradients are recorded
+    asks = op is torch.ops.aten.scaled_dot_product_attention.default
     folds = _FOLDS.get(op)
+    if folds is not None:
+        SPECIAL[op] = _apart_if(folds, apart)
     n_modes = torch._C._len_torch_dispatch_stack
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
@@ -146,24 +153,27 @@ def _composite(op: Any) -> Any:
                 return op(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
-    def product(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
-        if folds(first, second):
-            return apart(first, second, *args, **kwargs)
-        return kernel(first, second, *args, **kwargs)
+    def product(*args: Any, **kwargs: Any) -> Any:
+        if folds(*args):
+            return apart(*args, **kwargs)
+        return kernel(*args, **kwargs)
 
     return kernel if folds is None else product
 
 
-def _kernel_of_parts(op: Any) -> Any:
-    """PyTorch's own way of taking it apart; `op.decompose` may take a compiler's, which rounds otherwise."""
-    if op.name().startswith(
-        ("aten::lstm", "aten::gru")
-    ):  # its own takes the fused cell of a GPU for any device
-        return op.decompose
-    return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
+def _apart_if(folds: Any, apart: Any) -> Any:
+    """Under inference_mode a composite comes to the tensors' own dispatch, past its kernel."""
+
+    def special(func: Any, args: Any, kwargs: Any) -> Any:
+        if torch.is_inference_mode_enabled() and folds(*args):
+            with views_tracked():
+                return apart(*args, **kwargs)
+        return NotImplemented
+
+    return special
 
 
-def _linear_folds(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def _linear_folds(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> bool:
     return weight.requires_grad and not x.is_contiguous()
 
 
@@ -175,7 +185,13 @@ def _matmul_folds(x: torch.Tensor, y: torch.Tensor) -> bool:
 
 # Where PyTorch folds a batch into one product because a weight wants gradients, even if none are recorded now:
 # other bits than a batched product, and the executor's weights want none.
-_FOLDS = {torch.ops.aten.linear.default: _linear_folds, torch.ops.aten.matmul.default: _matmul_folds}
+_FOLDS = {
+    torch.ops.aten.linear.default: _linear_folds,
+    torch.ops.aten.matmul.default: _matmul_folds,
+    torch.ops.aten.gru.input: transposed_batch_wants_gradients,
+    torch.ops.aten.rnn_tanh.input: transposed_batch_wants_gradients,
+    torch.ops.aten.rnn_relu.input: transposed_batch_wants_gradients,
+}
 
 
 def _stays_whole(args: Any, kwargs: Any, grad: bool) -> bool:

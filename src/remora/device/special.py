@@ -14,6 +14,7 @@ from remora.device.shadow import known
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor, view_of
 from remora.device.upload import upload
+from remora.errors import NotSupported
 
 aten = torch.ops.aten
 _DEPTH = 4  # frames from a record made here to the program: special, learn, record
@@ -136,6 +137,13 @@ def _no_need(func: Any, args: Any, kwargs: Any) -> None:
     """A value lives until the rows before its end have run, on whatever stream they were recorded."""
 
 
+def _refuse_nested(func: Any, args: Any, kwargs: Any) -> Any:
+    raise NotSupported(
+        "a nested tensor on the remora device, which TransformerEncoder makes of a padding mask in evaluation; "
+        "use TransformerEncoder(..., enable_nested_tensor=False), which gives the same where nothing is padded"
+    )
+
+
 SPECIAL: dict[Any, Any] = {
     aten._local_scalar_dense.default: _item,
     aten._to_copy.default: _to_copy,
@@ -149,5 +157,6 @@ SPECIAL: dict[Any, Any] = {
     aten._has_same_storage_numel.default: _has_same_storage_numel,
     aten.is_same_size.default: _is_same_size,
     aten.record_stream.default: _no_need,
+    aten._nested_tensor_from_mask_left_aligned.default: _refuse_nested,
     **SHAPE_CHANGES,
 }

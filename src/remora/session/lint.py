@@ -1,7 +1,7 @@
 """The sync linter: what made the program wait for its executor, by source line.
 
-A session is watched by replacing the four methods that block on that one session, so that nothing is paid for
-where nobody asked.
+A session is watched by replacing the methods of its link that block, on that one object, so that nothing is paid
+for where nobody asked. Why the program waits is read from the functions on the stack.
 """
 
 from __future__ import annotations
@@ -35,15 +35,27 @@ HINTS = {
     "shape": "the result's size depends on data: use a mask, torch.where or topk, whose sizes do not",
     "generator": "reading or setting the generator waits: checkpoint(preserve_rng_state=False) if nothing is random",
     "synchronize": "only timing needs it: results wait for themselves",
+    "question": "the executor's memory and device are worth asking for rarely",
     "upload": "move what does not change once, before the loop",
 }
-# Functions through which a value is read, innermost first; what none of them names is a copy to the CPU.
-_READERS = {
-    ("device/tensor.py", "__repr__"): "print",
-    ("device/tensor.py", "__format__"): "print",
-    ("device/tensor.py", "__reduce_ex__"): "save",
-    ("device/special.py", "_equal"): "compare",
-    ("device/special.py", "_item"): "number",
+_BLOCKING = ("wait", "wait_until", "persist")  # methods of session/link.py
+# What a function of Remora's on the stack says about a wait; the outermost one decides: print reads a number too.
+_MEANS = {
+    "_item": "number",
+    "_equal": "compare",
+    "described": "shape",
+    "store": "upload",
+    "barrier": "synchronize",
+    "passed": "synchronize",
+    "synchronize": "synchronize",
+    "rng_state": "generator",
+    "get_rng_state": "generator",
+    "set_rng_state": "generator",
+    "memory": "question",
+    "facts": "question",
+    "__repr__": "print",
+    "__format__": "print",
+    "__reduce_ex__": "save",
 }
 _DISPATCH = {
     ("torch", "_ops.py"),
@@ -85,8 +97,9 @@ class Lint:
     def watch(self, session: Session) -> None:
         """Measures the round trip, and counts from here on."""
         self.round_trip_s = self._measure(session)
-        for name in ("fetch", "rng_state", "barrier", "store"):
-            setattr(session, name, self._counted(session, name, getattr(session, name)))
+        for name in _BLOCKING:
+            if hasattr(session.link, name):
+                setattr(session.link, name, self._counted(session, getattr(session.link, name)))
 
     def _measure(self, session: Session) -> float:
         times_s = []
@@ -98,11 +111,9 @@ class Lint:
         session.link.round_trips = before  # not the program's
         return statistics.median(times_s[1:])
 
-    def _counted(self, session: Session, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, session: Session, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            shape = name == "fetch" and (kwargs.get("describe") or len(args) > 1)
-            node = session.recorder.step.node if shape else None
             before = session.link.round_trips + session.uploads.round_trips
             started_s = self._clock()
             try:
@@ -110,16 +121,19 @@ class Lint:
             finally:
                 waited_s = self._clock() - started_s
                 spent = session.link.round_trips + session.uploads.round_trips - before
-                if spent:
-                    where = place(sys._getframe(1), name, node.op if node is not None else "")
-                    self._add(where, spent, waited_s)
+                caller = sys._getframe(1)
+                rest = (
+                    caller.f_code.co_name == "_fetched"
+                )  # of a large value, whose reply was waited for before
+                if spent or rest:
+                    self._add(place(caller), not rest, spent or 1, waited_s)
 
         return counted
 
-    def _add(self, where: Place, round_trips: int, waited_s: float) -> None:
+    def _add(self, where: Place, calls: int, round_trips: int, waited_s: float) -> None:
         with self._lock:
             blocked = self.found.setdefault(where, Blocked())
-            blocked.calls += 1
+            blocked.calls += calls
             blocked.round_trips += round_trips
             blocked.waited_s += waited_s
 
@@ -130,42 +144,29 @@ class Lint:
         return sorted(rows, key=lambda row: (-row[2], -row[1].waited_s, row[0]))
 
 
-def place(frame: FrameType, method: str, op: str) -> Place:
-    """Where the program waits; `frame` is the caller of a session's blocking `method`."""
+def place(frame: FrameType) -> Place:
+    """Where the program waits and why; `frame` is the caller of a blocking method."""
     user = user_frame(frame)
     assert user is not None
     outside: FrameType | None = frame  # the innermost frame that is neither Remora's nor PyTorch's dispatch
-    names: list[tuple[str, str]] = []
+    kind, op = "copy", ""
     while outside is not None and outside is not user and _passed_through(outside.f_code):
-        names.append(_name(outside.f_code))
+        name = outside.f_code.co_name
+        kind = _MEANS.get(name, kind)
+        if kind == "shape" and name == "record" and not op:
+            op = str(outside.f_locals.get("func", ""))
         outside = outside.f_back
     if outside is None:
         outside = user
     via = "" if outside is user else f"{_short(outside.f_code.co_filename)}:{outside.f_lineno}"
-    kind = _kind(method, op, names, outside)
+    if kind == "number" and _branches(outside):
+        kind = "branch"
     return Place(user.f_code.co_filename, user.f_lineno, kind, via, op)
-
-
-def _kind(method: str, op: str, names: list[tuple[str, str]], caller: FrameType) -> str:
-    if method != "fetch":
-        return {"rng_state": "generator", "barrier": "synchronize", "store": "upload"}[method]
-    if op:
-        return "shape"
-    kinds = [_READERS[name] for name in names if name in _READERS]
-    if not kinds:
-        return "copy"
-    kind = kinds[-1]  # the outermost: print reads an item too
-    return "branch" if kind == "number" and _branches(caller) else kind
 
 
 def _passed_through(code: CodeType) -> bool:
     path = Path(code.co_filename)
     return path.parts[-2:] in _DISPATCH or _PACKAGE in path.parents
-
-
-def _name(code: CodeType) -> tuple[str, str]:
-    path = Path(code.co_filename)
-    return "/".join(path.parts[-2:]), code.co_name
 
 
 def _short(filename: str) -> str:
