@@ -32,6 +32,7 @@ class Program:
         self.seed = seed
         self.lines: list[str] = []
         self.env: dict[str, Any] = environment("cpu")
+        self.gradients = self.rng.random() < 0.7
         self.raises: type[Exception] | None = None
         torch.manual_seed(seed % 2**31)
         for _ in range(2):
@@ -39,6 +40,7 @@ class Program:
         for _ in range(self.rng.randint(6, 18)):
             self.add(self.rng.choice(KINDS))
         self._backward()
+        self._run_again()
 
     def add(self, kind: Callable[[Program], str]) -> None:
         """Adds a line of a kind, if one is found that the CPU takes."""
@@ -67,10 +69,18 @@ class Program:
         )
         line = f"loss = {total}; loss.backward()"
         self.lines.append(line)
-        try:
-            run_line(line, self.env)
-        except Exception as error:
-            self.raises = type(error)
+
+    def _run_again(self) -> None:
+        """The program alone: what was asked of tensors while it was made, autograd remembers. It ends with the line
+        that raises, if there is one."""
+        self.env = environment("cpu")
+        torch.manual_seed(self.seed % 2**31)
+        for number, line in enumerate(self.lines):
+            try:
+                run_line(line, self.env)
+            except Exception as error:  # PyTorch's refusals are of every type
+                self.raises = type(error)
+                del self.lines[number + 1 :]
 
     # -- choices
 
@@ -87,6 +97,11 @@ class Program:
         """Whether there is a view of what `t` views, or of `t`."""
         base = t._base if t._base is not None else t
         return any(x is not t and (x is base or x._base is base) for x in self.tensors().values())
+
+    def refuse_views_with_gradients(self, t: torch.Tensor) -> None:
+        """For what changes a shape: PyTorch replays a view for a subclass, where it keeps the strides of its own."""
+        if self.gradients and (t._base is not None or self.shares_memory(t)):
+            raise Refused
 
     def new(self) -> str:
         return f"t{sum(isinstance(v, torch.Tensor) for v in self.env.values())}"
@@ -127,7 +142,8 @@ def factory(p: Program) -> str:
     makes += [f"torch.rand({shape}, device=device)", f"torch.randn({shape}, {normal})"] * 3
     makes += [f"torch.linspace(-1, 1, {p.rng.randint(0, 6)}, device=device)"]
     makes += [f"torch.tensor({[p.number() for _ in range(p.rng.randint(0, 5))]}, device=device)"]
-    makes += [f"torch.randn({shape}, device=device).requires_grad_()"] * 3
+    if p.gradients:
+        makes += [f"torch.randn({shape}, device=device).requires_grad_()"] * 4
     return f"{p.new()} = {p.rng.choice(makes)}"
 
 
@@ -169,7 +185,10 @@ def view(p: Program) -> str:
 def in_place(p: Program) -> str:
     # what overlaps itself, PyTorch writes or refuses to write by rules of each kernel
     name, t = p.tensor(lambda t: 0 not in [s for n, s in zip(t.shape, t.stride(), strict=True) if n > 1])
-    other, _ = p.tensor()
+    # what reads the memory that it writes, PyTorch takes or refuses by rules of each kernel too
+    other, x = p.tensor(lambda x: x.untyped_storage().data_ptr() != t.untyped_storage().data_ptr())
+    if x.requires_grad and not t.is_floating_point():
+        other += ".detach()"  # integers with a gradient are half allowed
     n, d, e = p.number(), p.dim(t), p.dim(t)
     calls = [
         f".add_({other})",
@@ -206,10 +225,8 @@ def in_place(p: Program) -> str:
     if t.dtype in FLOATS:
         calls += [".normal_()", ".exponential_()"]
     line = f"{name}{p.rng.choice(calls)}"
-    if t.requires_grad and any(word in line for word in ("transpose_", "squeeze_", ".t_()")):
-        if p.shares_memory(t):
-            raise Refused  # PyTorch replays a view for a subclass, where it keeps the strides of its own tensors
-        return line
+    if any(word in line for word in ("transpose_", "squeeze_", ".t_()")):
+        p.refuse_views_with_gradients(t)
     if t.requires_grad and p.shares_memory(t):
         return line
     if (t.requires_grad and t.is_leaf) or p.rng.random() < 0.2:
@@ -227,7 +244,7 @@ def combine(p: Program) -> str:
         f"{a} - {p.number()}",
         f"{a} / 3",
         f"{p.number()} * {a}",
-        f"{a} @ {b}",
+        f"{a} @ {b}.to({a}.dtype)",
     ]
     calls += [f"torch.where({a} > 0, {b}, {c})", f"torch.maximum({a}, {b})", f"torch.matmul({a}, {a}.mT)"]
     calls += [
@@ -309,16 +326,14 @@ def reduce(p: Program) -> str:
         f"{a}.var({rest})",
         f"{a}.norm()",
         f"{a}.logsumexp({rest})",
-        f"{a}.median()",
-        f"{a}.min()",
     ]
     calls += [
-        f"torch.aminmax({a})[0]",
         f"{a}.count_nonzero()",
         f"{a}.diff(dim={d})",
         f"{a}.trace()",
     ]
-    if "detach" in a or not t.requires_grad:  # a product's gradient has another formula for a subclass
+    if "detach" in a or not t.requires_grad:  # these gradients have another formula for a subclass
+        calls += [f"{a}.median()", f"{a}.min()", f"torch.aminmax({a})[0]"]
         calls += [f"{a}.prod({rest})", f"{a}.cumprod({d})"]
     return f"{p.new()} = {p.rng.choice(calls)}"
 
@@ -331,9 +346,8 @@ def resize(p: Program) -> str:
         if torch.Size(size).numel() <= (t.numel() if t.is_contiguous() else 0)
     ]
     other, _ = p.tensor(lambda x: not x.requires_grad and x.dtype == t.dtype)
-    if any(x.requires_grad for x in p.tensors().values()):
-        raise Refused  # a view of what changes its shape is replayed for a subclass
-    if p.rng.random() < 0.5:
+    p.refuse_views_with_gradients(t)
+    if p.gradients or p.rng.random() < 0.5:
         return f"{name}.resize_({p.rng.choice(smaller)})"
     return f"{name}.set_({other})"
 

@@ -46,8 +46,8 @@ CALLS = {
     "aten._native_batch_norm_legit.no_stats": [(X, *STATISTICS[:2], True, 0.1, 1e-5)],
     "aten.index.Tensor": [
         (x, indices)
-        for x in (X, X.transpose(0, 2), X.permute(1, 2, 0))
-        for i, j in itertools.product((ROWS, ROWS.t(), ROWS[:, :1], ROWS[0]), repeat=2)
+        for x in (X, X.transpose(0, 2), X.permute(1, 2, 0), X[..., 1:2], X[:, :1])
+        for i, j in itertools.product((ROWS, ROWS.t(), ROWS[:, :1], ROWS[0], ROWS[:, ::3].t()), repeat=2)
         if i.dim() != j.dim() or i.shape == j.shape
         for indices in ([i], [None, i], [i, None, i], [i, j], [None, i, j], [i, i, i])
     ],

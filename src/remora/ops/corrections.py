@@ -18,6 +18,7 @@ from remora.ops.layout import (
     elementwise_stride,
     fresh,
     suggests_channels_last,
+    viewed_stride,
 )
 
 Correction = Callable[[list[Meta], Sequence[Any], str], list[Meta]]
@@ -83,8 +84,10 @@ def _indexed(outs: list[Meta], args: Sequence[Any], device_type: str) -> list[Me
     operands = [(out.shape, (*before, *[0] * len(chosen), *after))]
     for index in used:
         lead = len(chosen) - len(index.shape)
-        own = [0 if n == 1 else stride for n, stride in zip(index.shape, index.stride, strict=True)]
-        operands.append((out.shape, (*[0] * (len(before) + lead), *own, *[0] * len(after))))
+        own = [0 if n != m else s for n, m, s in zip(index.shape, chosen[lead:], index.stride, strict=True)]
+        shape = (*[1] * len(before), *chosen, *[1] * len(after))
+        stride = viewed_stride(chosen, (*[0] * lead, *own), shape) or contiguous(shape)
+        operands.append((shape, stride))
     return [out._replace(stride=elementwise_stride(out.shape, tuple(operands)))]
 
 
