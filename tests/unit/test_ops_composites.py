@@ -58,6 +58,8 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
         (X(4, 5), torch.zeros(4, dtype=torch.int64)),
         (X(1, 1), torch.zeros(1).long(), None, 0),
     ],
+    "linalg_svdvals.default": [(X(3, 4),), (X(1, 1),)],
+    "linalg_eigvalsh.default": [(X(3, 3),), (X(1, 1),)],
     "cosine_similarity.default": [(X(2, 3), X(2, 3), 1), (X(1), X(1), 0)],
     "silu_backward.default": [(X(2, 3), X(2, 3)), (X(()), X(()))],
     "mish_backward.default": [(X(2, 3), X(2, 3)), (X(()), X(()))],

@@ -21,7 +21,13 @@ from remora.ops.schema import digest, resolve
         ("record_stream.default", "host"),
         ("pin_memory.default", "page-locks"),
         ("_pin_memory.default", "page-locks"),
-        ("set_.source_Storage", "Storage"),
+        ("set_.source_Storage", "own shape or storage"),
+        ("set_.source_Tensor", "own shape or storage"),
+        ("resize_.default", "own shape or storage"),
+        ("resize.default", "own shape or storage"),
+        ("t_.default", "own shape or storage"),
+        ("_efficientzerotensor.default", "own shape or storage"),
+        ("mkldnn_rnn_layer.default", "indices"),
         ("_reshape_alias.default", "bounds"),
         ("_nested_view_from_buffer.default", "offsets"),
         ("_sparse_coo_tensor_unsafe.default", "sparse"),
@@ -74,7 +80,6 @@ def test_no_allowed_op_takes_free_text_a_storage_or_a_stream() -> None:
         "linalg_qr.default",
         "item.default",
         "as_strided.default",
-        "set_.source_Tensor",
     ],
 )
 def test_allowed(name: str) -> None:
@@ -91,6 +96,15 @@ def test_other_namespaces_only_if_the_operator_allows_them() -> None:
     library._destroy()
 
 
+def test_of_our_own_namespace_only_what_is_ours() -> None:
+    library = torch.library.Library("remora", "FRAGMENT")
+    library.define("sneaked_in(Tensor x) -> Tensor")
+    assert allowed(resolve("remora.resized.default"))
+    assert not allowed(resolve("remora.sneaked_in.default"))
+    assert "remora.resized.default" in op_table()
+    library._destroy()
+
+
 def test_op_table_lists_only_allowed_ops_with_their_digests() -> None:
     table = op_table()
     assert len(table) > 2000
@@ -98,6 +112,9 @@ def test_op_table_lists_only_allowed_ops_with_their_digests() -> None:
     assert "aten.from_file.default" not in table
     assert table_digest(table) == table_digest(dict(reversed(table.items())))
     assert table_digest(table) != table_digest({**table, "aten.add.Tensor": "0" * 16})
+
+
+CPU_ONLY = ("mkldnn_rnn_layer", "mkldnn_rnn_layer_backward")
 
 
 class Refused(TorchDispatchMode):
@@ -108,9 +125,8 @@ class Refused(TorchDispatchMode):
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if op.namespace != "profiler" and not allowed(
-            op
-        ):  # those take no tensor: the client runs them itself
+        # profiler's take no tensor: the client runs them itself; the CPU's own LSTM never leaves the CPU
+        if op.namespace != "profiler" and op._opname not in CPU_ONLY and not allowed(op):
             self.names.add(str(op))
         return op(*args, **(kwargs or {}))
 

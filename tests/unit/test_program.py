@@ -114,16 +114,92 @@ def test_an_out_tensor_does_not_grow():
 
 @pytest.mark.parametrize("flag", [Const(True), INT])
 def test_a_kernels_check_of_its_indices_stays_on(flag):
-    """With unsafe=True, segment_reduce read what another session had put beside its input."""
-    lengths = torch.tensor([4, 1, 1, 1])
-    node = Node(
-        "aten.segment_reduce.default", (Slot(0), Const("sum")), (("lengths", Slot(1)), ("unsafe", flag))
-    )
-    refused(node, slots=[torch.ones(4), lengths], holes=[1])
-    offsets = Node("aten.segment_reduce.default", node.args, (("offsets", Slot(1)),))
-    refused(offsets, slots=[torch.ones(4), lengths])
     index = Node("aten._index_put_impl_.default", (Slot(0), Items((Slot(1),)), Slot(0), Const(False), flag))
-    refused(index, slots=[torch.ones(4), lengths], holes=[1])
+    refused(index, slots=[torch.ones(4), torch.tensor([4, 1, 1, 1])], holes=[1])
+
+
+def fails(*nodes, slots, holes=(), says):
+    with pytest.raises(Failure, match=says):
+        execute(*nodes, slots=slots, holes=holes)
+
+
+SEGMENTS = Node(
+    "aten.segment_reduce.default", (Slot(0), Const("sum")), (("lengths", Slot(1)), ("unsafe", Const(True)))
+)
+BY_OFFSETS = Node("aten.segment_reduce.default", SEGMENTS.args, (("offsets", Slot(1)),))
+
+
+@pytest.mark.parametrize(
+    ("node", "bounds"),
+    [
+        (SEGMENTS, [4, 1, 1, 1]),
+        (SEGMENTS, [-1, 5]),
+        (SEGMENTS, [2**62, 2**62, 2**62, 2**62]),  # their sum is 0
+        (BY_OFFSETS, [0, 5]),
+        (BY_OFFSETS, [-1, 4]),
+        (BY_OFFSETS, [0, 4, 2]),
+        (BY_OFFSETS, []),
+    ],
+)
+def test_segments_stay_inside_of_their_input(node, bounds):
+    """PyTorch's kernel reads what another session has put beside its input."""
+    fails(node, slots=[torch.ones(4), torch.tensor(bounds, dtype=torch.int64)], says="segments reach beyond")
+
+
+def test_segments_that_stay_inside_are_reduced():
+    data = torch.arange(4.0)
+    assert execute(SEGMENTS, slots=[data, torch.tensor([1, 3])]).tolist() == [0, 6]
+    assert execute(BY_OFFSETS, slots=[data, torch.tensor([0, 3, 4])]).tolist() == [3, 3]
+
+
+def test_the_gradient_of_segments_has_their_shape():
+    back = Node(
+        "aten._segment_reduce_backward.default",
+        (Slot(0), Slot(1), Slot(2), Const("sum")),
+        (("lengths", Slot(3)),),
+    )
+    good = [torch.ones(2), torch.ones(2), torch.ones(4), torch.tensor([1, 3])]
+    assert execute(back, slots=good).tolist() == [1] * 4
+    fails(back, slots=[torch.ones(1), *good[1:]], says="grad of shape")
+    fails(back, slots=[good[0], torch.ones(1), *good[2:]], says="output of shape")
+
+
+# -- tensors that grow
+
+
+RESIZED = Node("remora.resized.default", (Slot(0), Items((INT,)), Items((INT,)), INT))
+
+
+def test_a_tensor_grows_with_zeros_for_all_that_share_its_storage():
+    base = torch.arange(3.0)
+    last = base[2:]
+    torch.full((4000,), 7.0)  # freed: the grown storage may get its memory
+    grown = execute(RESIZED, slots=[base], holes=[4000, 1, 0])
+    assert grown[:3].tolist() == [0, 1, 2]
+    assert not grown[3:].any()
+    grown[2] = 9
+    assert last.item() == 9
+    assert base.shape == (3,)
+
+
+@pytest.mark.parametrize("holes", [[-1, 1, 0], [4, -1, 3], [2, 1, -1], [2**62, 2**62, 2**62]])
+def test_a_tensor_grows_only_to_what_there_can_be(holes):
+    with pytest.raises(Failure):
+        execute(RESIZED, slots=[torch.ones(4)], holes=holes)
+
+
+def test_mapped_bytes_do_not_grow():
+    mapped = torch.frombuffer(bytearray(16), dtype=torch.float32)
+    fails(RESIZED, slots=[mapped], holes=[5, 1, 0], says="uploaded in bulk cannot grow")
+
+
+def test_unset_memory_between_strides_is_zeroed():
+    torch.full((4000,), 7.0)
+    node = Node("aten.empty_strided.default", (Items((INT, INT)), Items((INT, INT))))
+    node = Node(node.op, node.args, (), ((1,),))
+    made = execute(node, holes=[2, 3, 1999, 0])
+    assert made.stride() == (1999, 0)
+    assert not made.as_strided((2000,), (1,), 0).any()
 
 
 def test_a_client_cannot_word_an_error_so_that_it_ends_the_worker():

@@ -10,6 +10,7 @@ EXPERIMENTS = {
     "decode": "remora.bench.decode",
     "train": "remora.bench.training",
     "zoo": "remora.bench.zoo",
+    "compat": "remora.bench.compat",
 }
 
 

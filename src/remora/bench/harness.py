@@ -33,13 +33,14 @@ class Impossible(Exception):
 class Options:
     """What the command line asks of an experiment. url: None starts an executor of its own.
 
-    only: one architecture of `zoo`.
+    only: one architecture of `zoo`, one op of `compat`. write: the file whose table `compat` makes anew.
     """
 
     quick: bool = False
     url: str | None = None
     seed: int = 0
     only: str | None = None
+    write: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ from remora.capture.value import OUT_BITS, Value
 from remora.device import other_torch
 from remora.device import tensor as tensors
 from remora.device.encode import node_of
-from remora.device.infer import Outcome, floats_matter, infer, remora_tensors
+from remora.device.foreign import PYTHON_NAMESPACES, run_here
+from remora.device.infer import OutChanges, Outcome, floats_matter, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
+from remora.device.resize import write_out
 from remora.device.rng import introduce, number_of
 from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
@@ -38,6 +40,7 @@ _strided = torch.strided
 _Generator, _Stream = torch._C.Generator, torch._C.Stream
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
+_IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
 _is_inference_mode_enabled = torch.is_inference_mode_enabled
 _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
 
@@ -207,6 +210,10 @@ def _encode_other(
         holes.append(number)
     elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise NotSupported("symbolic sizes on the remora device; trace on meta or fake tensors instead")
+    elif isinstance(item, (torch.UntypedStorage, torch.TypedStorage)):
+        raise NotSupported(
+            "the storage of a remora tensor is on an executor; use set_() with a tensor, or copy_()"
+        )
     else:
         raise NotSupported(
             f"an argument of type {type(item).__name__} ({item!r}) cannot travel to an executor"
@@ -215,8 +222,8 @@ def _encode_other(
 
 
 def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
-    """All that the outputs' metadata depends on: the op, the inputs' metadata, the typed scalars."""
-    key: list[Any] = [func, _get_default_dtype()]
+    """All that the outputs' metadata depends on: the op, the inputs' metadata, the typed scalars, the device."""
+    key: list[Any] = [func, _get_default_dtype(), bound.device_type]
     matter = _matter.get(func)
     if matter is None:
         matter = _matter[func] = floats_matter(func)
@@ -250,13 +257,18 @@ def _first_call(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: in
     """A call of an op that this session has not recorded yet: the executor's PyTorch may have it in another
     form, or not at all."""
     recorder.repair()
+    if func.namespace in PYTHON_NAMESPACES:
+        return run_here(func, args, kwargs or {})
     difference = None if func in SPECIAL else other_torch.difference(func)
     if difference is None:
         recorder.agreed.add(id(func))
         return record(func, (), args, kwargs, depth + 1)
     if difference.theirs is None:
         return other_torch.instead(difference, args, kwargs or {})
-    outcome = _outcome(func, args, kwargs)
+    try:
+        outcome = _outcome(func, args, kwargs)
+    except OutChanges as changes:
+        return write_out(changes, func, args, kwargs or {}, depth + 1)
     args, kwargs = other_torch.translated(difference, args, kwargs or {})
     return record(func, (), args, kwargs, depth + 1, outcome)
 
@@ -269,8 +281,13 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
         return result
     facts = traits(func)
     if facts.composite and facts.name not in COMPOSITES:
-        return func.decompose(*args, **(kwargs or {}))  # under inference_mode composites arrive whole
-    return record(func, (), args, kwargs, depth + 1, _outcome(func, args, kwargs))
+        # under inference_mode composites arrive whole; PyTorch's own kernel, where it has a Python one too
+        return func._op_dk(_IMPLICIT, *args, **(kwargs or {}))
+    try:
+        outcome = _outcome(func, args, kwargs)
+    except OutChanges as changes:
+        return write_out(changes, func, args, kwargs or {}, depth + 1)
+    return record(func, (), args, kwargs, depth + 1, outcome)
 
 
 def _outcome(func: Any, args: Any, kwargs: Any) -> Outcome:
@@ -325,6 +342,10 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
 
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor) and type(item) is not RemoraTensor:
+            if (
+                item.device.type == tensors.DEVICE.type
+            ):  # PyTorch makes some kinds out of remora tensors by itself
+                raise NotSupported(f"{func}: the remora device has no {item.layout} tensors; use .to_dense()")
             if item.dim() and not func._schema.name.startswith("aten::index"):
                 raise RuntimeError(
                     "Expected all tensors to be on the same device, but found at least two devices, "

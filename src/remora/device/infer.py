@@ -10,14 +10,18 @@ from torch.utils._pytree import tree_map
 
 from remora.device.meta import TensorMeta, contiguous_meta, dense_order, intern, meta_of
 from remora.device.shadow import foldable
+from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
+from remora.ir.node import FREE
+from remora.ops.corrections import CORRECTIONS, OUT_IS_CONTIGUOUS
 from remora.ops.layout import Meta
-from remora.ops.schema import OpTraits, Place, op_name, traits
+from remora.ops.permission import refusal
+from remora.ops.schema import OpTraits, Place, functional_of, op_name, traits
 from remora.ops.shapes_pointwise import RULES as POINTWISE
 from remora.ops.torch_shapes import shape_rules
 
-_RULES = shape_rules()
+_RULES = {device: shape_rules(device) for device in ("cpu", "cuda")}
 misses = 0  # calls that neither this process nor one before it had inferred
 
 
@@ -43,30 +47,60 @@ class Outcome:
     only_writes: bool = field(init=False)  # it returns nothing
 
     def __post_init__(self) -> None:
-        self.simple = self.single and isinstance(self.outs[0], TensorMeta) and not self.unknown
+        fresh = self.single and isinstance(self.outs[0], TensorMeta) and not self.unknown
+        self.simple = fresh and not self.outs[0].lazy  # type: ignore[union-attr]
         self.shadowed = self.foldable or bool(self.stale)
         self.only_writes = bool(self.stale) and all(out is None for out in self.outs)
 
 
+class OutChanges(Exception):
+    """A call writes tensors whose shape it changes first: `known` says to what, or is empty."""
+
+    def __init__(self, known: list[tuple[RemoraTensor, TensorMeta]]) -> None:
+        super().__init__("an output has another shape than the result")
+        self.known = known
+
+
 def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outcome:
-    """Finds the outcome of a call. Raises what PyTorch raises for wrong arguments."""
+    """Finds the outcome of a call. Raises OutChanges, and what PyTorch raises for wrong arguments."""
     known = traits(func)
-    if known.metadata_only_write:
-        raise NotSupported(
-            f"{op_name(func)} changes a tensor's own shape, which remora tensors do not support yet"
-        )
+    refused = refusal(func) if func.namespace == "aten" else None
+    if refused is not None:
+        raise NotSupported(f"{op_name(func)} is not allowed on executors: {refused}")
     if _masked(args) if func is torch.ops.aten.index.Tensor else known.dynamic_shape:
-        return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
+        return _told_by_executor(func, known, args)
     global misses
     misses += 1
-    outs = _by_rule(func, args, kwargs) if known.n_returns else []  # what gives nothing is not asked for
+    outs = (
+        _by_rule(func, args, kwargs, inputs) if known.n_returns else []
+    )  # what gives nothing is not asked for
     if outs is None:
         outs = _by_meta_kernel(func, args, kwargs, inputs)
+    if _corrected_without_out(func, known):
+        raise OutChanges([])
     if outs is None and known.n_returns:
-        return Outcome((None,) * known.n_returns, known.n_returns == 1, container=tuple, unknown=True)
+        return _told_by_executor(func, known, args)
+    outs = [] if outs is None else outs
     written = {out: _positions(place, args, kwargs) for out, place in known.written}
     stale = tuple(index for place in known.mutates for index in _positions(place, args, kwargs))
     return _outcome(func, known, outs, inputs, written, stale)
+
+
+# Lists that a kernel returns and no meta kernel describes: how many tensors are in them.
+_LENGTHS = {"aten._histogramdd_bin_edges.default": lambda args: args[0].shape[-1]}
+
+
+def _told_by_executor(func: Any, known: OpTraits, args: Any) -> Outcome:
+    """The outputs are as the kernel makes them; the executor describes them."""
+    if known.written:
+        raise OutChanges([])
+    count = _LENGTHS.get(known.name)
+    if count is not None:
+        return Outcome((None,) * count(args), False, layouts=(FREE,) * count(args), unknown=True)
+    if "List" in str(func._schema.returns[0].type):
+        raise NotSupported(f"{known.name} returns a list of tensors whose number only the data tells")
+    n = known.n_returns
+    return Outcome((None,) * n, n == 1, container=tuple, layouts=(FREE,) * n, unknown=True)
 
 
 def floats_matter(func: Any) -> bool:
@@ -82,9 +116,9 @@ def _masked(args: Any) -> bool:
     return any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
 
 
-def _by_rule(func: Any, args: Any, kwargs: Any) -> Any:
-    rule = _RULES.get(op_name(func))
-    if rule is None:
+def _by_rule(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Any:
+    rule = _RULES.get(bound.device_type, _RULES["cuda"]).get(op_name(func))
+    if rule is None or any(tensor._value.meta.lazy for tensor in inputs):
         return None
 
     def facts(item: Any) -> Any:
@@ -106,7 +140,9 @@ def _by_rule(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Any:
-    examples = {id(tensor): tensor._value.meta.example() for tensor in inputs}
+    writes = bool(traits(func).mutates)  # then none is shared: what it writes must overlap nothing
+    metas = {id(tensor): tensor._value.meta for tensor in inputs}
+    examples = {at: meta.fresh_example() if writes else meta.example() for at, meta in metas.items()}
 
     def to_meta(item: Any) -> Any:
         if isinstance(item, RemoraTensor):
@@ -115,7 +151,6 @@ def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor
             return torch.device("meta")
         return None if isinstance(item, torch._C.Generator) else item
 
-    before = [meta_of(example) for example in examples.values()]
     try:
         with torch.no_grad():
             outs = func(*tree_map(to_meta, args), **tree_map(to_meta, kwargs))
@@ -125,12 +160,58 @@ def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor
         if _without_meta_kernel(str(error).lower()):
             return None  # no meta kernel for this op: the executor knows
         raise
-    if [meta_of(example) for example in examples.values()] != before:
-        for tensor in inputs:
-            tensor._value.meta._example = None
-        raise NotSupported(f"{op_name(func)} resizes its output, which remora tensors do not support yet")
+    if writes:
+        after = {at: meta_of(example) for at, example in examples.items()}
+        changed = [
+            (tensor, after[id(tensor)]) for tensor in inputs if after[id(tensor)] is not metas[id(tensor)]
+        ]
+        if changed:
+            raise OutChanges(_as_fresh(func, args, kwargs, to_meta, changed))
+    outs = list(outs) if isinstance(outs, (list, tuple)) else outs
+    return _corrected(func, args, outs)
 
-    return list(outs) if isinstance(outs, (list, tuple)) else outs
+
+def _corrected(func: Any, args: Any, outs: Any) -> Any:
+    correction = CORRECTIONS.get(op_name(func))
+    if correction is None:
+        return outs
+    plain = tree_map(lambda item: item._value.meta.facts if isinstance(item, RemoraTensor) else item, args)
+    listed = [meta_of(out).facts for out in (outs if isinstance(outs, list) else [outs])]
+    found = [intern(facts) for facts in correction(listed, plain, bound.device_type)]
+    return found if isinstance(outs, list) else found[0]
+
+
+def _corrected_without_out(func: Any, known: OpTraits) -> bool:
+    """Whether the meta kernel is wrong about what an `out=` call writes."""
+    functional = functional_of(func) if known.written else None
+    return functional is not None and op_name(functional) in CORRECTIONS
+
+
+def _as_fresh(func: Any, args: Any, kwargs: Any, to_meta: Any, changed: Any) -> Any:
+    """Strides of resized outputs: as of the fresh results that the op gives without `out=`."""
+    functional = functional_of(func)
+    names = [argument.name for argument in func._schema.arguments if argument.is_out]
+    if functional is None or op_name(functional) in OUT_IS_CONTIGUOUS:
+        return changed
+    rest = {name: item for name, item in kwargs.items() if name not in names}
+    try:
+        with torch.no_grad():
+            outs = functional(*tree_map(to_meta, args), **tree_map(to_meta, rest))
+    except (RuntimeError, NotImplementedError):
+        return changed
+    outs = _corrected(functional, args, list(outs) if isinstance(outs, (list, tuple)) else outs)
+    written = remora_tensors([kwargs[name] for name in names])
+    listed = outs if isinstance(outs, list) else [outs]
+    metas = [out if isinstance(out, TensorMeta) else meta_of(out) for out in listed]
+    found = {id(tensor): meta for tensor, meta in zip(written, metas, strict=False)}
+
+    def target(tensor: RemoraTensor, after: TensorMeta) -> TensorMeta:
+        meta = found.get(id(tensor), after)
+        if meta.shape != after.shape:
+            return after
+        return intern(Meta(tuple(after.shape), meta.stride, after.offset, after.dtype))
+
+    return [(tensor, target(tensor, after)) for tensor, after in changed]
 
 
 def _without_meta_kernel(message: str) -> bool:
@@ -165,6 +246,9 @@ def remora_tensors(items: Any) -> list[RemoraTensor]:
     return found
 
 
+_GIVEN_STRIDES = {"aten.empty_strided.default", "aten.new_empty_strided.default"}
+
+
 def _outcome(
     func: Any,
     known: OpTraits,
@@ -184,6 +268,8 @@ def _outcome(
     for number, out in enumerate(listed):
         if number in written:
             meta, layout = written[number][0], ()
+        elif known.name in _GIVEN_STRIDES:
+            meta, layout = meta_of(out), FREE
         else:
             meta, layout = _declare(out, is_view)
         metas.append(meta)

@@ -44,6 +44,7 @@ class PackedMeta(msgspec.Struct, array_like=True, frozen=True):
     stride: tuple[int, ...]
     offset: int
     dtype: str
+    lazy: int = 0
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -250,11 +251,11 @@ def unpack(entry: Entry) -> Outcome:
 
 @lru_cache(maxsize=1 << 12)
 def _packed_meta(meta: TensorMeta) -> PackedMeta:
-    return PackedMeta(tuple(meta.shape), tuple(meta.stride), meta.offset, NAMES[meta.dtype])
+    return PackedMeta(tuple(meta.shape), tuple(meta.stride), meta.offset, NAMES[meta.dtype], meta.lazy)
 
 
 def _unpacked_meta(packed: PackedMeta) -> TensorMeta:
-    return intern(Meta(packed.shape, packed.stride, packed.offset, BY_NAME[packed.dtype]))
+    return intern(Meta(packed.shape, packed.stride, packed.offset, BY_NAME[packed.dtype]), packed.lazy)
 
 
 def key_digest(key: tuple[Any, ...]) -> bytes:

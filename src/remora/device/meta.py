@@ -8,14 +8,20 @@ import torch
 
 from remora.ops.layout import Meta
 
+CONJ, NEG = 1, 2
+
 
 class TensorMeta:
-    """Shape, stride, offset and dtype of a tensor; made only by `intern`."""
+    """Shape, stride, offset and dtype of a tensor; made only by `intern`.
 
-    __slots__ = ("_example", "dtype", "facts", "offset", "shape", "stride")
+    lazy: CONJ and NEG, what is still to be done to the values when they are read: `conj()` is a view in PyTorch.
+    """
 
-    def __init__(self, facts: Meta) -> None:
+    __slots__ = ("_example", "dtype", "facts", "lazy", "offset", "shape", "stride")
+
+    def __init__(self, facts: Meta, lazy: int) -> None:
         self.facts = facts
+        self.lazy = lazy
         self.shape = torch.Size(facts.shape)
         self.stride = facts.stride
         self.offset = facts.offset
@@ -25,14 +31,25 @@ class TensorMeta:
     def example(self) -> torch.Tensor:
         """A tensor on the meta device with this metadata, for running meta kernels."""
         if self._example is None:
-            with torch.inference_mode(False):
-                span = (
-                    self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-                )
-                nbytes = 0 if 0 in self.shape else span
-                base = torch.empty(nbytes, dtype=self.dtype, device="meta")
-                self._example = base.as_strided(self.shape, self.stride, self.offset)
+            self._example = self.fresh_example()
         return self._example
+
+    def fresh_example(self) -> torch.Tensor:
+        """One that an op may write and resize."""
+        with torch.inference_mode(False):
+            span = self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+            base = torch.empty(0 if 0 in self.shape else span, dtype=self.dtype, device="meta")
+            example = base.as_strided(self.shape, self.stride, self.offset)
+        if self.lazy:
+            self.mark(example)
+        return example
+
+    def mark(self, tensor: torch.Tensor) -> None:
+        """Sets the tensor's bits for what is lazy."""
+        if tensor.is_conj() != bool(self.lazy & CONJ):
+            torch._C._set_conj(tensor, bool(self.lazy & CONJ))
+        if tensor.is_neg() != bool(self.lazy & NEG):
+            torch._C._set_neg(tensor, bool(self.lazy & NEG))
 
     @property
     def nbytes(self) -> int:
@@ -42,18 +59,19 @@ class TensorMeta:
         return f"TensorMeta({tuple(self.shape)}, {self.dtype})"
 
 
-_interned: dict[Meta, TensorMeta] = {}
+_interned: dict[tuple[Meta, int], TensorMeta] = {}
 
 
-def intern(facts: Meta) -> TensorMeta:
-    found = _interned.get(facts)
+def intern(facts: Meta, lazy: int = 0) -> TensorMeta:
+    found = _interned.get((facts, lazy))
     if found is None:
-        found = _interned[facts] = TensorMeta(facts)
+        found = _interned[facts, lazy] = TensorMeta(facts, lazy)
     return found
 
 
 def meta_of(tensor: torch.Tensor) -> TensorMeta:
-    return intern(Meta(tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype))
+    lazy = (CONJ if tensor.is_conj() else 0) | (NEG if tensor.is_neg() else 0)
+    return intern(Meta(tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype), lazy)
 
 
 def contiguous_meta(shape: Any, dtype: torch.dtype) -> TensorMeta:

@@ -15,11 +15,13 @@ from remora.device.ctc import register_ctc
 from remora.device.dispatch import record
 from remora.device.dropout import register_dropout
 from remora.device.engine import StreamGuard
+from remora.device.layouts import refuse_by_name
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.parts import in_parts, views_tracked
 from remora.device.patches import PATCHES
 from remora.device.recurrent import WITH_GRADIENT, register_recurrent, transposed_batch_wants_gradients
+from remora.device.resize import through_copy
 from remora.device.special import SPECIAL
 from remora.device.tensor import RemoraTensor
 from remora.device.zero_tensor import efficient_zeros
@@ -41,6 +43,16 @@ FACTORIES = frozenset(
 _APART = {torch.ops.aten.scaled_dot_product_attention.default: attend, **WITH_GRADIENT}
 
 
+# Composites that write no `out=` of a tensor subclass, or a part of it in a shape that no meta kernel takes.
+_THROUGH_COPY = (
+    "aten.matmul.out",
+    "aten.linalg_matrix_rank.out",
+    "aten.linalg_matrix_rank.out_tol_tensor",
+    "aten.linalg_matrix_rank.atol_rtol_float_out",
+    "aten.linalg_matrix_rank.atol_rtol_tensor_out",
+)
+
+
 def register() -> None:
     """Makes `torch.device("remora")` known. Idempotent."""
     if _libraries:
@@ -56,11 +68,15 @@ def register() -> None:
     _libraries.append(library)
     _register_factories(library)
     _register_composites(library)
+    for name in _THROUGH_COPY:
+        op = resolve(name)
+        library.impl(op.name(), through_copy(op), "AutogradPrivateUse1")
     register_dropout(library)
     register_recurrent(library)
     register_ctc(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     library.impl("_local_scalar_dense", _number, "PrivateUse1")
+    _libraries.extend(refuse_by_name())
     for patch in PATCHES:
         patch.apply()
     atexit.register(store.save)
@@ -121,6 +137,8 @@ def _register_composites(library: Any) -> None:
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
     apart = _APART.get(op, functools.partial(in_parts, op))
+    # its kernel is chosen by what its inputs need, whether or not gradients are recorded
+    asks = op is torch.ops.aten.scaled_dot_product_attention.default
     folds = _FOLDS.get(op)
     if folds is not None:
         SPECIAL[op] = _apart_if(folds, apart)
@@ -128,7 +146,7 @@ def _composite(op: Any) -> Any:
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         # inside a dual level any tensor may carry a tangent, which a whole row would lose
-        if forward_ad._current_level >= 0 or not _stays_whole(args, kwargs, grad_enabled()):
+        if forward_ad._current_level >= 0 or not _stays_whole(args, kwargs, asks or grad_enabled()):
             return apart(*args, **kwargs)
         if n_modes():
             with torch._C._AutoDispatchBelowAutograd():  # a dispatch mode has to see the op

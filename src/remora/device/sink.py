@@ -103,6 +103,11 @@ class Bound:
         self.start: Callable[[], None] | None = None
         self.ended: Exception | None = None  # why there is no session any more; none starts by itself then
 
+    @property
+    def device_type(self) -> str:
+        """Of the executor, "cpu" or "cuda": a few kernels lay their results out as their device does."""
+        return self.sink.executor_device.partition(":")[0] if self.sink is not None else "cpu"
+
     def bind(self, recorder: Recorder, sink: Sink) -> None:
         self.recorder, self.sink, self.ended = recorder, sink, None
 

@@ -9,6 +9,7 @@ import torch
 
 from remora.device import tensor as tensors
 from remora.device.download import download
+from remora.device.resize import SHAPE_CHANGES
 from remora.device.shadow import known
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor, view_of
@@ -157,4 +158,5 @@ SPECIAL: dict[Any, Any] = {
     aten.is_same_size.default: _is_same_size,
     aten.record_stream.default: _no_need,
     aten._nested_tensor_from_mask_left_aligned.default: _refuse_nested,
+    **SHAPE_CHANGES,
 }

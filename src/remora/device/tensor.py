@@ -102,6 +102,8 @@ def wrap(value: Value) -> RemoraTensor:
     meta = value.meta
     tensor = _make(RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, DEVICE)
     tensor._value = value
+    if meta.lazy:
+        meta.mark(tensor)
     return tensor  # type: ignore[no-any-return]
 
 

@@ -10,7 +10,7 @@ import msgspec
 from blake3 import blake3
 
 from remora.errors import ProtocolError
-from remora.ir.node import Arg, Hole, Items, Node, Ref, Slot
+from remora.ir.node import FREE, Arg, Hole, Items, Node, Ref, Slot
 
 MAX_ROWS = 4096
 MAX_NESTING = 8  # of lists in an argument; what walks arguments may recurse
@@ -93,5 +93,5 @@ def _check_form(row: int, node: Node) -> None:
     if len({name for name, _ in node.kwargs}) != len(node.kwargs):
         raise ProtocolError(f"row {row} ({node.op}): a keyword comes twice")
     for layout in node.layouts:
-        if sorted(layout) != list(range(len(layout))):
+        if layout != FREE and sorted(layout) != list(range(len(layout))):
             raise ProtocolError(f"row {row} ({node.op}): {layout} is no order of dimensions")

@@ -59,6 +59,7 @@ class Items(msgspec.Struct, frozen=True, array_like=True, tag=5):
 Arg = Ref | Slot | Hole | Const | Symbol | Items
 
 Layout = Annotated[tuple[Index, ...], msgspec.Meta(max_length=64)]
+FREE: tuple[int, ...] = (1,)  # no order of dimensions: the output stays as the kernel lays it out
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True):
@@ -66,7 +67,8 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
 
     op: `aten.name.overload`. args, kwargs: as in the op's schema.
     layouts: for each fresh output that the program sees as neither contiguous nor a view, the order of
-    its dimensions from the slowest to the fastest; `()` for an output that is contiguous. Empty when all are.
+    its dimensions from the slowest to the fastest; `()` for an output that is contiguous; FREE for one whose
+    strides the client asks for, or knows to be the kernel's. Empty when all are contiguous.
     """
 
     op: OpName

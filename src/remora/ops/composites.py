@@ -18,6 +18,7 @@ _RECURRENT = "one row instead of several per time step, and the device's recurre
 _LOSS = "one row instead of three or four"
 _POOL = "the inference kernel, without the indices that only backward needs"
 _DERIVED = "the device's own kernel, whose bits differ from those of its parts"
+_VALUES = "exact: PyTorch would have a tensor subclass compute the vectors too, by another LAPACK routine"
 _RESIZE = "the output size is computed in one place, from sizes alone"
 
 COMPOSITES: dict[str, str] = {
@@ -54,6 +55,8 @@ COMPOSITES: dict[str, str] = {
     "aten.rnn_relu.input": _RECURRENT,
     "aten.cross_entropy_loss.default": _LOSS,
     "aten.nll_loss_nd.default": _LOSS,
+    "aten.linalg_svdvals.default": _VALUES,
+    "aten.linalg_eigvalsh.default": _VALUES,
     "aten.cosine_similarity.default": "one row instead of about ten",
     "aten.silu_backward.default": _DERIVED,
     "aten.mish_backward.default": _DERIVED,

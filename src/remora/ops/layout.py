@@ -25,7 +25,7 @@ class Constants:
     """The torch constants that shape rules compare with.
 
     floating: real floating dtypes. wide: those of them that kernels do not accumulate in a wider dtype.
-    integral: integer dtypes without bool.
+    integral: integer dtypes without bool. attention_like_query: attention's result is laid out as the CPU's.
     """
 
     bool: object
@@ -36,6 +36,7 @@ class Constants:
     strided: object
     contiguous_format: object
     preserve_format: object
+    attention_like_query: bool = False
 
 
 @lru_cache(maxsize=1 << 14)

@@ -14,7 +14,10 @@ import torch
 from blake3 import blake3
 from torch._ops import OpOverload
 
-from remora.ops.schema import digest, op_name, resolve
+from remora.ir.node import Arg, Const, Items, Node, Symbol
+from remora.ops.dtypes import BY_NAME
+from remora.ops.own import NAMESPACE, OWN
+from remora.ops.schema import digest, op_name, resolve, traits
 
 # Types that carry a value and nothing else; lists and optionals of them are allowed too.
 _PLAIN = frozenset({"Tensor", "int", "float", "bool", "number", "complex", "Generator", "Device", "str"})
@@ -52,6 +55,8 @@ _REFUSED: dict[str, str] = {
     "batching levels belong to the client": r"_(add|remove)_batch_dim|_test_functorch_\w+",
     "is private to another device": r"_propagate_xla\w+|_copy_from\w*|_lstm_mps|_mps_\w+|is_vulkan\w+",
     "exists only for PyTorch's own tests": r"_test_\w+|_foobar",
+    "changes a tensor's own shape or storage": r"resize|resize_as|_resize_output|set|_efficientzerotensor",
+    "trusts indices that nothing checks": r"_convert_indices_from_\w+|mkldnn_rnn_layer\w*",
 }
 
 _REFUSED_NAME = [(re.compile(pattern), reason) for reason, pattern in _REFUSED.items()]
@@ -77,7 +82,7 @@ def allowed(op: OpOverload, namespaces: Collection[str] = ()) -> bool:
 
 def refusal(op: OpOverload, namespaces: Collection[str] = ()) -> str | None:
     """Why an executor refuses to run `op`, or None."""
-    if op.namespace in namespaces or op.namespace in _namespaces:
+    if op.namespace in namespaces or op.namespace in _namespaces or op_name(op) in OWN:
         return None
     if op.namespace != "aten":
         return f"namespace {op.namespace} is not one that this executor allows. {CUSTOM_OPERATORS}"
@@ -88,7 +93,7 @@ def refusal(op: OpOverload, namespaces: Collection[str] = ()) -> str | None:
 
 def op_table(namespaces: Collection[str] = ()) -> dict[str, str]:
     """Name to schema digest of every op that this PyTorch has and the executor allows."""
-    ops = (op for op in _all_ops({"aten", *namespaces, *_namespaces}) if allowed(op, namespaces))
+    ops = (op for op in _all_ops({"aten", NAMESPACE, *namespaces, *_namespaces}) if allowed(op, namespaces))
     return {op_name(op): digest(op) for op in sorted(ops, key=op_name)}
 
 
@@ -103,6 +108,8 @@ def _judge(op: OpOverload) -> str | None:
     for pattern, reason in _REFUSED_NAME:
         if pattern.fullmatch(base):
             return reason
+    if traits(op).metadata_only_write:
+        return "changes a tensor's own shape or storage"
     for argument in op._schema.arguments:
         kind = _element(str(argument.type))
         if kind not in _PLAIN:
@@ -129,3 +136,54 @@ def _all_ops(namespaces: Collection[str]) -> Iterator[OpOverload]:
         if namespace in namespaces:
             base, _, overload = rest.partition(".")
             yield resolve(f"{namespace}.{base}.{overload or 'default'}")
+
+
+# Symbols by the schema's type: their kind, and the words that an executor takes.
+_SYMBOLS = {
+    "Device": ("device", frozenset({"executor"})),
+    "ScalarType": ("dtype", frozenset(BY_NAME)),
+    "Layout": ("layout", frozenset({"strided"})),
+    "MemoryFormat": (
+        "memory_format",
+        frozenset({"contiguous_format", "preserve_format", "channels_last", "channels_last_3d"}),
+    ),
+}
+_FALSE = frozenset({"pin_memory", "unsafe"})  # stay off: `unsafe` turns a kernel's check of its indices off
+_CHECKED_BY_EXECUTOR = frozenset({"segment_reduce"})  # executor/worker/kernels.py checks their indices itself
+
+
+def argument_refusal(op: OpOverload, node: Node) -> str | None:
+    """Why an executor refuses a row with these arguments, or None.
+
+    Symbols stand where the schema wants them, and only there: PyTorch takes a number for a dtype or a layout, and
+    a text for a device, which would bring other backends and other kinds of tensors in.
+    """
+    arguments = op._schema.arguments
+    by_name = {argument.name: argument for argument in arguments}
+    given = list(zip(arguments, node.args, strict=False))  # too many are refused by the call
+    given += [(by_name[name], arg) for name, arg in node.kwargs if name in by_name]
+    checked = op._opname in _CHECKED_BY_EXECUTOR
+    for argument, arg in given:
+        kind = str(argument.real_type).removeprefix("Optional[").rstrip("]")
+        off = argument.name in _FALSE and not (checked and argument.name == "unsafe")
+        if not _fits(kind, arg, off):
+            return f"with {argument.name}={arg}"
+    return None
+
+
+def _fits(kind: str, arg: Arg, off: bool) -> bool:
+    """off: the argument is a flag that must not be set."""
+    wanted = _SYMBOLS.get(kind)
+    match arg:
+        case Const(value):
+            if isinstance(value, str):
+                return kind == "str"
+            return value is None or (wanted is None and not (off and value))
+        case Symbol():
+            if arg.kind == "complex":
+                return wanted is None
+            return wanted is not None and arg.kind == wanted[0] and arg.name in wanted[1]
+        case Items(items):
+            return wanted is None and all(_fits("", item, off) for item in items)
+        case _:
+            return wanted is None and not off

@@ -136,6 +136,17 @@ def digest(op: OpOverload) -> str:
     return known
 
 
+def functional_of(op: OpOverload) -> OpOverload | None:
+    """The overload that gives fresh results where `op` writes them into `out=` arguments, or None."""
+    wanted = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
+    packet = op.overloadpacket
+    for overload in packet.overloads():
+        other = getattr(packet, overload)
+        if [(a.name, str(a.type)) for a in other._schema.arguments] == wanted and other is not op:
+            return other  # type: ignore[no-any-return]
+    return None
+
+
 def _look_up(name: str) -> OpOverload:
     missing = LookupError(f"torch {torch.__version__} has no op named {name!r}")
     parts = name.split(".")
@@ -174,7 +185,9 @@ def _read(op: OpOverload) -> OpTraits:
     views = tuple((i, place) for i, place, is_write in aliases if not is_write)
     if base in _UNDECLARED_VIEWS and not mutates:
         views = ((0, 0),)
-    composite = op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    # PyTorch's own kernel: the Python decompositions for compilers, of which the op knows too, round otherwise
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    composite = has_kernel(op.name(), "CompositeImplicitAutograd") and not has_kernel(op.name(), "CPU")
     returns_tensor = any("Tensor" in str(r.type) for r in returns)
     tags = set(op.tags)
     kinds = [str(a.type) for a in arguments]

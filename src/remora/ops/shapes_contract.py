@@ -14,6 +14,7 @@ from remora.ops.layout import (
     broadcast,
     contiguous,
     fresh,
+    preserved_stride,
     suggests_channels_last,
     wrap,
 )
@@ -111,7 +112,8 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Meta | None:
-    """Declared as a [B, T, H, D] buffer seen as [B, H, T, D], as flash kernels give it."""
+    """Declared as a [B, T, H, D] buffer seen as [B, H, T, D], as CUDA's flash kernels give it. The CPU's gives the
+    query's layout, and where it cannot be used, the products give a contiguous one."""
     if not len(query.shape) == len(key.shape) == len(value.shape) == 4 or not _joins(c, query, key, value):
         return None
     b, h, t, d_query = query.shape
@@ -128,7 +130,11 @@ def attention(
         return None
     if attn_mask is not None and broadcast(attn_mask.shape, (b, h, t, s)) != (b, h, t, s):
         return None
-    return Meta((b, h, t, d), (t * h * d, d, h * d, 1), 0, query.dtype)
+    if not c.attention_like_query:
+        return Meta((b, h, t, d), (t * h * d, d, h * d, 1), 0, query.dtype)
+    if d != d_query or not query.stride[3] == key.stride[3] == value.stride[3] == 1:
+        return fresh((b, h, t, d), query.dtype)
+    return Meta(query.shape, preserved_stride(query.shape, query.stride), 0, query.dtype)
 
 
 def cat(c: Constants, tensors: Sequence[Meta], dim: int = 0) -> Meta | None:

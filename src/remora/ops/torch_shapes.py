@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from remora.ops.shapes import Constants, Rule, rules
@@ -18,6 +20,6 @@ CONSTANTS = Constants(
 )
 
 
-def shape_rules() -> dict[str, Rule]:
-    """Op name to shape rule, over torch dtypes."""
-    return rules(CONSTANTS)
+def shape_rules(device_type: str = "cuda") -> dict[str, Rule]:
+    """Op name to shape rule, over torch dtypes, for an executor of this device type."""
+    return rules(replace(CONSTANTS, attention_like_query=device_type == "cpu"))

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from remora.errors import ProtocolError, UnsupportedOp
+from remora.executor.worker.kernels import grows, kernel_of
 from remora.ir.graph import Template
-from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
+from remora.ir.node import FREE, Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.dtypes import BY_NAME
-from remora.ops.permission import CUSTOM_OPERATORS, refusal
+from remora.ops.permission import CUSTOM_OPERATORS, argument_refusal, refusal
 from remora.ops.schema import resolve, traits
 
 CONTIGUOUS = ()
@@ -48,6 +49,7 @@ class Program:
     n_registers: int
     keep: tuple[tuple[int, int, int], ...]  # (row, out, register)
     random: bool
+    grows: bool  # a storage may weigh more afterwards
 
 
 class Failure(Exception):
@@ -144,6 +146,7 @@ class _Compiler:
         self.picked = self._used_outputs()
         self.next_virtual = -1  # results get negative numbers until the constants are counted
         self.random = False
+        self.grows = False
         self.row = 0
 
     def _used_outputs(self) -> dict[int, set[int]]:
@@ -181,42 +184,38 @@ class _Compiler:
             for call, reads, result, layout, row in self.steps
         ]
         instructions = _with_drops(steps, {at for _, _, at in keep}, self.first_constant, base)
-        return Program(instructions, tuple(self.constants), base - self.next_virtual, keep, self.random)
+        return Program(
+            instructions, tuple(self.constants), base - self.next_virtual, keep, self.random, self.grows
+        )
 
     def _row(self, row: int, node: Node) -> None:
         self.row = row
         op = resolve_allowed(node.op)
-        _check_arguments(op, node)
+        refused = argument_refusal(op, node)
+        if refused is not None:
+            raise UnsupportedOp(f"{node.op} is not allowed on this executor {refused}")
         known = traits(op)
-        # `_op` is what an OpOverload calls: a third of the time of a small op is the call around it
-        call: Callable[..., Any] = _scalar(op) if known.returns_scalar else op._op
-        if node.op.split(".")[1] in _UNSET:
-            call = _zero_filled(op)
+        call = kernel_of(op, node)
         self.random = self.random or known.random
+        self.grows = self.grows or grows(op)
         generators = _generator_places(op)
-        names = [name for name, _ in node.kwargs]
         reads = [
             self._generator(arg) if argument in generators else self._arg(arg)
             for argument, arg in [*enumerate(node.args), *node.kwargs]
         ]
-        if names:
-            call = _with_keywords(call, tuple(names), len(node.args))
-        outs = {argument.name for argument in op._schema.arguments if argument.is_out}
-        if places := tuple(at for at, name in enumerate(names, len(node.args)) if name in outs):
-            call = _without_growth(call, places)
         fresh = not known.mutates and not known.views
         single = known.n_returns == 1 and not _returns_list(op)
         used = self.picked.get(row, set())
         result = self._virtual()
-        layout = (node.layouts[0] if node.layouts else CONTIGUOUS) if single and fresh else None
+        layout = _enforced(node, 0) if single and fresh else None
         self.steps.append((call, reads, result, layout, row))
         if single:
             self.results[row, 0] = result
             return
         for out in sorted(used):
             picked = self._virtual()
-            layout = node.layouts[out] if out < len(node.layouts) else CONTIGUOUS
-            self.steps.append((itemgetter(out), [result], picked, layout if fresh else None, row))
+            layout = _enforced(node, out) if fresh else None
+            self.steps.append((itemgetter(out), [result], picked, layout, row))
             self.results[row, out] = picked
 
     def _virtual(self) -> int:
@@ -278,66 +277,9 @@ def resolve_allowed(name: str) -> Any:
         foreign = not name.startswith(("aten.", "prims."))
         raise UnsupportedOp(f"{error}. {CUSTOM_OPERATORS}" if foreign else str(error)) from None
     reason = refusal(op)
-    if reason is None and (traits(op).metadata_only_write or name.split(".")[1] in _REBINDS):
-        reason = "it changes a tensor's own shape or storage"
-    if reason is None and name.split(".")[1] in _UNCHECKED:
-        reason = "it trusts indices that nothing checks"
     if reason is not None:
         raise UnsupportedOp(f"{name} is not allowed on this executor: {reason}")
     return op
-
-
-# Kernels that follow indices which nothing checks, and read what lies beside their inputs.
-_UNCHECKED = {
-    *("_segment_reduce_backward", "_convert_indices_from_coo_to_csr", "_convert_indices_from_csr_to_coo"),
-    *("mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"),
-}
-_FALSE = {"pin_memory", "unsafe"}  # flags that stay off: `unsafe` turns a kernel's check of its indices off
-_REBINDS = {"resize", "resize_as", "_resize_output", "set", "_efficientzerotensor"}
-_SYMBOLS = {
-    "Device": ("device", frozenset({"executor"})),
-    "ScalarType": ("dtype", frozenset(BY_NAME)),
-    "Layout": ("layout", frozenset({"strided"})),
-    "MemoryFormat": (
-        "memory_format",
-        frozenset({"contiguous_format", "preserve_format", "channels_last", "channels_last_3d"}),
-    ),
-}
-
-
-def _check_arguments(op: Any, node: Node) -> None:
-    """Symbols stand where the schema wants them, and only there: PyTorch takes a number for a dtype or a layout,
-    and a text for a device, which would bring other backends and other kinds of tensors in.
-
-    Raises:
-        UnsupportedOp: names the argument.
-    """
-    arguments = op._schema.arguments
-    by_name = {argument.name: argument for argument in arguments}
-    given = list(zip(arguments, node.args, strict=False))  # too many are refused by the call
-    given += [(by_name[name], arg) for name, arg in node.kwargs if name in by_name]
-    for argument, arg in given:
-        followed = op._opname == "segment_reduce" and argument.name == "offsets" and arg != Const(None)
-        kind = str(argument.real_type).removeprefix("Optional[").rstrip("]")
-        if followed or not _fits(argument.name, kind, arg):  # it follows offsets that nothing checks
-            raise UnsupportedOp(f"{node.op} is not allowed on this executor with {argument.name}={arg}")
-
-
-def _fits(name: str, kind: str, arg: Arg) -> bool:
-    wanted = _SYMBOLS.get(kind)
-    match arg:
-        case Const(value):
-            if isinstance(value, str):
-                return kind == "str"
-            return value is None or (wanted is None and not (name in _FALSE and value))
-        case Symbol():
-            if arg.kind == "complex":
-                return wanted is None
-            return wanted is not None and arg.kind == wanted[0] and arg.name in wanted[1]
-        case Items(items):
-            return wanted is None and all(_fits(name, "", item) for item in items)
-        case _:
-            return wanted is None and name not in _FALSE
 
 
 def _generator_places(op: Any) -> set[int | str]:
@@ -345,49 +287,6 @@ def _generator_places(op: Any) -> set[int | str]:
     arguments = enumerate(op._schema.arguments)
     found = [(at, argument.name) for at, argument in arguments if "Generator" in str(argument.real_type)]
     return {place for pair in found for place in pair}
-
-
-_UNSET = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
-
-
-def _zero_filled(op: Any) -> Callable[..., torch.Tensor]:
-    """Memory that was another session's must not be read: what PyTorch leaves unset is zeroed."""
-
-    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
-        tensor: torch.Tensor = op(*args, **kwargs)
-        return tensor if _fills() else tensor.zero_()
-
-    return made
-
-
-def _fills() -> bool:
-    """Whether PyTorch itself sets what it allocates, to values that show."""
-    return bool(
-        torch._C._get_deterministic_algorithms() and torch._C._get_deterministic_fill_uninitialized_memory()
-    )
-
-
-def _without_growth(call: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
-    """A storage is weighed when it gets its first name, so that an `out=` must not enlarge it afterwards."""
-
-    def checked(*items: Any) -> Any:
-        outs = [out for at in places for out in (items[at] if isinstance(items[at], list) else [items[at]])]
-        known = [(out, out.untyped_storage(), out.untyped_storage().nbytes()) for out in outs]
-        try:
-            return call(*items)
-        finally:
-            if any(storage.nbytes() > nbytes for _, storage, nbytes in known):
-                _shrink(known)
-
-    return checked
-
-
-def _shrink(known: list[tuple[torch.Tensor, Any, int]]) -> None:
-    for out, storage, nbytes in known:
-        if storage.nbytes() > nbytes:
-            storage.resize_(nbytes)
-            out.set_(storage, 0, (0,), (1,))
-    raise UnsupportedOp("a result does not fit into the tensor given as out=")
 
 
 def _raiser(error: Exception) -> Callable[..., Any]:
@@ -400,19 +299,14 @@ def _raiser(error: Exception) -> Callable[..., Any]:
     return fail
 
 
+def _enforced(node: Node, out: int) -> tuple[int, ...] | None:
+    """The layout that a fresh output gets; None leaves it as the kernel made it."""
+    layout = node.layouts[out] if out < len(node.layouts) else CONTIGUOUS
+    return None if layout == FREE else layout
+
+
 def _pack(*items: Any) -> list[Any]:
     return list(items)
-
-
-def _scalar(op: Any) -> Callable[..., torch.Tensor]:
-    return lambda *args, **kwargs: torch.tensor(op(*args, **kwargs))
-
-
-def _with_keywords(call: Callable[..., Any], names: tuple[str, ...], n_args: int) -> Callable[..., Any]:
-    def with_keywords(*items: Any) -> Any:
-        return call(*items[:n_args], **dict(zip(names, items[n_args:], strict=True)))
-
-    return with_keywords
 
 
 def _returns_list(op: Any) -> bool:

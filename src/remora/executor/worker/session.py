@@ -261,6 +261,12 @@ class WorkerSession:
         """Keeps the outputs that live on, as far as they were made and there is room."""
         values = self.values
         limit_nbytes = values.used_nbytes + max(0, self.device.room_nbytes())
+        if program.grows:
+            grown = values.weigh_again()
+            if values.used_nbytes > limit_nbytes:
+                for name in grown:
+                    values.free(name)
+                raise Failure(0, MemoryLimit("tensors that grew in place were dropped"), registers)
         for row, out, register in program.keep:
             tensor = registers[register]
             if tensor is None:

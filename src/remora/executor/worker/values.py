@@ -15,7 +15,7 @@ class Values:
 
     def __init__(self) -> None:
         self.tensors: dict[Name, torch.Tensor] = {}
-        self._storages: dict[int, list[int]] = {}  # address: [names, nbytes that count, nbytes]
+        self._storages: dict[int, list[int]] = {}  # identity: [names, nbytes that count, nbytes]
         self.used_nbytes = 0
         self.held_nbytes = 0  # with mapped blobs
         self.peak_nbytes = 0  # of held_nbytes
@@ -34,16 +34,13 @@ class Values:
             raise ProtocolError(f"value {name} exists already")
         storage = tensor.untyped_storage()
         self.tensors[name] = tensor
-        entry = self._storages.get(storage.data_ptr())
+        entry = self._storages.get(storage._cdata)  # its address may change while it grows
         if entry is None:
             nbytes = storage.nbytes()
             counted_nbytes = nbytes if counts else 0
-            self._storages[storage.data_ptr()] = [1, counted_nbytes, nbytes]
+            self._storages[storage._cdata] = [1, counted_nbytes, nbytes]
             self.used_nbytes += counted_nbytes
-            self.total_nbytes += nbytes
-            self.held_nbytes += nbytes
-            if self.held_nbytes > self.peak_nbytes:
-                self.peak_nbytes = self.held_nbytes
+            self._hold(nbytes)
         else:
             entry[0] += 1
 
@@ -52,15 +49,36 @@ class Values:
         tensor = self.tensors.pop(name, None)
         if tensor is None:
             return
-        address = tensor.untyped_storage().data_ptr()
-        entry = self._storages.get(address)
-        if entry is None:  # the storage was resized in place; its weight was taken back when it moved
-            return
+        storage = tensor.untyped_storage()._cdata
+        entry = self._storages[storage]
         entry[0] -= 1
         if not entry[0]:
-            del self._storages[address]
+            del self._storages[storage]
             self.used_nbytes -= entry[1]
             self.held_nbytes -= entry[2]
+
+    def weigh_again(self) -> list[Name]:
+        """After a program in which storages may have grown: the values whose storage did."""
+        grown = []
+        for name, tensor in self.tensors.items():
+            storage = tensor.untyped_storage()
+            if storage.nbytes() > self._storages[storage._cdata][2]:
+                grown.append(name)
+        for name in grown:
+            storage = self.tensors[name].untyped_storage()
+            entry = self._storages[storage._cdata]
+            more_nbytes = storage.nbytes() - entry[2]
+            entry[1] += more_nbytes
+            entry[2] += more_nbytes
+            self.used_nbytes += more_nbytes
+            self._hold(more_nbytes)
+        return grown
+
+    def _hold(self, nbytes: int) -> None:
+        self.total_nbytes += nbytes
+        self.held_nbytes += nbytes
+        if self.held_nbytes > self.peak_nbytes:
+            self.peak_nbytes = self.held_nbytes
 
     def clear(self) -> None:
         self.tensors.clear()
@@ -88,7 +106,7 @@ def checked_nbytes(dtype: torch.dtype, shape: tuple[int, ...], nbytes: int) -> N
 def from_bytes(dtype_name: str, shape: tuple[int, ...], data: bytes, device: torch.device) -> torch.Tensor:
     dtype = checked_dtype(dtype_name)
     checked_nbytes(dtype, shape, len(data))
-    return tensor_from(data, dtype, shape).to(device)
+    return tensor_from(data, dtype, shape).to(device, copy=True)  # in memory of its own, which may grow
 
 
 def from_file(
