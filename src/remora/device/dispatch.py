@@ -16,6 +16,7 @@ import torch
 from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.device import tensor as tensors
+from remora.device.eager_errors import as_eager
 from remora.device.encode import node_of
 from remora.device.infer import Outcome, infer, remora_tensors
 from remora.device.memo_store import store
@@ -247,7 +248,10 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
     outcome = store.find(key)
     if outcome is None:
         inputs = remora_tensors((*args, *(kwargs or {}).values()))
-        outcome = infer(func, args, kwargs or {}, inputs)
+        try:
+            outcome = infer(func, args, kwargs or {}, inputs)
+        except Exception as error:
+            raise as_eager(func, args, kwargs or {}, error) from None
         store.add(key, outcome)
     if not outcome.unknown:
         memo[key] = outcome
