@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.autograd import graph
 
+from remora.device import coexist, saving
 from remora.device.tensor import RemoraTensor
 
 
@@ -21,17 +22,6 @@ class Patch:
     reason: str
     apply: Callable[[], None]
     probe: Callable[[], str | None]
-
-
-def _swap_parameters() -> None:
-    torch.__future__.set_swap_module_params_on_conversion(True)
-
-
-def _probe_swap() -> str | None:
-    first, second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
-    second.weight = first.weight
-    both = torch.nn.Sequential(first, second).to(torch.float64)
-    return None if both[0].weight is both[1].weight else "Module.to() parts tied parameters"
 
 
 def _single_threaded_backward() -> None:
@@ -67,9 +57,39 @@ PATCHES = (
     ),
     Patch(
         "swap-module-parameters",
-        "Module.to() otherwise replaces parameters one by one, and tied weights come apart",
-        _swap_parameters,
-        _probe_swap,
+        "Module.to() otherwise replaces parameters that change between devices, and tied weights come apart",
+        coexist.replace_module_apply,
+        coexist.probe_module_apply,
+    ),
+    Patch(
+        "accelerator-when-asked",
+        "a registered device is the accelerator of programs that never asked for it, too",
+        coexist.replace_accelerator,
+        coexist.probe_accelerator,
+    ),
+    Patch(
+        "pinning-copies-nothing",
+        "PyTorch would pin memory by an allocator that a device in Python cannot have",
+        coexist.replace_pinning,
+        coexist.probe_pinning,
+    ),
+    Patch(
+        "conjugate-bits",
+        "torch.load marks a tensor as conjugated, which a tensor here could not act upon",
+        saving.replace_set_metadata,
+        saving.probe_set_metadata,
+    ),
+    Patch(
+        "dlpack-capsules",
+        "a capsule of a remora tensor would hold a null pointer",
+        saving.replace_to_dlpack,
+        saving.probe_to_dlpack,
+    ),
+    Patch(
+        "safetensors-to-remora",
+        "safetensors refuses devices that it does not know by name",
+        saving.replace_safe_open,
+        saving.probe_safe_open,
     ),
 )
 

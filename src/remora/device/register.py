@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from remora.device import tensor as tensors
+from remora.device.coexist import note_own_accelerator
 from remora.device.dispatch import record
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
+from remora.device.storage import register_storages
 from remora.device.tensor import RemoraTensor
 from remora.ops.composites import COMPOSITES
 from remora.ops.schema import resolve
@@ -33,6 +35,7 @@ def register() -> None:
         return
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+    note_own_accelerator()
     _setup_privateuseone_for_python_backend("remora", backend_module=DeviceModule("torch.remora"))
     tensors.DEVICE = torch.device("remora", 0)
     RemoraTensor.__torch_dispatch__ = staticmethod(record)  # type: ignore[assignment,method-assign]
@@ -41,6 +44,8 @@ def register() -> None:
     _register_factories(library)
     _register_composites(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")
+    library.impl("_local_scalar_dense", _local_scalar_dense, "PrivateUse1")
+    register_storages()
     for patch in PATCHES:
         patch.apply()
     atexit.register(store.save)
@@ -48,6 +53,11 @@ def register() -> None:
 
 def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
     return record(torch.ops.aten.copy_.default, (), (target, source), {}, 2)
+
+
+def _local_scalar_dense(source: Any) -> Any:
+    """`torch.tensor([tensor, tensor])` reads its elements below the tensors' own dispatch."""
+    return record(torch.ops.aten._local_scalar_dense.default, (), (source,), {}, 2)
 
 
 def _register_factories(library: Any) -> None:

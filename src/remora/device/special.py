@@ -11,6 +11,7 @@ from remora.device import tensor as tensors
 from remora.device.download import download
 from remora.device.shadow import known
 from remora.device.sink import bound
+from remora.device.storage import root_of
 from remora.device.tensor import RemoraTensor, wrap
 from remora.device.upload import upload
 
@@ -42,7 +43,7 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
     }
     if isinstance(source, RemoraTensor):
         if target.type == "remora":
-            _only_device(target)
+            only_device(target)
             if device is None and "non_blocking" not in kwargs:
                 return NotImplemented
             from remora.device.dispatch import record
@@ -53,7 +54,8 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
     return NotImplemented
 
 
-def _only_device(device: torch.device) -> None:
+def only_device(device: torch.device) -> None:
+    """Raises RuntimeError for a remora device that does not exist."""
     if device.index not in (None, tensors.DEVICE.index):
         raise RuntimeError(f"{device} does not exist: this session has one executor, remora:0")
 
@@ -94,7 +96,11 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
 
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
     """Another tensor for the same value: detach and alias cost no row."""
-    return wrap(args[0]._value)
+    source = args[0]
+    same = wrap(source._value)
+    if source._is_view() or "_root" in source.__dict__:
+        same._root = root_of(source)
+    return same
 
 
 def _itself(func: Any, args: Any, kwargs: Any) -> Any:

@@ -1,0 +1,340 @@
+"""Storages of remora tensors: which tensors share memory, and how their bytes are saved and loaded.
+
+The memory is on an executor. What a storage has here is an identity, equal for all tensors that share it, and a
+way to its bytes. Identities look like addresses, so that code that compares addresses gets right answers; they
+are given to such code only (`_COMPARERS`), since nothing can be read at them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import weakref
+from typing import Any
+
+import torch
+
+from remora.capture.value import Value
+from remora.device import tensor as tensors
+from remora.device import unpickled
+from remora.device.tensor import RemoraTensor, wrap
+from remora.errors import NotSupported
+from remora.ops.dtypes import bytes_of
+
+_ALIGNMENT = 512
+_FIRST = 1 << 60  # no processor maps it: whoever reads there anyway is stopped at once
+
+# Modules whose functions compare what data_ptr() gives and read nothing there.
+_COMPARERS = frozenset(
+    {"torch.serialization", "torch.nn.modules.rnn", "torch.autograd.graph"}
+    | {"torch.distributed.utils", "safetensors.torch", "transformers.modeling_utils"}
+    | {"transformers.pytorch_utils", "transformers.trainer", "transformers.integrations.moe"}
+    | {"accelerate.accelerator", "accelerate.big_modeling", "accelerate.hooks", "accelerate.utils.modeling"}
+    | {"peft.tuners.tuners_utils", "peft.utils.save_and_load", "huggingface_hub.serialization._torch"}
+)
+
+_next_address = itertools.count(_FIRST, _ALIGNMENT)
+_addresses: weakref.WeakKeyDictionary[Value, int] = weakref.WeakKeyDictionary()
+
+
+def _new_address(nbytes: int) -> int:
+    """The first of `nbytes` that no other storage has."""
+    global _next_address
+    address = next(_next_address)
+    _next_address = itertools.count(address + (nbytes // _ALIGNMENT + 1) * _ALIGNMENT, _ALIGNMENT)
+    return address
+
+
+def root_of(tensor: RemoraTensor) -> Value:
+    """The value that owns the memory in which the tensor lies."""
+    of_data = tensor.__dict__.get("_root")  # the tensor took over another one's memory
+    if of_data is not None:
+        return of_data
+    if not tensor._is_view():
+        return tensor._value
+    base = tensor._base
+    assert base is not None
+    at = tensor._value.segment, tensor._value.code
+    for until, root in base.__dict__.get("_roots_before", ()):
+        if at < until:  # made before the base took over other memory
+            return root() or tensor._value
+    return root_of(base)
+
+
+def address_of(tensor: RemoraTensor) -> int:
+    """Where the tensor's first element would be: unequal for tensors that share no memory."""
+    return storage_of(tensor)._cdata + tensor.storage_offset() * tensor.element_size()
+
+
+def saved_as(tensor: RemoraTensor) -> RemoraTensor:
+    """The tensor, or a copy if more than its place says what it is: a view that conjugates or negates."""
+    root = root_of(tensor)
+    return tensor.clone() if root is not tensor._value and root.meta.dtype.is_complex else tensor  # type: ignore[return-value]
+
+
+def storage_of(tensor: RemoraTensor) -> RemoraStorage:
+    return RemoraStorage.of(root_of(tensor))
+
+
+def may_compare() -> bool:
+    """Whether who asks for an address is known to compare it and to read nothing there."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") == "torch.storage" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_globals.get("__name__") in _COMPARERS
+
+
+def refuse_address(what: str) -> NotSupported:
+    return NotSupported(
+        f"{what} of a remora tensor: its memory is on an executor and has no address here, so nothing that "
+        "needs a pointer (ctypes, Triton, numpy) can use it; use .cpu() for a local copy. "
+        "Tensors that share memory have equal .untyped_storage()._cdata"
+    )
+
+
+def _refused(name: str) -> Any:
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise NotSupported(
+            f"{name}() of a storage on the remora device, whose memory is on an executor; "
+            "work on a tensor, or on .cpu()"
+        )
+
+    return refuse
+
+
+class RemoraStorage(torch.UntypedStorage):
+    """The storage of a root value, or bytes that were loaded and go to the executor when a tensor needs them.
+
+    root: a tensor over the root value; None until the bytes have gone.
+    source: the bytes that have not gone yet, a CPU storage.
+    """
+
+    root: RemoraTensor | None
+    source: torch.UntypedStorage | None
+    _address: int
+
+    @classmethod
+    def of(cls, root: Value) -> RemoraStorage:
+        meta = root.meta
+        span = _span(meta.shape, meta.stride, meta.offset)
+        made: RemoraStorage = cls(span * meta.dtype.itemsize, device="meta")
+        made.root, made.source = wrap(root), None
+        address = _addresses.get(root)
+        if address is None:
+            address = _addresses[root] = _new_address(made.nbytes())
+        made._address = address
+        return made
+
+    @classmethod
+    def holding(cls, source: torch.UntypedStorage) -> RemoraStorage:
+        made: RemoraStorage = cls(source.nbytes(), device="meta")
+        made.root, made.source = None, source
+        made._address = _new_address(source.nbytes())
+        return made
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return tensors.DEVICE  # type: ignore[no-any-return]
+
+    @property
+    def _cdata(self) -> int:  # type: ignore[override]
+        return self._address
+
+    def data_ptr(self) -> int:
+        if may_compare():
+            return self._address
+        raise refuse_address("the storage's data_ptr()")
+
+    def is_shared(self) -> bool:
+        return True  # as a storage of any accelerator
+
+    def is_pinned(self, device: Any = None) -> bool:
+        return False
+
+    def share_memory_(self, *args: Any, **kwargs: Any) -> RemoraStorage:
+        return self
+
+    def resizable(self) -> bool:
+        return False
+
+    @property
+    def is_remora(self) -> bool:
+        return True
+
+    # -- bytes
+
+    def cpu(self) -> torch.UntypedStorage:
+        """A copy of all bytes. Blocks."""
+        if self.source is not None:
+            return self.source.clone()
+        from remora.device.download import download
+
+        assert self.root is not None
+        meta = self.root._value.meta
+        local = download(self.root)
+        if local.stride() == meta.stride and local.untyped_storage().nbytes() == self.nbytes():
+            return local.untyped_storage()
+        memory = torch.zeros(self.nbytes() // meta.dtype.itemsize, dtype=meta.dtype)
+        memory.as_strided(meta.shape, meta.stride, meta.offset).copy_(local)
+        return memory.untyped_storage()
+
+    def to(self, *, device: Any, non_blocking: bool = False) -> torch.UntypedStorage:
+        target = torch.device(device)
+        if target.type == "remora":
+            return self
+        return self.cpu() if target.type == "cpu" else self.cpu().to(device=target)
+
+    def clone(self) -> RemoraStorage:
+        if self.source is not None:
+            return RemoraStorage.holding(self.source.clone())
+        root = self.root
+        assert root is not None
+        with torch.no_grad():
+            gapless = root.numel() * root.element_size() == self.nbytes()
+            return RemoraStorage.of((root if gapless else flat(root)).clone()._value)  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        copies = memo.setdefault("torch", {})
+        if self._cdata not in copies:
+            copies[self._cdata] = self.clone()
+        return copies[self._cdata]
+
+    __copy__ = clone
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.cpu()[index]
+
+    def tolist(self) -> list[int]:
+        return self.cpu().tolist()
+
+    def __iter__(self) -> Any:
+        return iter(self.tolist())
+
+    def __repr__(self) -> str:
+        return f"[torch.storage.UntypedStorage(device={self.device}) of size {len(self)}]"
+
+    def _write_file(self, *args: Any, **kwargs: Any) -> Any:
+        return self.cpu()._write_file(*args, **kwargs)
+
+    def _set_from_file(self, *args: Any) -> None:
+        """Old files have the bytes behind the tensors: these are overwritten then."""
+        from remora.device.upload import upload
+
+        read = torch.UntypedStorage(self.nbytes())
+        read._set_from_file(*args)
+        if self.root is None:
+            self.source = read
+            return
+        with torch.no_grad():
+            memory = flat(self.root)
+            memory.copy_(upload(torch.empty(0, dtype=memory.dtype).set_(read)))
+
+    def __reduce__(self) -> Any:
+        local = torch.empty(0, dtype=torch.uint8).set_(self.cpu())  # its bytes live as long as it does
+        return unpickled.storage, (bytes(bytes_of(local)),)
+
+    def tensor(
+        self, dtype: torch.dtype, offset: int = 0, size: Any = None, stride: Any = None
+    ) -> RemoraTensor:
+        """A tensor over the memory; without a size, all of it."""
+        if size is None:
+            size = (self.nbytes() // dtype.itemsize,)
+        if stride is None:
+            stride = torch.empty(size, device="meta").stride()
+        needed = _span(size, stride, offset) * dtype.itemsize
+        if needed > self.nbytes():
+            raise RuntimeError(
+                f"setStorage: sizes {list(size)}, strides {list(stride)}, storage offset {offset}, and itemsize "
+                f"{dtype.itemsize} requiring a storage size of {needed} are out of bounds for storage of size "
+                f"{self.nbytes()}"
+            )
+        with torch.no_grad():
+            if self.root is None:
+                self._upload(dtype, size, stride, offset)
+            assert self.root is not None
+            if self.root.dtype is dtype and _placed(self.root, size, stride, offset):
+                return self.root
+            memory = self.root if self.root.dtype is dtype else flat(self.root).view(dtype)
+            return memory.as_strided(size, stride, offset)  # type: ignore[return-value]
+
+    def _upload(self, dtype: torch.dtype, size: Any, stride: Any, offset: int) -> None:
+        """Sends the bytes, in the shape of the first tensor that needs them if it covers them all."""
+        from remora.device.upload import upload
+
+        assert self.source is not None
+        memory = torch.empty(0, dtype=dtype)
+        covered = torch.Size(size).numel() * dtype.itemsize == self.nbytes()
+        if covered and not offset and _span(size, stride, 0) == torch.Size(size).numel():
+            memory.set_(self.source, 0, size, stride)
+        else:
+            memory.set_(self.source, 0, (self.nbytes() // dtype.itemsize,), (1,))
+        self.root = upload(memory)
+        self.source = None
+        _addresses[self.root._value] = self._address
+
+    byteswap = _refused("byteswap")
+    copy_ = _refused("copy_")
+    fill_ = _refused("fill_")
+    pin_memory = _refused("pin_memory")
+    resize_ = _refused("resize_")
+    __setitem__ = _refused("__setitem__")
+    _share_fd_cpu_ = _refused("_share_fd_cpu_")
+    _share_filename_cpu_ = _refused("_share_filename_cpu_")
+
+
+class TypedStorage(torch.TypedStorage):
+    """As PyTorch's; when pickled by itself (torch.save is another way) it registers the device where it is loaded."""
+
+    def __new__(cls, storage: RemoraStorage, dtype: torch.dtype) -> TypedStorage:
+        made: TypedStorage = object.__new__(cls)
+        made.dtype, made._untyped_storage = dtype, storage
+        return made
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __reduce__(self) -> Any:
+        return unpickled.typed_storage, (self._untyped_storage.__reduce__()[1][0], self.dtype)
+
+
+def _span(size: Any, stride: Any, offset: int) -> int:
+    """Elements from the start of the memory to the last one of a tensor."""
+    if 0 in size:
+        return 0
+    return offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))  # type: ignore[no-any-return]
+
+
+def _placed(tensor: torch.Tensor, size: Any, stride: Any, offset: int) -> bool:
+    return (
+        tuple(tensor.shape) == tuple(size)
+        and tensor.stride() == tuple(stride)
+        and tensor.storage_offset() == offset
+    )
+
+
+def flat(root: RemoraTensor) -> torch.Tensor:
+    """The root's memory as one dimension; the root itself if that is what it is."""
+    span = _span(root.shape, root.stride(), root.storage_offset())
+    if _placed(root, (span,), (1,), 0):
+        return root
+    return root.as_strided((span,), (1,), 0)
+
+
+# -- torch.save and torch.load
+
+
+def register_storages() -> None:
+    """Makes torch.save and torch.load know the storages, by PyTorch's own registry of devices."""
+    torch.serialization.register_package(15, _tag, _deserialize)
+
+
+def _tag(storage: Any) -> str | None:
+    return str(tensors.DEVICE) if isinstance(storage, RemoraStorage) else None
+
+
+def _deserialize(storage: Any, location: str) -> Any:
+    if location != "remora" and not location.startswith("remora:"):
+        return None
+    from remora.device.special import only_device
+
+    only_device(torch.device(location))
+    return storage if isinstance(storage, RemoraStorage) else RemoraStorage.holding(storage)
