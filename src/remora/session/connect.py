@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Sequence
 
+from remora.capture.interrupts import uninterrupted
 from remora.config import ClientSettings
+from remora.device.memo_store import store
 from remora.device.module import initial_seed, torch_version
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported, UsageError
@@ -129,6 +131,8 @@ def _beat(session: Session, stop: threading.Event) -> None:
 def _forked() -> None:
     """In a child process: the session belongs to the parent, and its connection must not be touched."""
     global _current, _embedded, _stop
+    for each in (bound, store, uninterrupted):
+        each.forked()
     session, _current = _current, None
     executor, _embedded = _embedded, None
     _stop = threading.Event()
