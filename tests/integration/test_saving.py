@@ -83,6 +83,8 @@ def _check_sharing(got: dict[str, torch.Tensor]) -> None:
         (torch.device("cpu"), "cpu"),
         ({"remora:0": "cpu"}, "cpu"),
         (lambda storage, location: storage, "cpu"),
+        (lambda storage, location: storage.to(device="remora:0"), "remora:0"),
+        (lambda storage, location: storage.remora(), "remora:0"),
     ],
 )
 def test_what_is_saved_loads_to_its_place(

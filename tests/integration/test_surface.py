@@ -249,3 +249,76 @@ def test_hooks_and_parameters(connected: ModuleType) -> None:
     assert layer.weight is weight
     assert isinstance(weight, nn.Parameter)
     assert weight.is_shared() is torch.ones(2, device="remora").share_memory_().is_shared() is True
+
+
+class Marked(torch.Tensor):
+    """As fastai's and torchvision's: PyTorch's default keeps the class through every op."""
+
+
+class Counting(torch.Tensor):
+    calls: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.calls.append(func.__name__)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_subclasses_of_tensor_keep_their_class(connected: ModuleType) -> None:
+    def program(device: str) -> list[Any]:
+        marked = torch.arange(4.0).as_subclass(Marked).to(device)
+        marked.add_(1)
+        leaf = torch.ones(2, device=device).as_subclass(Marked).requires_grad_()
+        (leaf * 3).sum().backward()
+        Counting.calls.clear()
+        counted = torch.ones(2, device=device).as_subclass(Counting) + 1
+        made = torch.Tensor._make_subclass(Marked, torch.ones(2, device=device), True)
+        return [
+            [
+                type(x).__name__
+                for x in (marked, marked[0], marked + torch.ones(4, device=device), marked.cpu(), made)
+            ],
+            isinstance(marked, Marked),
+            marked.tolist(),
+            leaf.grad.tolist(),
+            (type(counted).__name__, list(Counting.calls)),
+            made.requires_grad,
+            repr(marked[:2]).replace(", device='remora:0'", ""),
+        ]
+
+    assert program("remora") == program("cpu")
+
+
+def test_lazy_modules_made_on_the_device(connected: ModuleType) -> None:
+    layer = nn.LazyLinear(3, device="remora")
+    assert layer(torch.ones(2, 4, device="remora")).shape == (2, 3)
+    assert str(layer.weight.device) == "remora:0"
+    assert isinstance(layer.weight, nn.Parameter)
+    assert not nn.parameter.is_lazy(layer.weight)
+
+
+def test_moves_keep_identity_and_ties(connected: ModuleType) -> None:
+    def program(device: str) -> list[Any]:
+        first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+        second.weight = first.weight
+        weight, model = first.weight, nn.Sequential(first, second)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        seen = []
+        for convert in (
+            lambda m: m.to(device),
+            lambda m: m.half(),
+            lambda m: m.float().cpu(),
+            lambda m: m.to(device),
+        ):
+            convert(model)
+            loss = model.float()(torch.ones(1, 2, device=weight.device)).sum()
+            loss.backward()
+            optimizer.step()
+            seen += [
+                first.weight is second.weight is weight,
+                isinstance(weight, nn.Parameter),
+                weight.grad.dtype,
+            ]
+        return [*seen, len(list(model.parameters())), type(model.cpu()[0].weight)]
+
+    assert program("remora") == program("cpu")

@@ -284,8 +284,10 @@ def _step(
 
 def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     """Moves the CPU tensors that PyTorch allows beside device tensors (numbers, indices), then records."""
+    from remora.device.subclass import plain_arguments
     from remora.device.upload import upload
 
+    args, kwargs = plain_arguments(args, kwargs)
     result = SPECIAL.get(func, only_a_row)(func, args, kwargs or {})
     if result is not NotImplemented:
         return result

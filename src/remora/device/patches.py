@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.autograd import graph
 
-from remora.device import coexist, saving
+from remora.device import coexist, saving, subclass
 from remora.device.tensor import RemoraTensor
 
 
@@ -78,6 +78,18 @@ PATCHES = (
         "torch.load marks a tensor as conjugated, which a tensor here could not act upon",
         saving.replace_set_metadata,
         saving.probe_set_metadata,
+    ),
+    Patch(
+        "tensor-subclasses",
+        "a subclass made around a remora tensor has to be a remora tensor too",
+        subclass.replace_make_subclass,
+        subclass.probe_make_subclass,
+    ),
+    Patch(
+        "storages-to-remora",
+        "the map_location function of torch.load may move a storage by itself",
+        saving.replace_storage_to,
+        saving.probe_storage_to,
     ),
     Patch(
         "dlpack-capsules",

@@ -7,37 +7,38 @@ from typing import Any
 import torch
 from torch import _tensor_str as printing
 
-_INDENT = len("tensor(")
-
 
 def text_of(tensor: torch.Tensor) -> str:
     """`repr`. Of a tensor that is printed in part, only the printed part is downloaded."""
-    with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
+    modes = torch.utils._python_dispatch._disable_current_modes()
+    with torch.no_grad(), modes, torch._C.DisableTorchFunctionSubclass():
         guard = torch._C._DisableFuncTorch()  # noqa: F841  # as torch._tensor_str._str
         text = _whole(tensor)
-    if type(tensor).__dict__.get("_is_param") or tensor.__dict__.get("_is_param"):
+    if tensor.__dict__.get("_is_param"):
         return f"Parameter containing:\n{text}"
     return text
 
 
 def _whole(tensor: torch.Tensor) -> str:
     primal, tangent = torch.autograd.forward_ad.unpack_dual(tensor)
-    contents = "[]" if not primal.numel() else _contents(primal)
+    name = type(tensor).__name__
+    start = "tensor(" if name == "RemoraTensor" else f"{name}("
+    contents = "[]" if not primal.numel() else _contents(primal, len(start))
     suffixes = [f"device='{tensor.device}'", *_shape_and_dtype(primal), *_history(tensor)]
     if tangent is not None:
         suffixes.append(f"tangent={tangent}")
-    return printing._add_suffixes("tensor(" + contents, suffixes, _INDENT, force_newline=False)
+    return printing._add_suffixes(start + contents, suffixes, len(start), force_newline=False)
 
 
-def _contents(tensor: torch.Tensor) -> str:
+def _contents(tensor: torch.Tensor, indent: int) -> str:
     options = printing.PRINT_OPTS
     if tensor.numel() <= options.threshold:
-        return printing._tensor_str(tensor.detach().cpu(), _INDENT)
+        return printing._tensor_str(tensor.detach().cpu(), indent)
     edges = _edges(tensor.detach(), options.edgeitems).cpu()
     with printing.printoptions(
         threshold=0
     ):  # the edges are few, and are printed as the summary that they are
-        return printing._tensor_str(edges, _INDENT)
+        return printing._tensor_str(edges, indent)
 
 
 def _edges(tensor: torch.Tensor, n: int) -> torch.Tensor:

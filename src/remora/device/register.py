@@ -80,7 +80,8 @@ def makes_from_nothing(op: Any) -> bool:
 
 def _factory(op: Any) -> Any:
     def make(*args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("pin_memory", None)
+        if kwargs.pop("pin_memory", None):
+            raise RuntimeError("Only dense CPU tensors can be pinned")
         device = kwargs.get("device")
         if device is not None and device.index not in (None, 0):
             raise RuntimeError(f"{device} does not exist: this session has one executor, remora:0")

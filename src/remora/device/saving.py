@@ -41,6 +41,32 @@ def probe_set_metadata() -> str | None:
     return None if hasattr(torch._utils.set_tensor_metadata, "_remora") else "not replaced"
 
 
+def replace_storage_to() -> None:
+    original = torch.UntypedStorage.to
+    if hasattr(original, "_remora"):
+        return
+
+    @functools.wraps(original)
+    def to(self: Any, *, device: Any, non_blocking: bool = False) -> Any:
+        if torch.device(device).type == "remora":
+            return torch.serialization.default_restore_location(self, str(device))
+        return original(self, device=device, non_blocking=non_blocking)
+
+    def remora(self: Any, device: Any = None, non_blocking: bool = False) -> Any:
+        return to(self, device="remora" if device is None else torch.device("remora", device))
+
+    to._remora = True  # type: ignore[attr-defined]
+    torch.UntypedStorage.to = to  # type: ignore[method-assign]
+    torch.UntypedStorage.remora = remora  # type: ignore[attr-defined]
+
+
+def probe_storage_to() -> str | None:
+    storage = torch.zeros(1).untyped_storage()
+    if storage.to(device="meta").device.type != "meta":
+        return "UntypedStorage.to() lost its arguments"
+    return None if storage.to(device="remora").device.type == "remora" else "storages do not go to remora"
+
+
 def replace_to_dlpack() -> None:
     original = torch.utils.dlpack.to_dlpack
     if hasattr(original, "_remora"):

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from remora.device import tensor as tensors
 from remora.device.download import download
 from remora.device.shadow import known
 from remora.device.sink import bound
 from remora.device.storage import root_of
-from remora.device.tensor import RemoraTensor, wrap
+from remora.device.tensor import RemoraTensor, only_device, wrap
 from remora.device.upload import upload
 
 aten = torch.ops.aten
@@ -52,12 +51,6 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
         local = download(source)
         return func(local, **{**rest, "device": target}) if rest or target.type != "cpu" else local
     return NotImplemented
-
-
-def only_device(device: torch.device) -> None:
-    """Raises RuntimeError for a remora device that does not exist."""
-    if device.index not in (None, tensors.DEVICE.index):
-        raise RuntimeError(f"{device} does not exist: this session has one executor, remora:0")
 
 
 def _copy(func: Any, args: Any, kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from remora.capture.value import Value
 from remora.device import tensor as tensors
 from remora.device import unpickled
-from remora.device.tensor import RemoraTensor, wrap
+from remora.device.tensor import RemoraTensor, only_device, wrap
 from remora.errors import NotSupported
 from remora.ops.dtypes import bytes_of
 
@@ -181,6 +181,7 @@ class RemoraStorage(torch.UntypedStorage):
     def to(self, *, device: Any, non_blocking: bool = False) -> torch.UntypedStorage:
         target = torch.device(device)
         if target.type == "remora":
+            only_device(target)
             return self
         return self.cpu() if target.type == "cpu" else self.cpu().to(device=target)
 
@@ -334,7 +335,5 @@ def _tag(storage: Any) -> str | None:
 def _deserialize(storage: Any, location: str) -> Any:
     if location != "remora" and not location.startswith("remora:"):
         return None
-    from remora.device.special import only_device
-
     only_device(torch.device(location))
     return storage if isinstance(storage, RemoraStorage) else RemoraStorage.holding(storage)

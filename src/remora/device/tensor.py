@@ -129,8 +129,9 @@ class RemoraTensor(torch.Tensor):
                 f"assigning a tensor on {source.device} to .data of a tensor on {self.device}: "
                 "move it first (.data = source.to(tensor.device)), or use copy_()"
             )
-        _set_data(self, source)
-        self._take(source)
+        with torch._C.DisableTorchFunctionSubclass():
+            _set_data(self, source)
+            self._take(source)
 
     def _take(self, source: RemoraTensor) -> None:
         """Names the source's value from now on; views of this tensor that exist keep the memory that they have."""
@@ -180,6 +181,11 @@ class RemoraTensor(torch.Tensor):
             self._take(there)
         torch.autograd.graph.increment_version(self)
         return self
+
+    def as_subclass(self, cls: Any) -> Any:
+        from remora.device.subclass import as_subclass
+
+        return as_subclass(self, cls)
 
     # -- copies
 
@@ -242,3 +248,9 @@ def wrap(value: Value) -> RemoraTensor:
     tensor = _make(RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, DEVICE)
     tensor._value = value
     return tensor  # type: ignore[no-any-return]
+
+
+def only_device(device: torch.device) -> None:
+    """Raises RuntimeError for a remora device that does not exist."""
+    if device.index not in (None, DEVICE.index):
+        raise RuntimeError(f"{device} does not exist: this session has one executor, remora:0")
