@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from remora.capture.value import Value
-from remora.device.meta import contiguous_meta, intern
+from remora.device.meta import TensorMeta, dense_order, intern
 from remora.device.shadow import known
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
@@ -16,19 +16,26 @@ from remora.ops.layout import Meta
 def download(tensor: RemoraTensor) -> torch.Tensor:
     """A fresh CPU tensor with the value's data and the tensor's strides. Blocks, unless a shadow has it."""
     value = tensor._value
+    meta = value.meta
     local = known(value)
     if local is not None:
-        return local.clone()
+        return _restrided(local.clone(), meta)
     _, sink = bound.need()
     (fetched,) = sink.fetch([value])
     assert fetched.data is not None
-    meta = value.meta
-    flat = tensor_from(fetched.data, meta.dtype, tuple(meta.shape))
-    if meta is contiguous_meta(meta.shape, meta.dtype) or flat.stride() == meta.stride:
-        return flat
-    return torch.empty_like(meta.example(), device="cpu").copy_(
-        flat
-    )  # keeps dense strides, as a local copy does
+    return _restrided(tensor_from(fetched.data, meta.dtype, tuple(meta.shape)), meta)
+
+
+def _restrided(tensor: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
+    """The tensor in the memory layout that a local copy of one with this metadata has."""
+    if tensor.stride() == meta.stride:
+        return tensor
+    example = meta.example()
+    if tensor.is_contiguous() and example.is_contiguous():  # they differ where nothing is reached
+        return tensor.as_strided(meta.shape, meta.stride)
+    if dense_order(example) is None:
+        return torch.empty_like(example, device="cpu").copy_(tensor)
+    return torch.empty_strided(meta.shape, meta.stride, dtype=meta.dtype).copy_(tensor)
 
 
 def described(values: list[Value]) -> None:
