@@ -223,3 +223,44 @@ def test_storages_of_the_device_refuse_what_they_cannot_do(connected: ModuleType
         storage.fill_(0)
     local = storage.cpu()
     assert (local.device.type, local.tolist()) == ("cpu", torch.ones(2).untyped_storage().tolist())
+
+
+def _wide() -> nn.Module:
+    return nn.Sequential(*[nn.Linear(8, 8) for _ in range(10)]).to("remora").apply(_doubled)
+
+
+def _doubled(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.data.mul_(2)
+
+
+def test_a_model_leaves_in_few_round_trips(connected: ModuleType, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    def spent(leave: Any, model: nn.Module) -> int:
+        before = connected.stats()
+        leave(model)
+        return (connected.stats() - before).round_trips
+
+    model = _wide()
+    expected = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    assert spent(lambda m: torch.save(m.state_dict(), tmp_path / "model.pt"), model) == 1
+    assert spent(lambda m: save_file(m.state_dict(), tmp_path / "model.safetensors"), model) == 1
+    assert spent(lambda m: m.cpu(), model) == 2  # the first one tells where they go
+    for got in (
+        torch.load(tmp_path / "model.pt", map_location="cpu"),
+        load_file(tmp_path / "model.safetensors"),
+        model.state_dict(),
+    ):
+        assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+def test_what_came_early_is_not_used_behind_a_write(connected: ModuleType) -> None:
+    first, second = (torch.ones(4, device="remora") + 1 for _ in range(2))
+    storages = [tensor.__reduce_ex__(2)[1][0]._untyped_storage for tensor in (first, second)]
+    before = connected.stats()
+    one = torch.empty(0).set_(storages[0].cpu())
+    second.add_(5)
+    two = torch.empty(0).set_(storages[1].cpu())
+    assert (one.tolist(), two.tolist()) == ([2] * 4, [7] * 4)
+    assert (connected.stats() - before).round_trips == 2

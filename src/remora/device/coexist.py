@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from remora.config import is_asked_for
+from remora.device.ahead import expect
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
 
@@ -154,7 +155,7 @@ def replace_module_apply() -> None:
 
     @functools.wraps(apply)
     def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
-        return apply(self, fn if type(fn) is _Conversion else _Conversion(fn), recurse)
+        return apply(self, fn if type(fn) is _Conversion else _Conversion(fn, self), recurse)
 
     _apply._remora = True  # type: ignore[attr-defined]
     module.is_traceable_wrapper_subclass = is_traceable_wrapper_subclass
@@ -164,13 +165,25 @@ def replace_module_apply() -> None:
 class _Conversion:
     """What Module.to() does to each tensor; notes whether the tensor came to remora, or left it."""
 
-    def __init__(self, fn: Callable[[Any], Any]) -> None:
+    def __init__(self, fn: Callable[[Any], Any], module: torch.nn.Module) -> None:
         self.fn = fn
+        self.module: torch.nn.Module | None = module
 
     def __call__(self, tensor: Any) -> Any:
         converted = self.fn(tensor)
-        _converted.crosses = isinstance(tensor, RemoraTensor) != isinstance(converted, RemoraTensor)
+        leaves = isinstance(tensor, RemoraTensor)
+        _converted.crosses = leaves != isinstance(converted, RemoraTensor)
+        if leaves and _converted.crosses and self.module is not None:  # the others follow
+            expect(tensor._value for tensor in _tensors_of(self.module))
+            self.module = None
         return converted
+
+
+def _tensors_of(module: torch.nn.Module) -> list[RemoraTensor]:
+    found = []
+    for tensor in (*module.parameters(), *module.buffers()):
+        found += [t for t in (tensor, tensor.grad) if type(t) is RemoraTensor]
+    return found
 
 
 _converted = threading.local()

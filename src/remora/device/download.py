@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from remora.capture.value import Value
+from remora.device import ahead
 from remora.device.meta import TensorMeta, dense_order, intern
 from remora.device.shadow import known
-from remora.device.sink import bound
+from remora.device.sink import Fetched, bound
 from remora.device.tensor import RemoraTensor
 from remora.ops.dtypes import BY_NAME, tensor_from
 from remora.ops.layout import Meta
@@ -16,14 +17,23 @@ from remora.ops.layout import Meta
 def download(tensor: RemoraTensor) -> torch.Tensor:
     """A fresh CPU tensor with the value's data and the tensor's strides. Blocks, unless a shadow has it."""
     value = tensor._value
-    meta = value.meta
     local = known(value)
     if local is not None:
-        return _restrided(local.clone(), meta)
-    _, sink = bound.need()
-    (fetched,) = sink.fetch([value])
+        return _restrided(local.clone(), value.meta)
+    recorder, sink = bound.need()
+    early = ahead.take(value, recorder.ops)
+    if early is not None:
+        return early
+    values = [value, *(other for other in ahead.company(value) if known(other) is None)]
+    fetched = [_local(*pair) for pair in zip(values, sink.fetch(values), strict=True)]
+    for other, there in zip(values[1:], fetched[1:], strict=True):
+        ahead.keep(other, there, recorder.ops)
+    return fetched[0]
+
+
+def _local(value: Value, fetched: Fetched) -> torch.Tensor:
     assert fetched.data is not None
-    return _restrided(tensor_from(fetched.data, meta.dtype, tuple(meta.shape)), meta)
+    return _restrided(tensor_from(fetched.data, value.meta.dtype, tuple(value.meta.shape)), value.meta)
 
 
 def _restrided(tensor: torch.Tensor, meta: TensorMeta) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from remora.device.storage import refuse_address
+from remora.device.addresses import refuse_address
 from remora.device.tensor import RemoraTensor
 
 

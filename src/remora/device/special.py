@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from remora.device.addresses import root_of
 from remora.device.download import download
 from remora.device.shadow import known
 from remora.device.sink import bound
-from remora.device.storage import root_of
 from remora.device.tensor import RemoraTensor, only_device, wrap
 from remora.device.upload import upload
 

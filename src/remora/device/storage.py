@@ -1,15 +1,7 @@
-"""Storages of remora tensors: which tensors share memory, and how their bytes are saved and loaded.
-
-The memory is on an executor. What a storage has here is an identity, equal for all tensors that share it, and a
-way to its bytes. Identities look like addresses, so that code that compares addresses gets right answers; they
-are given to such code only (`_COMPARERS`), since nothing can be read at them.
-"""
+"""Storages of remora tensors: an identity, equal for all tensors that share memory, and a way to the bytes."""
 
 from __future__ import annotations
 
-import itertools
-import sys
-import weakref
 from typing import Any
 
 import torch
@@ -17,48 +9,18 @@ import torch
 from remora.capture.value import Value
 from remora.device import tensor as tensors
 from remora.device import unpickled
+from remora.device.addresses import (
+    address_of_root,
+    may_compare,
+    new_address,
+    refuse_address,
+    root_of,
+    set_address,
+)
+from remora.device.ahead import expect
 from remora.device.tensor import RemoraTensor, only_device, wrap
 from remora.errors import NotSupported
 from remora.ops.dtypes import bytes_of
-
-_ALIGNMENT = 512
-_FIRST = 1 << 60  # no processor maps it: whoever reads there anyway is stopped at once
-
-# Modules whose functions compare what data_ptr() gives and read nothing there.
-_COMPARERS = frozenset(
-    {"torch.serialization", "torch.nn.modules.rnn", "torch.autograd.graph"}
-    | {"torch.distributed.utils", "safetensors.torch", "transformers.modeling_utils"}
-    | {"transformers.pytorch_utils", "transformers.trainer", "transformers.integrations.moe"}
-    | {"accelerate.accelerator", "accelerate.big_modeling", "accelerate.hooks", "accelerate.utils.modeling"}
-    | {"peft.tuners.tuners_utils", "peft.utils.save_and_load", "huggingface_hub.serialization._torch"}
-)
-
-_next_address = itertools.count(_FIRST, _ALIGNMENT)
-_addresses: weakref.WeakKeyDictionary[Value, int] = weakref.WeakKeyDictionary()
-
-
-def _new_address(nbytes: int) -> int:
-    """The first of `nbytes` that no other storage has."""
-    global _next_address
-    address = next(_next_address)
-    _next_address = itertools.count(address + (nbytes // _ALIGNMENT + 1) * _ALIGNMENT, _ALIGNMENT)
-    return address
-
-
-def root_of(tensor: RemoraTensor) -> Value:
-    """The value that owns the memory in which the tensor lies."""
-    of_data = tensor.__dict__.get("_root")  # the tensor took over another one's memory
-    if of_data is not None:
-        return of_data
-    if not tensor._is_view():
-        return tensor._value
-    base = tensor._base
-    assert base is not None
-    at = tensor._value.segment, tensor._value.code
-    for until, root in base.__dict__.get("_roots_before", ()):
-        if at < until:  # made before the base took over other memory
-            return root() or tensor._value
-    return root_of(base)
 
 
 def address_of(tensor: RemoraTensor) -> int:
@@ -74,22 +36,6 @@ def saved_as(tensor: RemoraTensor) -> RemoraTensor:
 
 def storage_of(tensor: RemoraTensor) -> RemoraStorage:
     return RemoraStorage.of(root_of(tensor))
-
-
-def may_compare() -> bool:
-    """Whether who asks for an address is known to compare it and to read nothing there."""
-    frame = sys._getframe(2)
-    while frame.f_globals.get("__name__") == "torch.storage" and frame.f_back is not None:
-        frame = frame.f_back
-    return frame.f_globals.get("__name__") in _COMPARERS
-
-
-def refuse_address(what: str) -> NotSupported:
-    return NotSupported(
-        f"{what} of a remora tensor: its memory is on an executor and has no address here, so nothing that "
-        "needs a pointer (ctypes, Triton, numpy) can use it; use .cpu() for a local copy. "
-        "Tensors that share memory have equal .untyped_storage()._cdata"
-    )
 
 
 def _refused(name: str) -> Any:
@@ -112,6 +58,9 @@ class RemoraStorage(torch.UntypedStorage):
     root: RemoraTensor | None
     source: torch.UntypedStorage | None
     _address: int
+    _ahead: tuple[int, torch.Tensor] | None = (
+        None  # downloaded with another one, when so many ops were recorded
+    )
 
     @classmethod
     def of(cls, root: Value) -> RemoraStorage:
@@ -119,17 +68,14 @@ class RemoraStorage(torch.UntypedStorage):
         span = _span(meta.shape, meta.stride, meta.offset)
         made: RemoraStorage = cls(span * meta.dtype.itemsize, device="meta")
         made.root, made.source = wrap(root), None
-        address = _addresses.get(root)
-        if address is None:
-            address = _addresses[root] = _new_address(made.nbytes())
-        made._address = address
+        made._address = address_of_root(root, made.nbytes())
         return made
 
     @classmethod
     def holding(cls, source: torch.UntypedStorage) -> RemoraStorage:
         made: RemoraStorage = cls(source.nbytes(), device="meta")
         made.root, made.source = None, source
-        made._address = _new_address(source.nbytes())
+        made._address = new_address(source.nbytes())
         return made
 
     @property
@@ -141,7 +87,9 @@ class RemoraStorage(torch.UntypedStorage):
         return self._address
 
     def data_ptr(self) -> int:
-        if may_compare():
+        if may_compare():  # which is what those do who save next
+            if self.root is not None:
+                expect((self.root._value,))
             return self._address
         raise refuse_address("the storage's data_ptr()")
 
@@ -271,7 +219,7 @@ class RemoraStorage(torch.UntypedStorage):
             memory.set_(self.source, 0, (self.nbytes() // dtype.itemsize,), (1,))
         self.root = upload(memory)
         self.source = None
-        _addresses[self.root._value] = self._address
+        set_address(self.root._value, self._address)
 
     byteswap = _refused("byteswap")
     copy_ = _refused("copy_")

@@ -67,7 +67,8 @@ class RemoraTensor(torch.Tensor):
     # -- memory
 
     def data_ptr(self) -> int:
-        from remora.device.storage import address_of, may_compare, refuse_address
+        from remora.device.addresses import may_compare, refuse_address
+        from remora.device.storage import address_of
 
         if may_compare():
             return address_of(self)
@@ -82,12 +83,12 @@ class RemoraTensor(torch.Tensor):
         )
 
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
-        from remora.device.storage import refuse_address
+        from remora.device.addresses import refuse_address
 
         raise refuse_address("DLPack")
 
     def __dlpack_device__(self) -> Any:
-        from remora.device.storage import refuse_address
+        from remora.device.addresses import refuse_address
 
         raise refuse_address("DLPack")
 
@@ -135,8 +136,8 @@ class RemoraTensor(torch.Tensor):
 
     def _take(self, source: RemoraTensor) -> None:
         """Names the source's value from now on; views of this tensor that exist keep the memory that they have."""
+        from remora.device.addresses import root_of
         from remora.device.sink import bound
-        from remora.device.storage import root_of
 
         recorder, _ = bound.need()
         with recorder.lock:
@@ -191,6 +192,7 @@ class RemoraTensor(torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As a tensor of any device: memory that is shared is saved once, and is loaded to where it was."""
+        from remora.device.ahead import expect
         from remora.device.storage import TypedStorage, saved_as
 
         torch.utils.hooks.warn_if_has_hooks(self)
@@ -203,13 +205,15 @@ class RemoraTensor(torch.Tensor):
         with torch.no_grad():
             kept = saved_as(self)
         place = kept.storage_offset(), tuple(kept.size()), kept.stride(), self.requires_grad, OrderedDict()
+        storage = kept.untyped_storage()
+        if storage.root is not None:
+            expect((storage.root._value,))
         if self.dtype in torch.storage._new_dtypes():
             rebuild = torch._utils._rebuild_tensor_v3
-            storage = TypedStorage(kept.untyped_storage(), torch.uint8)
-            arguments: tuple[Any, ...] = storage, *place, self.dtype
+            arguments: tuple[Any, ...] = TypedStorage(storage, torch.uint8), *place, self.dtype
         else:
             rebuild = torch._utils._rebuild_tensor_v2
-            arguments = TypedStorage(kept.untyped_storage(), self.dtype), *place
+            arguments = TypedStorage(storage, self.dtype), *place
         if state:
             return torch._tensor._rebuild_from_type_v2, (rebuild, torch.Tensor, arguments, state)
         return rebuild, arguments
