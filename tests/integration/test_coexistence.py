@@ -137,7 +137,7 @@ def alone() -> dict[str, Any]:
 
 
 def test_installed_it_changes_nothing(alone: dict[str, Any]) -> None:
-    facts = _facts("installed")
+    facts = _facts("installed", REMORA_AUTOLOAD="")
     assert facts["registered"] is False
     assert facts == alone
 
@@ -148,12 +148,22 @@ def test_imported_and_never_used_it_changes_nothing(alone: dict[str, Any]) -> No
     assert facts == {name: fact for name, fact in alone.items() if name != "registered"}
 
 
-def test_the_environment_asks_for_the_accelerator() -> None:
+def test_the_environment_asks_for_the_accelerator(alone: dict[str, Any]) -> None:
     facts = _facts("installed", REMORA_AUTOLOAD="1")
     assert facts["registered"] is True
     assert facts["current accelerator"][0] == "device(type='remora')"
     assert facts["available"][0] == "True"
-    assert facts["Module.to"] == _facts("installed")["Module.to"]
+    same = (
+        "Module.to",
+        "tied",
+        "load_state_dict",
+        "checkpoint",
+        "backward thread",
+        "seed",
+        "default device",
+        "dlpack",
+    )
+    assert {name: facts[name] for name in same} == {name: alone[name] for name in same}
 
 
 def _run(code: str, **environment: str) -> str:
@@ -169,15 +179,28 @@ def _run(code: str, **environment: str) -> str:
 
 def test_no_order_of_imports_and_no_executor_registers_by_accident() -> None:
     shown = "import sys; print(hasattr(torch, 'remora'), 'remora' in sys.modules)"
+    nobody = {"REMORA_URL": "http://127.0.0.1:1"}  # nobody is called either
     assert _run(f"import torch; {shown}") == "False False\n"
-    assert _run(f"import torch, remora; {shown}") == "True True\n"
     assert _run(f"import remora, torch; {shown}") == "True True\n"
-    assert (
-        _run(f"import torch; {shown}", REMORA_URL="http://127.0.0.1:1") == "True True\n"
-    )  # nobody is called
-    assert (
-        _run(f"import torch; {shown}", REMORA_URL="http://127.0.0.1:1", REMORA_EXECUTOR="1") == "False True\n"
-    )
+    assert _run(f"import torch; {shown}", **nobody) == "True True\n"
+    assert _run(f"import torch; {shown}", **nobody, REMORA_EXECUTOR="1") == "False True\n"
+
+
+ANOTHER = """
+import torch
+seen = []
+torch._C._accelerator_getAccelerator = lambda: torch.device("cpu")  # stands for a GPU of this machine
+import remora
+torch.cpu.synchronize = lambda device=None: seen.append(device)
+assert torch.accelerator.current_accelerator() == torch.device("cpu")
+assert torch.accelerator.is_available() and torch.get_device_module() is torch.cpu
+torch.accelerator.synchronize()
+assert len(seen) == 1, seen
+"""
+
+
+def test_another_accelerator_stays_the_accelerator() -> None:
+    _run(ANOTHER)
 
 
 def test_a_session_makes_it_the_accelerator(executor: Any) -> None:
