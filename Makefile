@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit bench clean
+.PHONY: help demo test test-mixed lint format types unit bench clean
 
 help:
 	@echo "make demo    GPT-2 and MiniLM through a real socket, compared with local PyTorch"
 	@echo "make test    lint, types and all tests, as CI runs them"
+	@echo "make test-mixed PYTHON_OTHER=…   the integration tests with executor, then client, on another PyTorch"
 	@echo "make unit    tests without network or accelerator; make lint, make types, make bench, make clean"
 
 # torch goes first and pinned: left to itself, pip takes the newest, with gigabytes that no test needs.
@@ -35,6 +36,14 @@ demo: $(VENV)/.installed $(VENV)/.minilm
 
 test: lint types
 	@$(BIN)/python -m pytest
+
+# The same tests with client and executor on different PyTorch versions, both ways round. The other Python needs
+# what `pip install '.[dev]'` brings, with its own torch; Remora itself comes from here.
+test-mixed: export PYTHONPATH := $(CURDIR)/src
+test-mixed: $(VENV)/.installed
+	@test -n "$(PYTHON_OTHER)" || { echo "make: test-mixed needs PYTHON_OTHER=/path/to/python with another torch" >&2; exit 1; }
+	@REMORA_TEST_EXECUTOR_PYTHON=$(PYTHON_OTHER) $(BIN)/python -m pytest tests/integration
+	@REMORA_TEST_EXECUTOR_PYTHON=$(CURDIR)/$(BIN)/python $(PYTHON_OTHER) -m pytest tests/integration
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check -q .

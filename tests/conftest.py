@@ -7,7 +7,9 @@ import tempfile
 
 from hypothesis import settings
 
-for name in [name for name in os.environ if name.startswith("REMORA_")]:
+for name in [
+    name for name in os.environ if name.startswith("REMORA_") and not name.startswith("REMORA_TEST_")
+]:
     del os.environ[name]
 _cache = tempfile.TemporaryDirectory(prefix="remora-test-cache-")
 os.environ["REMORA_CACHE"] = _cache.name  # subprocesses of tests inherit it

@@ -98,6 +98,9 @@ class WorkerEndpoint:
     def ops(self) -> dict[str, str]:
         return {}
 
+    def op_schemas(self) -> dict[str, str]:
+        return {}
+
     def status(self) -> Status:
         raise NotImplementedError
 

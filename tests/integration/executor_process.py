@@ -21,14 +21,33 @@ from remora.transport.http import HttpTransport
 from remora.wire.messages import Status
 
 READY = "remora executor ready at "
+# Another Python, with another PyTorch, for the executors: `make test-mixed`.
+EXECUTOR_PYTHON = os.environ.get("REMORA_TEST_EXECUTOR_PYTHON") or sys.executable
+
+
+SERVE = """
+import sys, typer
+from remora.cli.serve import serve
+from remora.executor.front import worker_link
+worker, stuck_s = sys.argv.pop(1), float(sys.argv.pop(1))
+if worker:
+    worker_link.WORKER = (sys.executable, worker)
+worker_link.STUCK_S = stuck_s or worker_link.STUCK_S
+typer.run(serve)
+"""
 
 
 class ExecutorProcess:
-    """`remora serve` with one thread on a free port."""
+    """`remora serve` with one thread on a free port.
 
-    def __init__(self, *options: str) -> None:
+    worker: a script that takes the worker's place. stuck_s: how long one may give no sign of life.
+    """
+
+    def __init__(self, *options: str, worker: Path | None = None, stuck_s: float = 0.0) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-m", "remora.cli", "serve", "--threads", "1", "--device", "cpu"]
+        patched = ["-c", SERVE, str(worker or ""), str(stuck_s)]
+        serve = patched if worker or stuck_s else ["-m", "remora.cli", "serve"]
+        command = [EXECUTOR_PYTHON, *serve, "--threads", "1", "--device", "cpu"]
         if "--port" not in options:
             command += ["--port", "0"]
         self.process = subprocess.Popen(
@@ -36,7 +55,13 @@ class ExecutorProcess:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
-        assert line.startswith(READY), f"{line!r}; {self.said()}"
+        if not line.startswith(READY):
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            said = self.said()
+            self.log.close()
+            raise AssertionError(f"{line!r}; {said}")
         self.url = line.removeprefix(READY)
 
     @property
@@ -54,13 +79,16 @@ class ExecutorProcess:
         finally:
             transport.close()
 
-    def worker_pid(self) -> int:
-        """The one child of the front that is a worker."""
+    def worker_pids(self) -> list[int]:
+        """The children of the front that are workers, oldest first."""
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        found = [c for c in children if "remora.executor.worker" in Path(f"/proc/{c}/cmdline").read_text()]
-        assert len(found) == 1, children
-        return int(found[0])
+        return [int(c) for c in children if "worker" in Path(f"/proc/{c}/cmdline").read_text()]
+
+    def worker_pid(self) -> int:
+        """The one child of the front that is a worker."""
+        (pid,) = self.worker_pids()
+        return pid
 
     def kill_worker(self) -> None:
         os.kill(self.worker_pid(), signal.SIGKILL)
@@ -87,8 +115,10 @@ class ExecutorProcess:
 
 
 @contextmanager
-def executor_process(*options: str) -> Iterator[ExecutorProcess]:
-    executor = ExecutorProcess(*options)
+def executor_process(
+    *options: str, worker: Path | None = None, stuck_s: float = 0.0
+) -> Iterator[ExecutorProcess]:
+    executor = ExecutorProcess(*options, worker=worker, stuck_s=stuck_s)
     try:
         yield executor
     finally:

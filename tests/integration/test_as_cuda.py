@@ -44,6 +44,11 @@ tensors = {
 }
 with torch.device("cuda"):
     tensors["with"] = torch.ones(2)
+generator = torch.Generator(device="cuda").manual_seed(1)
+tensors["drawn"] = torch.rand(2, device="cuda", generator=generator) * 0
+with torch.random.fork_rng():
+    torch.manual_seed(5)
+    tensors["dropped"] = torch.rand(2, device="cuda") * 0
 with torch.cuda.device(0):
     tensors["cuda_device"] = torch.ones(2).cuda()
 torch.set_default_device("cuda")
@@ -58,7 +63,11 @@ start.record(); end.record()
 ms = start.elapsed_time(end)
 local = [str(torch.ones(1).device), torch.ones(1).is_cuda, str(torch.ones(1).to("cpu").device)]
 name = torch.cuda.get_device_name()
-print(json.dumps([wrong, sum_, 0 < free <= total, ms >= 0, local, name]))
+with torch.cuda.stream(torch.cuda.Stream()) as _:
+    torch.cuda.current_stream().wait_stream(torch.cuda.default_stream("cuda"))
+held = torch.cuda.memory_allocated("cuda:0") > 0 and torch.cuda.get_device_properties("cuda").total_memory > 0
+held = held and torch.cuda.get_device_capability() == (0, 0) and torch.cuda.max_memory_allocated() > 0
+print(json.dumps([wrong, sum_, 0 < free <= total and held, ms >= 0, local, name == torch.remora.get_device_name()]))
 """
 
 EVALUATION = """
@@ -97,8 +106,7 @@ REFUSALS = """
 import json, torch
 said = {}
 for what in (
-    'torch.autocast("cuda")', 'torch.amp.autocast("cuda", dtype=torch.bfloat16)', 'torch.amp.GradScaler("cuda")',
-    'torch.Generator(device="cuda")', 'torch.cuda.CUDAGraph()', 'torch.cuda.get_device_properties(0)',
+    'torch.cuda.CUDAGraph()', 'torch.cuda.memory_snapshot()',
     'torch.ones(2).untyped_storage().cuda()', 'torch.ones(2).to("cuda:1")',
 ):
     try:
@@ -118,6 +126,23 @@ PROBES = """
 import json
 from remora.device.as_cuda import AS_CUDA_PATCHES
 print(json.dumps({patch.name: patch.probe() for patch in AS_CUDA_PATCHES}))
+"""
+
+PRECISION = """
+import json, torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Linear(4, 4).cuda()
+optimizer, scaler = torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cuda", init_scale=8.0)
+with torch.autocast("cuda", dtype=torch.bfloat16):
+    out = model(torch.ones(2, 4, device="cuda"))
+    inside = [torch.is_autocast_enabled(), torch.is_autocast_enabled("cuda"), str(torch.get_autocast_gpu_dtype())]
+with torch.cuda.amp.autocast(dtype=torch.float16):
+    old = str((out @ out.T).dtype)
+scaler.scale(out.float().sum()).backward()
+scaler.step(optimizer)
+scaler.update()
+print(json.dumps([str(out.dtype), old, inside, torch.is_autocast_enabled(), scaler.get_scale(), model.bias.tolist()]))
 """
 
 GENERATE = """
@@ -153,7 +178,7 @@ def test_every_way_to_say_cuda_gives_remora(tmp_path: Path) -> None:
     assert total == pytest.approx(37.5)
     assert (memory, event) == (True, True)
     assert local == ["cpu", False, "cpu"]
-    assert name == "remora (cpu)"
+    assert name is True
 
 
 def test_evaluation_on_cuda_has_the_losses_of_the_cpu(tmp_path: Path) -> None:
@@ -181,6 +206,22 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path) -> None:
     missing = said.pop('torch.ones(2).to("cuda:1")')
     assert "remora:1 does not exist" in missing
     assert all(words.startswith("NotSupported: ") for words in said.values()), said
+
+
+def test_autocast_on_cuda_is_the_devices(tmp_path: Path) -> None:
+    out, old, inside, after, scale, bias = _run(
+        tmp_path, "import warnings; warnings.simplefilter('ignore')" + PRECISION, "--as-cuda"
+    )
+    assert (out, old) == ("torch.bfloat16", "torch.float16")
+    assert (inside, after, scale) == ([True, True, "torch.bfloat16"], False, 8)
+    local = PRECISION.replace('torch.autocast("cuda"', 'torch.autocast("cpu"').replace(".cuda()", "")
+    local = local.replace("torch.cuda.amp.autocast(", "torch.autocast('cpu', ").replace(
+        'device="cuda"', "device='cpu'"
+    )
+    local = local.replace('GradScaler("cuda"', 'GradScaler("cpu"').replace(
+        "torch.get_autocast_gpu_dtype()", "0"
+    )
+    assert _run(tmp_path, local)[-1] == bias
 
 
 def test_generate_on_cuda_has_the_tokens_of_the_cpu(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_a_kernel_that_crashes_ends_the_worker_and_nothing_else():
         own, other = asyncio.run(attack(executor.url))
         assert (own.segment, own.row) == (4, 0)
         assert "of this session" in own.reason
-        assert (other.reason, other.segment) == ("another session's work ended the worker", 0)
+        assert other.segment == 0
+        assert "while it ran aten.adaptive_max_pool2d_backward.default of another session" in other.reason
         executor.wait_worker(2)
         with_client(executor, lambda caller, grant, socket: replies(socket, Barrier(1)))

@@ -83,7 +83,7 @@ def test_a_lost_input_spoils_only_the_rows_from_it_on(net):
 def test_a_failure_shows_at_any_kind_of_sync(net):
     for sync in (
         torch.remora.synchronize,
-        torch.remora.get_rng_state,
+        lambda: torch.remora.get_rng_state().tolist(),
         lambda: torch.ones(9, device="remora").tolist(),
     ):
         with torch.no_grad():

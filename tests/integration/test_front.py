@@ -455,7 +455,7 @@ def test_a_dead_worker_ends_sessions_and_not_the_front():
         assert isinstance(lost, Lost)
         assert "row 3 of segment 7" in lost.reason
         (lost,) = opened(await sockets[1].receive_bytes())[2]
-        assert lost == Lost("another session's work ended the worker")
+        assert lost == Lost("the worker died (signal SIGKILL) while it ran another session's work")
         status, _, body = await caller.ask("GET", "/steps?epoch=2&received=0", mine)
         assert (status, refusal(body).kind) == (404, "session")
         assert "worker died (signal SIGKILL)" in refusal(body).message

@@ -195,7 +195,7 @@ def test_storages_know_who_shares_memory(connected: ModuleType) -> None:
         after = [
             t.untyped_storage()._cdata == base.untyped_storage()._cdata for t in (before, base[0], others[0])
         ]
-        return [*kept, *after, before.untyped_storage()._cdata == key]
+        return [*kept, *after]
 
     assert shares("remora") == shares("cpu")
 

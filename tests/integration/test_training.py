@@ -53,6 +53,18 @@ def test_losses_and_parameters_equal_local(connected: ModuleType, optimizer: str
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}], ids=["foreach", "fused"])
+def test_ops_without_results_wait_for_nothing(connected: ModuleType, options: dict[str, bool]) -> None:
+    parameters = [torch.ones(3, device="remora", requires_grad=True) for _ in range(2)]
+    steps = torch.optim.Adam(parameters, **options)
+    for parameter in parameters:
+        parameter.grad = torch.ones(3, device="remora")
+    steps.step()
+    before = connected.stats()
+    steps.step()
+    assert (connected.stats() - before).round_trips == 0
+
+
 def test_default_dtype_travels(connected: ModuleType) -> None:
     torch.set_default_dtype(torch.float64)
     try:

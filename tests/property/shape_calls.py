@@ -356,6 +356,16 @@ def product(ndim: int) -> Any:
     return strategy
 
 
+def grouped_mm(draw: Draw) -> Any:
+    """bfloat16, sizes of 16 bytes: what PyTorch's own meta kernel takes."""
+    g, *sizes = draw(st.integers(1, 3)), *(8 * draw(st.integers(1, 2)) for _ in range(3))
+    m, k, n = sizes
+    a, b = draw(st.sampled_from([((m, k), (g, k, n)), ((g, m, k), (k, n)), ((m, k), (k, n))]))
+    made = [Layout(s, torch.empty(s, device="meta").stride(), 0, torch.bfloat16) for s in (a, b)]
+    whole = k if len(a) == len(b) else n if len(b) == 2 else m
+    return [*made, Layout((g,), (1,), 0, torch.int32, whole)], {}
+
+
 def addmm(draw: Draw) -> Any:
     (a, b), _ = product(2)(draw)
     bias = tensor(draw, partner(draw, (a.shape[0], b.shape[1])), [a.dtype])
@@ -384,6 +394,53 @@ def attention(draw: Draw) -> Any:
     mask = tensor(draw, draw(st.sampled_from([(t, s), (b, 1, t, s), (1, 1, t, s)])), [dtype, torch.bool])
     arguments = draw(st.sampled_from([[], [mask], [None, 0.0, True]]))
     return [*(tensor(draw, shape, [dtype]) for shape in (q, k, v)), *arguments], {}
+
+
+def image(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype) -> Layout:
+    """Often channels-last."""
+    if draw(st.booleans()):
+        return tensor(draw, shape, [dtype])
+    stride = torch.empty(shape, device="meta", memory_format=torch.channels_last).stride()
+    return Layout(shape, stride, 0, dtype)
+
+
+def convolution(kind: str) -> Any:
+    """kind: "whole" for aten.convolution, "backward", or "plain" and "transposed" for the composites."""
+
+    def strategy(draw: Draw) -> Any:
+        dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float64]))
+        groups, inner, outer = (
+            draw(st.sampled_from([1, 1, 2])),
+            draw(st.integers(1, 3)),
+            draw(st.integers(1, 3)),
+        )
+        transposed = kind == "transposed" or (kind != "plain" and draw(st.booleans()))
+        kernel = [draw(st.integers(1, 3)) for _ in range(2)]
+        x = image(
+            draw, (draw(st.integers(1, 2)), inner * groups, *(draw(st.integers(1, 6)) for _ in kernel)), dtype
+        )
+        into = (inner * groups, outer) if transposed else (outer * groups, inner)
+        weight = image(draw, (*into, *kernel), dtype)
+        bias = draw(st.sampled_from([None, tensor(draw, (outer * groups,), [dtype])]))
+        stride, padding, dilation = ([draw(st.integers(a, 2)) for _ in kernel] for a in (1, 0, 1))
+        more = [draw(st.integers(0, 1)) for _ in kernel] if transposed else [0, 0]
+        if kind == "plain":
+            return [x, weight, bias, stride, padding, dilation, groups], {}
+        if kind == "transposed":
+            return [x, weight, bias, stride, padding, more, groups, dilation], {}
+        numbers = [stride, padding, dilation, transposed, more, groups]
+        if kind == "whole":
+            return [x, weight, bias, *numbers], {}
+        sides = [
+            (n - 1) * s - 2 * p + d * (k - 1) + o + 1
+            if transposed
+            else (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d, o in zip(x.shape[2:], kernel, stride, padding, dilation, more, strict=True)
+        ]
+        grad = tensor(draw, (x.shape[0], outer * groups, *(max(side, 1) for side in sides)), [dtype])
+        return [grad, x, weight, [outer * groups], *numbers, [True, True, True]], {}
+
+    return strategy
 
 
 def cat(draw: Draw) -> Any:
@@ -480,9 +537,14 @@ FAMILIES: dict[Any, str] = {
     product(2): "mm",
     product(3): "bmm",
     addmm: "addmm",
+    grouped_mm: "_grouped_mm",
     linear: "linear",
     matmul: "matmul",
     attention: "scaled_dot_product_attention",
+    convolution("whole"): "convolution",
+    convolution("backward"): "convolution_backward",
+    convolution("plain"): "conv2d",
+    convolution("transposed"): "conv_transpose2d.input",
     cat: "cat",
     embedding: "embedding",
     index_select: "index_select",

@@ -57,6 +57,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.binary(min_size=least or 0, max_size=max(least or 0, min(most or 40, 40)))
         case inspect.VarTupleType(item_type=item):
             return st.lists(values(item), max_size=5).map(tuple)
+        case inspect.TupleType(item_types=items):
+            return st.tuples(*map(values, items))
         case inspect.UnionType(types=kinds):
             return st.one_of([values(one) for one in kinds])
         case inspect.StructType(cls=cls, fields=fields):

@@ -22,14 +22,22 @@ from remora.wire.messages import (
     Adopt,
     Barrier,
     Define,
+    DeviceFacts,
+    DeviceQuery,
     Done,
     Failed,
     Fetch,
+    Flag,
     Free,
+    LoadRng,
+    Mark,
+    Marked,
+    Memory,
+    MemoryQuery,
     Put,
     Recover,
-    RngState,
     Run,
+    SaveRng,
     Seed,
     Site,
     Values,
@@ -72,7 +80,9 @@ nodes = st.builds(
     Node,
     st.sampled_from(OPS),
     st.lists(args, max_size=4).map(tuple),
-    st.lists(st.tuples(st.sampled_from(["dtype", "device", "dim", "out"]), args), max_size=2).map(tuple),
+    st.lists(
+        st.tuples(st.sampled_from(["dtype", "device", "dim", "out", "generator"]), args), max_size=2
+    ).map(tuple),
     st.sampled_from([(), ((),), ((1, 0),)]),
 )
 bodies = st.one_of(
@@ -111,10 +121,19 @@ messages = st.one_of(
     st.builds(Adopt, segments, st.just("float32"), st.just((4,)), st.just(bytes(32))),
     st.builds(Fetch, st.integers(0, 5), names, st.booleans()),
     st.builds(Free, names),
-    st.builds(Seed, st.integers(-(1 << 63), (1 << 64) - 1)),
-    st.builds(RngState, st.integers(0, 5), maybe(st.binary(max_size=40))),
+    st.builds(Seed, st.integers(-(1 << 63), (1 << 64) - 1), st.integers(0, 2)),
+    st.builds(SaveRng, segments, st.integers(0, 2)),
+    st.builds(LoadRng, st.integers(0, 2), st.tuples(segments, st.integers(0, 2), st.integers(0, 2))),
+    st.builds(
+        Flag,
+        st.sampled_from(["_set_cudnn_enabled", "_set_sdp_priority_order", "set_flush_denormal", "system"]),
+        st.lists(st.one_of(st.booleans(), st.integers(-9, 9), st.just("x")), max_size=3).map(tuple),
+    ),
     st.builds(Recover, st.integers(0, 6)),
     st.builds(Barrier, st.integers(0, 5)),
+    st.builds(MemoryQuery, st.integers(0, 5), st.booleans()),
+    st.builds(DeviceQuery, st.integers(0, 5)),
+    st.builds(Mark, st.integers(0, 5), st.booleans()),
 )  # fmt: skip
 
 
@@ -128,7 +147,7 @@ def test_senseless_messages_are_refused_and_the_session_can_go_on(batch):
         try:
             for message in decode_to_executor(encode(batch)):
                 reply = session.handle(message)
-                assert reply is None or isinstance(reply, (Values, Done, Failed))
+                assert reply is None or isinstance(reply, (Values, Done, Failed, Memory, DeviceFacts, Marked))
                 if reply is not None:
                     decode_to_client(encode((reply,)))
                 if isinstance(reply, Failed):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,7 @@ Slot = tuple[int, int, int]  # segment, row, out
 
 
 def segment(number: int, template: bytes, slots: list[Slot]) -> Any:
-    values = [Value("s", deque(), at, row << OUT_BITS | out, None) for at, row, out in slots]
+    values = [Value(None, at, row << OUT_BITS | out, None) for at, row, out in slots]
     captured = SimpleNamespace(template=SimpleNamespace(id=template))
     return SimpleNamespace(number=number, captured=captured, slots=values)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from remora.ops.composites import COMPOSITES
+from remora.ops.composites import COMPOSITES, DIFFERENTIABLE
 from remora.ops.permission import allowed
 from remora.ops.schema import resolve, traits
 
@@ -59,6 +59,9 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
         (X(1, 1), torch.zeros(1).long(), None, 0),
     ],
     "cosine_similarity.default": [(X(2, 3), X(2, 3), 1), (X(1), X(1), 0)],
+    "silu_backward.default": [(X(2, 3), X(2, 3)), (X(()), X(()))],
+    "mish_backward.default": [(X(2, 3), X(2, 3)), (X(()), X(()))],
+    "native_channel_shuffle.default": [(X(2, 4, 3, 3), 2), (X(1, 1, 1, 1), 1)],
 }
 
 
@@ -140,6 +143,17 @@ def test_meta_kernel_foretells_the_outputs(name: str, args: tuple[Any, ...]) -> 
     with torch.no_grad():
         real, meta = list(tensors(op(*args))), list(tensors(op(*on_meta(args))))
     assert [(t.shape, t.dtype) for t in real] == [(t.shape, t.dtype) for t in meta]
+
+
+def test_composites_with_a_derivative_and_a_cpu_kernel_stay_whole_under_grad() -> None:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    found = {
+        name
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("aten::")
+        and all(has(name, key) for key in ("CompositeImplicitAutograd", "Autograd", "CPU"))
+    }
+    assert found == {resolve(name).name() for name in DIFFERENTIABLE}
 
 
 def test_left_out_because_they_alias() -> None:

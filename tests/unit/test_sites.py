@@ -43,3 +43,17 @@ def test_the_number_of_sites_of_a_template_is_bounded():
     for i in range(3 * MAX_SITES_PER_TEMPLATE):
         run(sites, 0, 10_000 + i, [(100 * i + k, 0, 0) for k in range(8)])
     assert sites.count <= MAX_SITES_PER_TEMPLATE + 1
+
+
+def test_what_a_run_made_once_and_later_runs_read_is_fixed_from_the_second_site_on():
+    """Optimizer state: made by the first step, written in place by all; activations move with the segment."""
+    sites = Sites()
+    state = [(5, row, 0) for row in range(8)]
+    sent = []
+    for segment in range(10, 20):
+        names = [*state, (segment - 1, 3, 0), (segment - 1, 4, 0)]
+        site, _ = sites.choose(0, segment, names)
+        said = encode_run(site.memory, segment, site.index, names, [], (), (), None, None, site.fixed)
+        sent.append(said.slots is not None)
+    assert sent == [True, True] + [False] * 8
+    assert sites.count == 2

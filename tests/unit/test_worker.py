@@ -12,8 +12,22 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from remora.executor.hop import BlobFile, SessionTerms
 from remora.executor.worker.session import WorkerSession
 from remora.ir.graph import Template
-from remora.ir.node import Hole, Items, Node, Ref, Slot
-from remora.wire.messages import Adopt, Define, Failed, Fetch, Free, Put, Recover, Run, Site, Values
+from remora.ir.node import Const, Hole, Items, Node, Ref, Slot
+from remora.wire.messages import (
+    Adopt,
+    Define,
+    Failed,
+    Fetch,
+    Free,
+    LoadRng,
+    Put,
+    Recover,
+    Run,
+    SaveRng,
+    Seed,
+    Site,
+    Values,
+)
 from worker_endpoint import LIMIT_NBYTES, worker_device
 
 ONE = b"\0\0\x80\x3f"
@@ -199,3 +213,41 @@ def test_what_sites_remember_is_bounded(session, monkeypatch):
     runs = [session.handle(Run(2 + n, site, (0, 0, 1, 0, 0))) for n, site in enumerate(sites)]
     assert runs[:3] == [None] * 3
     failed(runs[3], "bind more than 3", kind="memory")
+
+
+def drawing(session, generator):
+    node = Node("aten.rand.generator", (Items((Hole("int"),)),), (("generator", generator),))
+    return program(session, node)
+
+
+def test_a_generator_is_the_sessions_own(session):
+    other = WorkerSession(2, SessionTerms("t/u", 0, LIMIT_NBYTES), session.device)
+    for each in (session, other):
+        each.handle(Seed(7, 3))
+        each.handle(Run(1, drawing(each, Hole("int")), None, (0, 4, 1, 3), (0, 0)))
+    expected = torch.rand(4, generator=torch.Generator().manual_seed(7)).tolist()
+    assert read(session, 1, 0, 0) == read(other, 1, 0, 0) == expected
+    failed(session.handle(SaveRng(2, 4)), "no generator 4", kind="protocol")
+    other.close()
+
+
+def test_a_generator_goes_back_to_a_saved_state(session):
+    session.handle(Seed(7, 3))
+    site = drawing(session, Hole("int"))
+    session.handle(SaveRng(1, 3))
+    session.handle(Run(2, site, None, (0, 4, 1, 3), (0, 0)))
+    session.handle(LoadRng(5, (1, 0, 0)))
+    session.handle(Run(3, site, None, (1, 5), (0, 0)))
+    assert read(session, 2, 0, 0) == read(session, 3, 0, 0)
+    failed(session.handle(LoadRng(5, (2, 0, 0))), "RNG state")
+
+
+@pytest.mark.parametrize(
+    ("generator", "says"),
+    [(Hole("int"), "no generator 9"), (Hole("float"), "its number"), (Const("cpu"), "generator")],
+)
+def test_what_is_no_generator_is_refused(session, generator, says):
+    site = drawing(session, generator)
+    number = 9.0 if generator == Hole("float") else 9
+    holes = (0, 4) if isinstance(generator, Const) else (0, 4, 1, number)
+    failed(session.handle(Run(1, site, None, holes, (0, 0))), says)

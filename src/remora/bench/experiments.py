@@ -8,6 +8,7 @@ from remora.bench.harness import Impossible, Options, Report
 
 EXPERIMENTS = {
     "decode": "remora.bench.decode",
+    "zoo": "remora.bench.zoo",
 }
 
 

@@ -31,11 +31,15 @@ class Impossible(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks of an experiment. url: None starts an executor of its own."""
+    """What the command line asks of an experiment. url: None starts an executor of its own.
+
+    only: one architecture of `zoo`.
+    """
 
     quick: bool = False
     url: str | None = None
     seed: int = 0
+    only: str | None = None
 
 
 @dataclass(frozen=True)

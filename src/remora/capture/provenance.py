@@ -9,14 +9,14 @@ import itertools
 import sysconfig
 import weakref
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 _LIBRARIES = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {str(Path(__file__).resolve().parents[1])}
 )
-_is_library: dict[CodeType, bool] = {}
+_is_library: dict[str, bool] = {}
 
 
 class Provenance:
@@ -45,13 +45,12 @@ class Provenance:
         return f"{place}, in {module}" if module else place
 
 
-def in_library(code: CodeType) -> bool:
-    """Whether the code belongs to Python, to an installed package or to Remora, and not to the user."""
-    known = _is_library.get(code)
+def in_library(file: str) -> bool:
+    """Whether a code object's file belongs to Python, to an installed package or to Remora, and not to the user."""
+    known = _is_library.get(file)
     if known is None:
-        name = code.co_filename
-        known = name.startswith("<frozen") or str(Path(name).resolve()).startswith(_LIBRARIES)
-        _is_library[code] = known
+        known = file.startswith("<frozen") or str(Path(file).resolve()).startswith(_LIBRARIES)
+        _is_library[file] = known
     return known
 
 
@@ -59,7 +58,9 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
     """The innermost frame of the user's own code, else the outermost frame."""
     last = frame
     while frame is not None:
-        if not in_library(frame.f_code):
+        file = frame.f_code.co_filename
+        known = _is_library.get(file)  # by file: a code object's own hash reads all its constants
+        if not (in_library(file) if known is None else known):
             return frame
         last, frame = frame, frame.f_back
     return last

@@ -12,12 +12,13 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from sys import getrefcount
 from types import FrameType
 from typing import Any
 
 from remora.capture.interrupts import uninterrupted
 from remora.capture.provenance import Provenance, provenance, user_frame
-from remora.capture.value import OUT_BITS, OUT_MASK, Value
+from remora.capture.value import OUT_BITS, OUT_MASK, Kept, Value
 from remora.errors import Disconnected
 from remora.ir.graph import Template
 from remora.ir.node import Node
@@ -25,11 +26,25 @@ from remora.ir.node import Node
 FIRST_CUT_ROWS = 32  # a program's first segment is short, so that the executor starts early
 MIN_CUT_ROWS = 144  # from here on, a segment ends at the next row that is a natural boundary,
 MAX_CUT_ROWS = 512  # or here at the latest
-BOUNDARIES = 24  # one call site in so many is a boundary
+# one call site in so many is a boundary; in more and more of a loop that has few call sites
+BOUNDARIES = (
+    (256, 24),
+    (384, 8),
+    (MAX_CUT_ROWS, 2),
+)  # up to so many rows, in steps that divide the one before
 MAX_STEPS = 1_000_000  # then the trie starts anew; only speed is lost
 
 NOWHERE = 0  # the segment of values that never were
 _segments = itertools.count(1)  # never repeats in a process, so a value of an old session cannot look local
+
+
+def _count_unused() -> int:
+    """References to a value that only the list of created values knows, as `_survivors` counts them."""
+    counts = [getrefcount(value) for value in [Value(None, 0, 0, None)]]
+    return counts[0]
+
+
+_UNUSED = _count_unused()
 
 
 class Step:
@@ -94,6 +109,10 @@ class Segment:
         """Slots whose value came from the client."""
         return frozenset(slot for slot, value in enumerate(self.slots) if value.uploaded)
 
+    def names(self) -> list[tuple[int, int, int]]:
+        """The slots' names: segment, row, output."""
+        return [(value.segment, value.code >> OUT_BITS, value.code & OUT_MASK) for value in self.slots]
+
 
 class Recorder:
     """The open segment of one session.
@@ -108,16 +127,16 @@ class Recorder:
         self.session = session
         self.lock = threading.RLock()
         self.graveyard: deque[tuple[int, int]] = deque()
-        self.ops = 0
+        self._rows = 0  # of segments that were cut
         self.closed: Exception | None = None
         self._commit = commit
         self._transmit = transmit
         self._captured: dict[bytes, CapturedTemplate] = {}
         self._roots: dict[tuple[Any, ...], Step] = {}
         self._n_steps = 0
-        self._ended: list[tuple[int, int]] = []  # names of earlier segments that died
         self._starts_program = True
         self.context: Any = None  # what else rows depend on: the default dtype
+        self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()
 
     def _open(self) -> None:
@@ -126,7 +145,12 @@ class Recorder:
         self.step = self.empty
         self.slots: dict[Value, int] = {}
         self.holes: list[int | float] = []
-        self.created: list[int] = []
+        self.created: list[Value] = []
+
+    @property
+    def ops(self) -> int:
+        """Rows recorded so far."""
+        return self._rows + self.step.rows
 
     @property
     def templates(self) -> int:
@@ -150,14 +174,14 @@ class Recorder:
 
     def add_slot(self, value: Value) -> int:
         """The slot of a value from outside the segment, new or not yet used in it."""
-        if value.session != self.session:
+        if value.home is not self:
             raise self.foreign(value)
         slot = self.slots[value] = len(self.slots)
         return slot
 
     def foreign(self, value: Value) -> Exception:
         return Disconnected(
-            f"this tensor lives in session {value.session}, which has ended or belongs to another process; "
+            f"this tensor lives in session {value.home.session}, which has ended or belongs to another process; "
             f"the current session is {self.session}. Copy what you want to keep with .cpu() before disconnect() or fork"
         )
 
@@ -177,9 +201,8 @@ class Recorder:
             return False
         self.step = step.parent
         self.repair()
-        self.created.remove(value.code)
+        self.created.remove(value)
         value.segment = NOWHERE
-        self.ops -= 1
         return True
 
     def learn(
@@ -218,10 +241,10 @@ class Recorder:
         if not step.rows:
             return None
         captured = step.template or self._template(step)
-        keep = self._bury(step.rows)
-        frees = self.take_frees()
-        flat = tuple(n for s, c in frees for n in (self.segment - s, c >> OUT_BITS, c & OUT_MASK))
+        keep = self._survivors()
+        flat = tuple(n for s, c in self.take_frees() for n in (self.segment - s, c >> OUT_BITS, c & OUT_MASK))
         segment = Segment(self.segment, captured, list(self.slots), self.holes, keep, flat)
+        self._rows += step.rows
         self._starts_program = False
         self._open()
         return segment
@@ -230,32 +253,18 @@ class Recorder:
         """A sync: the next segment is the first of a new program."""
         self._starts_program = True
 
-    def _bury(self, rows: int) -> tuple[int, ...]:
-        """Sorts the dead; returns the outputs of the open segment that live on, flat (row, out)."""
-        dead = set()
-        segment = self.segment
-        graveyard = self.graveyard
-        while graveyard:
-            number, code = graveyard.popleft()
-            if number == segment:
-                dead.add(code)
-            elif number != NOWHERE:
-                self._ended.append((number, code))
-        live = [code for code in self.created if code not in dead and code >> OUT_BITS < rows]
-        return tuple(n for code in live for n in (code >> OUT_BITS, code & OUT_MASK))
+    def _survivors(self) -> tuple[int, ...]:
+        """The open segment's outputs that are still in use, flat (row, out); the executor keeps those."""
+        keep: list[int] = []
+        for value in [value for value in self.created if getrefcount(value) > _UNUSED]:
+            value.__class__ = Kept  # from here on, its end is an event
+            keep += (value.code >> OUT_BITS, value.code & OUT_MASK)
+        return tuple(keep)
 
     def take_frees(self) -> list[tuple[int, int]]:
-        """Names (segment, code) of sent segments that died since the last call."""
+        """Names (segment, code) of kept values that died since the last call."""
         graveyard = self.graveyard
-        segment = self.segment
-        for _ in range(len(graveyard)):
-            number, code = graveyard.popleft()
-            if number == segment:
-                graveyard.append((number, code))
-            elif number != NOWHERE:
-                self._ended.append((number, code))
-        ended, self._ended = self._ended, []
-        return ended
+        return [graveyard.popleft() for _ in range(len(graveyard))]
 
     def _template(self, step: Step) -> CapturedTemplate:
         nodes: list[Node] = []
@@ -287,4 +296,5 @@ def _ends(rows: int, first: bool, node: Node, frame: FrameType | None) -> bool:
     if rows >= MAX_CUT_ROWS or frame is None:
         return rows >= MAX_CUT_ROWS
     site = f"{node.op} {frame.f_code.co_qualname} {frame.f_lasti}"
-    return zlib.crc32(site.encode()) % BOUNDARIES == 0
+    one_in = next(one_in for below, one_in in BOUNDARIES if rows < below)
+    return zlib.crc32(site.encode()) % one_in == 0

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 
 def bench(
-    experiment: Annotated[str, typer.Argument(help="Which one: decode.")] = "decode",
+    experiment: Annotated[str, typer.Argument(help="Which one: decode, zoo.")] = "decode",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: under a minute.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
     url: Annotated[
         str | None, typer.Option(help="An executor that runs with --threads 1; none: one is started.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the trials.")] = 0,
+    only: Annotated[str | None, typer.Option(help="One architecture, for zoo.")] = None,
 ) -> None:
     """Measure remote against local; the last line of output is JSON, exit code 1 means a bar was missed."""
     from remora.bench.experiments import EXPERIMENTS, run
@@ -29,7 +30,7 @@ def bench(
     if experiment not in EXPERIMENTS:
         raise fail("bench", f"there is no experiment {experiment!r}; there is: {', '.join(EXPERIMENTS)}", 2)
     with failures_in_one_line("bench"):
-        report = run(experiment, Options(quick, url, seed))
+        report = run(experiment, Options(quick, url, seed, only))
     if not as_json:
         _print_tables(report)
     typer.echo(json.dumps(report.content()))

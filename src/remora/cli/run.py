@@ -26,6 +26,8 @@ def run(
         None, help="Its token; better in REMORA_TOKEN, where ps does not show it"
     ),
     as_cuda: bool = typer.Option(False, "--as-cuda", help='Let "cuda" in the script mean the remora device'),
+    lint: bool = typer.Option(False, "--lint", help="Say at the end which lines waited for the executor"),
+    lint_json: Annotated[Path | None, typer.Option(help="The same as JSON, into this file")] = None,
 ) -> None:
     """Run a script with the remora device; its options, output and exit code are its own."""
     if not Path(script).is_file():
@@ -40,6 +42,19 @@ def run(
 
         if as_cuda:
             remora.as_cuda()
+    if not (lint or lint_json):
+        _run(script, arguments)
+        return
+    from remora.cli import lint as linter
+
+    watched = linter.start()
+    try:
+        _run(script, arguments)
+    finally:
+        linter.report(watched, lint_json)
+
+
+def _run(script: str, arguments: list[str] | None) -> None:
     sys.argv = [script, *(arguments or [])]
     sys.path[0] = str(Path(script).resolve().parent)  # where python itself puts the script's folder
     try:

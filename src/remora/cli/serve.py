@@ -26,12 +26,19 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8470,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     memory: Annotated[str, typer.Option(help="Memory to use, such as 20GiB; 0: what there is.")] = "0",
+    max_workers: Annotated[
+        int, typer.Option(min=1, help="Worker processes at once: one a tenant that has sessions.")
+    ] = 8,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of the worker; 0: it decides.")] = 0,
     token_file: Annotated[
         Path | None, typer.Option(help="Lines 'TOKEN [tenant/user]'; without it, loopback only.")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    ops: Annotated[
+        list[str] | None,
+        typer.Option(help="Module that defines custom operators, which clients may then use; repeatable."),
+    ] = None,
     lease: Annotated[float, typer.Option(help="Seconds that a silent session is kept.")] = 900.0,
     until_stdin_closes: Annotated[bool, typer.Option(help="Stop at the end of stdin.")] = False,
 ) -> None:
@@ -42,7 +49,9 @@ def serve(
     try:
         options = ServeOptions(
             front=FrontOptions(
-                worker=WorkerOptions(_device(device), parse_nbytes(memory), threads),
+                worker=WorkerOptions(
+                    _device(device), parse_nbytes(memory), threads, max_workers, tuple(ops or ())
+                ),
                 tokens=_tokens(host, token_file),
                 lease_s=_lease(lease),
             ),

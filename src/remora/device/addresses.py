@@ -6,16 +6,14 @@ code only (`_COMPARERS`), since nothing can be read there.
 
 from __future__ import annotations
 
+import itertools
 import sys
-import threading
-import weakref
 
 from remora.capture.value import Value
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 
-_ALIGNMENT = 512
-_FIRST = 1 << 60  # no processor maps it: whoever reads there anyway is stopped at once
+_FIRST = 1 << 120  # no processor maps it, and nothing that takes 64 bits takes it
 
 # Modules whose functions compare what data_ptr() gives and read nothing there.
 _COMPARERS = frozenset(
@@ -26,29 +24,18 @@ _COMPARERS = frozenset(
     | {"peft.tuners.tuners_utils", "peft.utils.save_and_load", "huggingface_hub.serialization._torch"}
 )
 
-_lock = threading.Lock()
-_next = _FIRST
-_of_roots: weakref.WeakKeyDictionary[Value, int] = weakref.WeakKeyDictionary()
+_SPAN = 1 << 48  # more than any value has bytes
+_loaded = itertools.count(1)
 
 
-def new_address(nbytes: int) -> int:
-    """The first of `nbytes` that nothing else ever has."""
-    global _next
-    with _lock:
-        address = _next
-        _next += (nbytes // _ALIGNMENT + 1) * _ALIGNMENT
-    return address
+def address_of_root(root: Value) -> int:
+    """No two values have addresses less than _SPAN apart: names are never used twice."""
+    return _FIRST + (root.segment << 32 | root.code) * _SPAN
 
 
-def address_of_root(root: Value, nbytes: int) -> int:
-    found = _of_roots.get(root)
-    if found is None:
-        found = _of_roots.setdefault(root, new_address(nbytes))
-    return found
-
-
-def set_address(root: Value, address: int) -> None:
-    _of_roots[root] = address
+def address_of_bytes() -> int:
+    """For what has no value yet; below all that have."""
+    return _FIRST - next(_loaded) * _SPAN
 
 
 def root_of(tensor: RemoraTensor) -> Value:
@@ -61,9 +48,8 @@ def root_of(tensor: RemoraTensor) -> Value:
     base = tensor._base
     assert base is not None
     at = tensor._value.segment, tensor._value.code
-    for until, root in base.__dict__.get("_roots_before", ()):
-        if at < until:  # made before the base took over other memory
-            return root() or tensor._value
+    if at < base.__dict__.get("_since", at):  # made before the base took over other memory
+        return tensor._value
     return root_of(base)
 
 

@@ -12,38 +12,42 @@ from collections.abc import Iterable
 
 import torch
 
-from remora.capture.value import Value
+from remora.device.tensor import RemoraTensor
 
 BATCH_NBYTES = 2 << 20  # of values in one round trip: a large one is worth its own
 MAX_LOOKED_AT = 256  # values that did not fit, in one search
 MAX_EXPECTED = 100_000
 
 _thread = threading.local()  # one program order a thread
+# By the id of a tensor's value; the weak reference says whether that value is still meant.
+Expected = dict[int, weakref.ref[RemoraTensor]]
+Arrived = dict[int, tuple[weakref.ref[RemoraTensor], int, torch.Tensor]]
 
 
-def expect(values: Iterable[Value]) -> None:
+def expect(tensors: Iterable[RemoraTensor]) -> None:
     """These will be downloaded soon, in this order; nothing happens if they are not."""
-    expected: dict[int, weakref.ref[Value]] = _thread.__dict__.setdefault("expected", {})
+    expected: Expected = _thread.__dict__.setdefault("expected", {})
     if len(expected) > MAX_EXPECTED:
         expected.clear()
-    expected.update((id(value), weakref.ref(value)) for value in values)
+    expected.update((id(tensor._value), weakref.ref(tensor)) for tensor in tensors)
 
 
-def company(value: Value) -> list[Value]:
-    """What to download together with an expected value; nothing if it was not expected."""
-    expected: dict[int, weakref.ref[Value]] = _thread.__dict__.get("expected", {})
-    reference = expected.pop(id(value), None)
-    if reference is None or reference() is not value:
+def company(tensor: RemoraTensor) -> list[RemoraTensor]:
+    """What to download together with an expected tensor; nothing if it was not expected."""
+    expected: Expected = _thread.__dict__.get("expected", {})
+    value = tensor._value
+    meant = expected.pop(id(value), _nobody)()
+    if getattr(meant, "_value", None) is not value:  # dead, or moved to another device
         return []
     found, nbytes, looked_at = [], value.meta.nbytes, 0
-    for key, other in list(expected.items()):
-        there = other()
-        if there is None:
+    for key, reference in list(expected.items()):
+        other = reference()
+        if id(getattr(other, "_value", None)) != key:
             del expected[key]
-        elif nbytes + there.meta.nbytes <= BATCH_NBYTES:
+        elif nbytes + other._value.meta.nbytes <= BATCH_NBYTES:
             del expected[key]
-            found.append(there)
-            nbytes += there.meta.nbytes
+            found.append(other)
+            nbytes += other._value.meta.nbytes
         else:
             looked_at += 1
             if looked_at > MAX_LOOKED_AT:
@@ -51,19 +55,24 @@ def company(value: Value) -> list[Value]:
     return found
 
 
-def keep(value: Value, tensor: torch.Tensor, ops: int) -> None:
+def _nobody() -> None:
+    return None
+
+
+def keep(tensor: RemoraTensor, local: torch.Tensor, ops: int) -> None:
     """Keeps what came early. ops: how many had been recorded."""
-    arrived = _thread.__dict__.setdefault("arrived", weakref.WeakKeyDictionary())
-    arrived[value] = ops, tensor
+    arrived: Arrived = _thread.__dict__.setdefault("arrived", {})
+    arrived[id(tensor._value)] = weakref.ref(tensor), ops, local
 
 
-def take(value: Value, ops: int) -> torch.Tensor | None:
+def take(tensor: RemoraTensor, ops: int) -> torch.Tensor | None:
     """What came early, if it still holds; once."""
-    arrived = _thread.__dict__.get("arrived")
+    arrived: Arrived | None = _thread.__dict__.get("arrived")
     if not arrived:
         return None
-    at, tensor = arrived.pop(value, (None, None))
-    if at is not None and at != ops:
+    reference, at, local = arrived.pop(id(tensor._value), (_nobody, ops, None))
+    if at != ops:
         arrived.clear()
         return None
-    return tensor  # type: ignore[no-any-return]
+    meant = reference()
+    return local if getattr(meant, "_value", None) is tensor._value else None

@@ -8,8 +8,6 @@ client's own is never touched. What cannot be kept is refused by name. Ends only
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -17,8 +15,8 @@ from typing import Any
 import torch
 from torch.utils import _device
 
+from remora.device import rng
 from remora.device.patches import Patch
-from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
 
@@ -199,113 +197,45 @@ class Guard:
     def __exit__(self, *error: Any) -> None: ...
 
 
-def _granted(field: str) -> Any:
-    """What the executor said of itself when the session opened; opens one if there is none."""
-    _, session = bound.need()
-    return getattr(session.grant, field)  # type: ignore[attr-defined]
+def _here(function: Any) -> Any:
+    """A function of the device module, for a program that names its device "cuda"."""
+    return lambda device=None: function(moved(device))
 
 
-def _device_name(device: Any = None) -> str:
-    return f"remora ({_granted('device')})"
-
-
-def _memory_info(device: Any = None) -> tuple[int, int]:
-    """The session's whole share as both free and total: how much of it is in use is not known here."""
-    return _granted("memory_nbytes"), _granted("memory_nbytes")
-
-
-def _unknown_nbytes(*args: Any, **kwargs: Any) -> int:
-    warnings.warn(
-        "memory in use on the executor is not known here and reads as 0; see `remora status`", stacklevel=2
-    )
-    return 0
-
-
-class Stream:
-    """The one op stream of a session."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    synchronize = staticmethod(lambda: torch.cuda.synchronize())
-    wait_stream = wait_event = _nothing
-    query = staticmethod(lambda: True)
-
-    def record_event(self, event: Any = None) -> Any:
-        event = event or Event()
-        event.record()
-        return event
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *error: Any) -> None: ...
-
-
-class Event:
-    """A time at which everything before it has run. `record` waits for the executor, so times hold the network too."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.at_s: float | None = None
-
-    def record(self, stream: Any = None) -> None:
-        torch.cuda.synchronize()
-        self.at_s = time.perf_counter()
-
-    wait = synchronize = _nothing
-
-    def query(self) -> bool:
-        return True
-
-    def elapsed_time(self, end: Event) -> float:
-        """Milliseconds from this event to `end`."""
-        if self.at_s is None or end.at_s is None:
-            raise ValueError("Both events must be recorded before calculating elapsed time.")
-        return (end.at_s - self.at_s) * 1e3
+# Of torch.remora, with a device that may be "cuda".
+_OF_DEVICE = (
+    *("get_device_name", "get_device_capability", "get_device_properties", "set_device", "synchronize"),
+    *("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved", "memory_stats"),
+    *("mem_get_info", "reset_peak_memory_stats", "reset_accumulated_memory_stats", "get_rng_state"),
+    *("current_stream", "default_stream"),
+)
+_AS_IT_IS = (
+    *("device_count", "current_device", "manual_seed", "manual_seed_all", "seed", "seed_all", "initial_seed"),
+    *("default_generators", "get_rng_state_all", "set_rng_state", "set_rng_state_all", "empty_cache"),
+    *("is_bf16_supported", "Stream", "Event", "StreamContext", "stream", "set_stream", "memory_summary"),
+)
 
 
 def _cuda_functions() -> dict[str, Any]:
     ours = torch.remora  # type: ignore[attr-defined]
     graphs = "capture happens by itself: call the model"
-    facts = "it is not known here what the executor's device can do"
     return {
+        **{name: _here(getattr(ours, name)) for name in _OF_DEVICE},
+        **{name: getattr(ours, name) for name in _AS_IT_IS},
         **dict.fromkeys(("is_available", "is_initialized"), lambda: True),
         **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), lambda: False),
-        **dict.fromkeys(("init", "_lazy_init", "ipc_collect", "set_stream", "empty_cache"), _nothing),
-        **dict.fromkeys(("reset_peak_memory_stats", "reset_max_memory_allocated"), _nothing),
-        **dict.fromkeys(("reset_accumulated_memory_stats", "reset_max_memory_cached"), _nothing),
-        **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), _unknown_nbytes),
-        **dict.fromkeys(("max_memory_reserved", "memory_cached", "max_memory_cached"), _unknown_nbytes),
-        **dict.fromkeys(("device", "device_of", "stream", "StreamContext"), Guard),
-        **dict.fromkeys(("current_stream", "default_stream"), lambda device=None: Stream()),
-        **dict.fromkeys(("get_rng_state",), lambda device="cuda": ours.get_rng_state()),
-        **dict.fromkeys(("make_graphed_callables",), _refused("torch.cuda.make_graphed_callables", graphs)),
-        **dict.fromkeys(
-            ("get_device_capability", "get_device_properties"), _refused("Device properties", facts)
-        ),
-        **dict.fromkeys(
-            ("memory_stats", "memory_summary", "memory_snapshot"), _refused("memory statistics", facts)
-        ),
-        "device_count": ours.device_count,
-        "current_device": ours.current_device,
-        "set_device": lambda device: ours.set_device(moved(device)),
-        "synchronize": lambda device=None: ours.synchronize(),
-        "manual_seed": ours.manual_seed,
-        "manual_seed_all": ours.manual_seed_all,
-        "seed": lambda: ours.manual_seed(torch.seed()),
-        "seed_all": lambda: ours.manual_seed(torch.seed()),
-        "initial_seed": torch.initial_seed,
-        "get_rng_state_all": lambda: [ours.get_rng_state()],
-        "set_rng_state": lambda state, device="cuda": ours.set_rng_state(state),
-        "set_rng_state_all": lambda states: ours.set_rng_state(states[0]),
-        "get_device_name": _device_name,
-        "mem_get_info": _memory_info,
-        "is_bf16_supported": lambda including_emulation=True: True,
+        **dict.fromkeys(("init", "_lazy_init", "ipc_collect"), _nothing),
+        **dict.fromkeys(("device", "device_of"), Guard),
+        "reset_max_memory_allocated": _here(ours.reset_peak_memory_stats),
+        "reset_max_memory_cached": _here(ours.reset_peak_memory_stats),
+        "memory_cached": _here(ours.memory_reserved),
+        "max_memory_cached": _here(ours.max_memory_reserved),
+        "make_graphed_callables": _refused("torch.cuda.make_graphed_callables", graphs),
+        "memory_snapshot": _refused("memory snapshots", "memory_stats() is there"),
         "get_arch_list": list,
         "can_device_access_peer": lambda device, peer: device == peer,
         "CUDAGraph": _refused_type("CUDAGraph", graphs),
         "graph": _refused_type("graph", graphs),
-        "Stream": Stream,
-        "Event": Event,
     }
 
 
@@ -319,7 +249,7 @@ def _probe_functions() -> str | None:
         return "torch.cuda is not available"
     return (
         None
-        if torch.cuda.synchronize.__module__ == __name__
+        if torch.cuda.Event is torch.remora.Event  # type: ignore[attr-defined]
         else "torch.cuda speaks of a GPU of this machine"
     )
 
@@ -327,69 +257,57 @@ def _probe_functions() -> str | None:
 # Precision, generators, checkpoints
 
 
+_AUTOCAST = ("is_autocast_enabled", "set_autocast_enabled", "get_autocast_dtype", "set_autocast_dtype")
+
+
 def _replace_precision() -> None:
-    autocast, scaler = torch.amp.autocast_mode.autocast, torch.amp.grad_scaler.GradScaler
+    autocasts, scaler = torch.amp.autocast_mode, torch.amp.grad_scaler.GradScaler
+    autocast = autocasts.autocast
     if _is_set(autocast, "__init__"):
         return
-    enter, scale = autocast.__init__, scaler.__init__
+    enter, scale, cast = autocast.__init__, scaler.__init__, autocasts._cast
 
-    def init(
-        self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None
-    ) -> None:
-        if device_type == "cuda":
-            if enabled:
-                raise NotSupported(
-                    'autocast("cuda") on the remora device, which would run in full precision; '
-                    "use model.to(torch.bfloat16)"
-                )
-            device_type = "remora"
-        enter(self, device_type, dtype, enabled, cache_enabled)
+    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        enter(self, moved(device_type), *args, **kwargs)
 
     def init_scaler(self: Any, device: str = "cuda", *args: Any, **kwargs: Any) -> None:
-        if device == "cuda" and kwargs.get("enabled", args[4] if len(args) > 4 else True):
-            raise NotSupported(
-                'GradScaler("cuda") on the remora device, which has no autocast yet; pass enabled=False'
-            )
-        scale(self, device, *args, **kwargs)
+        scale(self, moved(device), *args, **kwargs)
 
     _set(autocast, "__init__", init)
     _set(scaler, "__init__", init_scaler)
+    _set(autocasts, "_cast", lambda value, device_type, dtype: cast(value, moved(device_type), dtype))
+    for name in _AUTOCAST:
+        _set(torch, name, _for_device(getattr(torch, name)))
+    _set(torch, "get_autocast_gpu_dtype", lambda: torch.get_autocast_dtype("remora"))
+    _set(torch, "set_autocast_gpu_dtype", lambda dtype: torch.set_autocast_dtype("remora", dtype))
+
+
+def _for_device(original: Any) -> Any:
+    """These take the device's type first; without one they mean "cuda"."""
+
+    def of_device(*args: Any, **kwargs: Any) -> Any:
+        if "device_type" in kwargs:
+            kwargs["device_type"] = moved(kwargs["device_type"])
+        elif args and isinstance(args[0], str):
+            args = (moved(args[0]), *args[1:])
+        else:
+            args = ("remora", *args)
+        return original(*args, **kwargs)
+
+    return of_device
 
 
 def _probe_precision() -> str | None:
-    try:
-        torch.autocast("cuda")
-    except NotSupported:
-        return None
-    return 'autocast("cuda") is silently ignored'
-
-
-class _Generators(type):
-    """Makes PyTorch's own generators, and knows them as instances."""
-
-    def __instancecheck__(cls, item: Any) -> bool:
-        return isinstance(item, torch._C.Generator)
-
-    def __call__(cls, device: Any = "cpu") -> Any:
-        if torch.device(moved(device)).type == "remora":
-            raise NotSupported("a torch.Generator for the remora device; seed it with torch.manual_seed()")
-        return torch._C.Generator(device)
-
-
-class Generator(metaclass=_Generators):
-    """What `torch.Generator` is from now on."""
+    return None if torch.autocast("cuda").device == "remora" else 'autocast("cuda") is silently ignored'
 
 
 def _replace_generator() -> None:
-    torch.Generator = Generator  # type: ignore[misc]
+    rng.local_device = lambda device: torch.device(moved(device))
 
 
 def _probe_generator() -> str | None:
-    return (
-        None
-        if isinstance(torch.Generator(), torch._C.Generator)
-        else "torch.Generator() makes something else"
-    )
+    made = torch.Generator("cuda").device.type
+    return None if made == "remora" else f'torch.Generator("cuda") is one of {made}'
 
 
 def _replace_load() -> None:
@@ -473,7 +391,7 @@ AS_CUDA_PATCHES = (
         _probe_context,
     ),
     Patch("as-cuda-functions", "torch.cuda.* speaks of the executor", _replace_functions, _probe_functions),
-    Patch("as-cuda-precision", "autocast and GradScaler are refused", _replace_precision, _probe_precision),
-    Patch("as-cuda-generator", "generators of the device are refused", _replace_generator, _probe_generator),
+    Patch("as-cuda-precision", "autocast and GradScaler", _replace_precision, _probe_precision),
+    Patch("as-cuda-generator", 'torch.Generator("cuda")', _replace_generator, _probe_generator),
     Patch("as-cuda-load", "torch.load to the device goes through the CPU", _replace_load, _probe_load),
 )

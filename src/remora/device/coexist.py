@@ -174,7 +174,7 @@ class _Conversion:
         leaves = isinstance(tensor, RemoraTensor)
         _converted.crosses = leaves != isinstance(converted, RemoraTensor)
         if leaves and _converted.crosses and self.module is not None:  # the others follow
-            expect(tensor._value for tensor in _tensors_of(self.module))
+            expect(_tensors_of(self.module))
             self.module = None
         return converted
 

@@ -15,16 +15,19 @@ import torch
 
 from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
+from remora.device import other_torch
 from remora.device import tensor as tensors
 from remora.device.eager_errors import as_eager
 from remora.device.encode import node_of
 from remora.device.infer import Outcome, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
+from remora.device.rng import introduce, number_of
 from remora.device.shadow import Shadow, fold, known
 from remora.device.sink import bound
 from remora.device.special import SPECIAL, only_a_row
 from remora.device.tensor import RemoraTensor
+from remora.device.tracing import meets_another_class
 from remora.errors import NotSupported
 from remora.ops.composites import COMPOSITES
 from remora.ops.dtypes import dtype_name
@@ -32,15 +35,17 @@ from remora.ops.schema import traits
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
+_Generator, _Stream = torch._C.Generator, torch._C.Stream
 _getframe = sys._getframe
 _get_default_dtype = torch.get_default_dtype
+_is_inference_mode_enabled = torch.is_inference_mode_enabled
 _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format, torch.device, complex)
 
 memo: dict[tuple[Any, ...], Outcome] = {}
 
 
 class _LocalTensor(Exception):
-    """An argument is a CPU tensor, which has to be uploaded first."""
+    """An argument has to be brought to the executor first (a CPU tensor, a generator), or means nothing there."""
 
 
 def record(
@@ -73,7 +78,7 @@ def record(
         wire: list[Any] = [id(func), id(code), frame.f_lasti]
         metas: list[Any] = []
         holes: list[int | float] = []
-        inputs: list[RemoraTensor] = []
+        shadowed = False  # whether any input has a shadow
         items = args
         if kwargs:
             wire.append(tuple(kwargs))
@@ -85,20 +90,21 @@ def record(
                 kind = type(item)
                 if kind is RemoraTensor:
                     value = item._value
-                    inputs.append(item)
                     metas.append(value.meta)
                     if value.segment == segment:
                         wire.append(value.code)
                     else:
                         slot = slots.get(value)
                         wire.append(~(recorder.add_slot(value) if slot is None else slot))
+                    if value.shadow is not None:
+                        shadowed = True
                 elif kind is int or kind is float:
                     wire.append(kind)
                     holes.append(item)
                 elif kind is list or kind is tuple:
-                    _encode_list(item, recorder, wire, metas, holes, inputs)
+                    shadowed |= _encode_list(item, recorder, wire, metas, holes)
                 else:
-                    _encode_other(item, recorder, wire, metas, holes, inputs)
+                    shadowed |= _encode_other(item, recorder, wire, metas, holes)
         except _LocalTensor:
             local = True
         if local:
@@ -109,6 +115,8 @@ def record(
         after = step.next.get(row_key)
         if after is None or after.holes != holes or after.metas != metas:
             if outcome is None:
+                if id(func) not in recorder.agreed:
+                    return _first_call(recorder, func, args, kwargs, depth + 1)
                 outcome = memo.get(memo_key(func, args, kwargs))
                 if outcome is None:
                     return _learn_outcome(recorder, func, args, kwargs, depth + 1)
@@ -116,14 +124,16 @@ def record(
             after.holes, after.metas, after.outcome = holes, metas, outcome
         else:
             outcome = after.outcome
-        recorder.holes += holes
-        recorder.ops += 1
+        if holes:
+            recorder.holes += holes
         recorder.step = after  # the commit: what is not counted by the step has not happened
-        if outcome.simple and not (outcome.shadowed and _any_shadow(inputs)):
+        # folds may start from nothing; views under inference mode are of their base's kind
+        if outcome.simple and not (
+            outcome.shadowed and (shadowed or not metas or _is_inference_mode_enabled())
+        ):
             meta = outcome.outs[0]
-            out = (after.rows - 1) << OUT_BITS
-            value = Value(recorder.session, recorder.graveyard, segment, out, meta)
-            recorder.created.append(out)
+            value = Value(recorder, segment, (after.rows - 1) << OUT_BITS, meta)
+            recorder.created.append(value)
             result = _make(
                 RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, tensors.DEVICE
             )
@@ -131,7 +141,7 @@ def record(
         elif outcome.unknown:
             return _described(recorder, outcome, after.rows - 1)
         else:
-            result = _results(recorder, outcome, after.rows - 1, inputs, func, args, kwargs)
+            result = _results(recorder, outcome, after.rows - 1, func, items, args, kwargs)
         if after.ends:
             recorder.cut()
         return result
@@ -147,25 +157,14 @@ def _tell_default_dtype(recorder: Recorder) -> None:
         recorder.context = dtype
 
 
-def _any_shadow(inputs: list[RemoraTensor]) -> bool:
-    """Whether shadows have to be looked at; an op without inputs may get its first one."""
-    for tensor in inputs:  # any() costs a generator on the hot path
-        if tensor._value.shadow is not None:
-            return True
-    return not inputs
-
-
 def _encode_list(
-    items: Any,
-    recorder: Recorder,
-    wire: list[Any],
-    metas: list[Any],
-    holes: list[int | float],
-    inputs: list[RemoraTensor],
-) -> None:
+    items: Any, recorder: Recorder, wire: list[Any], metas: list[Any], holes: list[int | float]
+) -> bool:
+    """Adds a list argument to the row; returns whether a tensor in it has a shadow."""
     wire.append(list)
     wire.append(len(items))
     segment = recorder.segment
+    shadowed = False
     for item in items:
         kind = type(item)
         if kind is int:
@@ -173,42 +172,46 @@ def _encode_list(
             holes.append(item)
         elif kind is RemoraTensor:
             value = item._value
-            inputs.append(item)
             metas.append(value.meta)
             if value.segment == segment:
                 wire.append(value.code)
             else:
                 slot = recorder.slots.get(value)
                 wire.append(~(recorder.add_slot(value) if slot is None else slot))
+            if value.shadow is not None:
+                shadowed = True
         elif kind is float:
             wire.append(kind)
             holes.append(item)
         else:
-            _encode_other(item, recorder, wire, metas, holes, inputs)
+            shadowed |= _encode_other(item, recorder, wire, metas, holes)
+    return shadowed
 
 
 def _encode_other(
-    item: Any,
-    recorder: Recorder,
-    wire: list[Any],
-    metas: list[Any],
-    holes: list[int | float],
-    inputs: list[RemoraTensor],
-) -> None:
+    item: Any, recorder: Recorder, wire: list[Any], metas: list[Any], holes: list[int | float]
+) -> bool:
     """What is neither a remora tensor nor a number. Raises _LocalTensor, NotSupported."""
     if isinstance(item, _PLAIN):
         wire.append(type(item))  # True and 1 are equal
         wire.append(item)
     elif isinstance(item, (list, tuple)):
-        _encode_list(item, recorder, wire, metas, holes, inputs)
-    elif isinstance(item, torch.Tensor):
+        return _encode_list(item, recorder, wire, metas, holes)
+    elif isinstance(item, (torch.Tensor, _Stream)):
         raise _LocalTensor
+    elif isinstance(item, _Generator):
+        number = number_of(item, recorder)
+        if number is None:
+            raise _LocalTensor
+        wire.append(_Generator)
+        holes.append(number)
     elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         raise NotSupported("symbolic sizes on the remora device; trace on meta or fake tensors instead")
     else:
         raise NotSupported(
             f"an argument of type {type(item).__name__} ({item!r}) cannot travel to an executor"
         )
+    return False
 
 
 def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
@@ -232,7 +235,22 @@ def _add_to_key(items: Any, key: list[Any]) -> None:
         elif item is None or isinstance(item, (bool, int, float, str)):
             key += (type(item), item)
         else:
-            key.append(item)
+            key.append(_Generator if isinstance(item, _Generator) else item)
+
+
+def _first_call(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
+    """A call of an op that this session has not recorded yet: the executor's PyTorch may have it in another
+    form, or not at all."""
+    recorder.repair()
+    difference = None if func in SPECIAL else other_torch.difference(func)
+    if difference is None:
+        recorder.agreed.add(id(func))
+        return record(func, (), args, kwargs, depth + 1)
+    if difference.theirs is None:
+        return other_torch.instead(difference, args, kwargs or {})
+    outcome = _outcome(func, args, kwargs)
+    args, kwargs = other_torch.translated(difference, args, kwargs or {})
+    return record(func, (), args, kwargs, depth + 1, outcome)
 
 
 def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:
@@ -244,7 +262,15 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
     facts = traits(func)
     if facts.composite and facts.name not in COMPOSITES:
         return func.decompose(*args, **(kwargs or {}))  # under inference_mode composites arrive whole
+    return record(func, (), args, kwargs, depth + 1, _outcome(func, args, kwargs))
+
+
+def _outcome(func: Any, args: Any, kwargs: Any) -> Outcome:
+    """From the memo, from disk, or inferred."""
     key = memo_key(func, args, kwargs)
+    outcome = memo.get(key)
+    if outcome is not None:
+        return outcome
     outcome = store.find(key)
     if outcome is None:
         inputs = remora_tensors((*args, *(kwargs or {}).values()))
@@ -255,7 +281,7 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
         store.add(key, outcome)
     if not outcome.unknown:
         memo[key] = outcome
-    return record(func, (), args, kwargs, depth + 1, outcome)
+    return outcome
 
 
 def _step(
@@ -291,6 +317,8 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     result = SPECIAL.get(func, only_a_row)(func, args, kwargs or {})
     if result is not NotImplemented:
         return result
+    if meets_another_class((*args, *(kwargs or {}).values())):
+        return NotImplemented  # PyTorch asks that class next
 
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor) and type(item) is not RemoraTensor:
@@ -302,6 +330,8 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
             return upload(item)
         if isinstance(item, (list, tuple)):
             return [move(x) for x in item]
+        if isinstance(item, _Generator):
+            introduce(item)
         return item
 
     moved = {name: move(item) for name, item in kwargs.items()} if kwargs else None
@@ -312,27 +342,31 @@ def _results(
     recorder: Recorder,
     outcome: Outcome,
     row: int,
-    inputs: list[RemoraTensor],
     func: Any,
+    items: Any,
     args: Any,
     kwargs: Any,
 ) -> Any:
-    """The outputs of a row that is more than one fresh tensor, with their shadows."""
+    """The outputs of a row that is more than one fresh tensor, with their shadows. items: all arguments."""
+    inputs = remora_tensors(items)
     folded = _update_shadows(outcome, inputs, func, args, kwargs)
     if folded is not None and outcome.single:
         folded = (folded,)
+    wrap = tensors.view_of(inputs[0]) if outcome.is_view and inputs else tensors.wrap
     cell = inputs[0]._value.shadow.valid if folded is not None and outcome.is_view and inputs else None
     results: list[Any] = []
     for out, meta in enumerate(outcome.outs):
         if type(meta) is TensorMeta:
             code = row << OUT_BITS | out
-            value = Value(recorder.session, recorder.graveyard, recorder.segment, code, meta)
-            recorder.created.append(code)
+            value = Value(recorder, recorder.segment, code, meta)
+            recorder.created.append(value)
             if folded is not None:
                 value.shadow = Shadow(folded[out], cell)  # a view shares its base's validity
-            results.append(tensors.wrap(value))
+            results.append(wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
+    if not outcome.outs:
+        return None
     return results[0] if outcome.single else outcome.container(results)
 
 
@@ -354,8 +388,8 @@ def _described(recorder: Recorder, outcome: Outcome, row: int) -> Any:
     values = []
     for out in range(len(outcome.outs)):
         code = row << OUT_BITS | out
-        values.append(Value(recorder.session, recorder.graveyard, recorder.segment, code, None))
-        recorder.created.append(code)
+        values.append(Value(recorder, recorder.segment, code, None))
+        recorder.created.append(values[-1])
     described(values)
     results = [tensors.wrap(value) for value in values]
     return results[0] if outcome.single else outcome.container(results)

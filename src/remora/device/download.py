@@ -21,14 +21,15 @@ def download(tensor: RemoraTensor) -> torch.Tensor:
     if local is not None:
         return _restrided(local.clone(), value.meta)
     recorder, sink = bound.need()
-    early = ahead.take(value, recorder.ops)
+    early = ahead.take(tensor, recorder.ops)
     if early is not None:
         return early
-    values = [value, *(other for other in ahead.company(value) if known(other) is None)]
-    fetched = [_local(*pair) for pair in zip(values, sink.fetch(values), strict=True)]
-    for other, there in zip(values[1:], fetched[1:], strict=True):
-        ahead.keep(other, there, recorder.ops)
-    return fetched[0]
+    batch = [tensor, *(other for other in ahead.company(tensor) if known(other._value) is None)]
+    fetched = sink.fetch([each._value for each in batch])
+    found = [_local(each._value, there) for each, there in zip(batch, fetched, strict=True)]
+    for other, local in zip(batch[1:], found[1:], strict=True):
+        ahead.keep(other, local, recorder.ops)
+    return found[0]
 
 
 def _local(value: Value, fetched: Fetched) -> torch.Tensor:

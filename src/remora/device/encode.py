@@ -32,6 +32,8 @@ def node_of(
             return Items(tuple(arg(x) for x in item))
         if isinstance(item, torch.device):
             return Symbol("device", "executor")
+        if isinstance(item, torch._C.Generator):
+            return Hole("int")  # its number
         if isinstance(item, complex):
             return Symbol("complex", repr(item))
         return symbol_of(item)

@@ -1,4 +1,4 @@
-"""`torch.remora`: what PyTorch expects a device to offer, as `torch.cuda` does."""
+"""`torch.remora`: what PyTorch expects a device to offer, as `torch.cuda` does; each subject has a file of its own."""
 
 from __future__ import annotations
 
@@ -7,16 +7,59 @@ from typing import Any
 
 import torch
 
+from remora.device import memory, rng, streams
+from remora.device.autocast import supported_dtypes
+from remora.device.index import only_device
 from remora.device.sink import bound
 
 
 class DeviceModule(types.ModuleType):
     """The device module. One executor: device_count is 1."""
 
+    manual_seed = manual_seed_all = staticmethod(rng.manual_seed)
+    seed = seed_all = staticmethod(rng.seed)
+    initial_seed = staticmethod(rng.default.initial_seed)
+    get_rng_state = staticmethod(rng.get_rng_state)
+    set_rng_state = staticmethod(rng.set_rng_state)
+    get_rng_state_all = staticmethod(rng.get_rng_state_all)
+    set_rng_state_all = staticmethod(rng.set_rng_state_all)
+    default_generators = (rng.default,)
+
+    Stream, Event, StreamContext = streams.Stream, streams.Event, streams.StreamContext
+    stream = streams.StreamContext
+    current_stream = staticmethod(streams.current_stream)
+    default_stream = staticmethod(streams.default_stream)
+    set_stream = staticmethod(streams.set_stream)
+
+    get_device_properties = staticmethod(memory.get_device_properties)
+    get_device_name = staticmethod(memory.get_device_name)
+    get_device_capability = staticmethod(memory.get_device_capability)
+    is_bf16_supported = staticmethod(memory.is_bf16_supported)
+    memory_allocated = staticmethod(memory.memory_allocated)
+    max_memory_allocated = staticmethod(memory.max_memory_allocated)
+    memory_reserved = staticmethod(memory.memory_reserved)
+    max_memory_reserved = staticmethod(memory.max_memory_reserved)
+    memory_stats = staticmethod(memory.memory_stats)
+    memory_summary = staticmethod(memory.memory_summary)
+    mem_get_info = get_memory_info = staticmethod(memory.mem_get_info)
+    reset_peak_memory_stats = staticmethod(memory.reset_peak_memory_stats)
+    reset_accumulated_memory_stats = staticmethod(memory.reset_accumulated_memory_stats)
+    empty_cache = staticmethod(memory.empty_cache)
+
+    get_amp_supported_dtype = staticmethod(supported_dtypes)
+
     def is_available(self) -> bool:
         return True
 
+    def init(self) -> None:
+        """Nothing: a session starts when the first tensor is made."""
+
     def is_initialized(self) -> bool:
+        return bound.recorder is not None
+
+    @property
+    def _initialized(self) -> bool:
+        """Whether there is a generator state to keep: torch.utils.checkpoint asks for it by this name."""
         return bound.recorder is not None
 
     def _is_in_bad_fork(self) -> bool:
@@ -29,42 +72,30 @@ class DeviceModule(types.ModuleType):
         return 0
 
     def set_device(self, device: Any) -> None:
-        index = device if isinstance(device, int) else torch.device(device).index
-        if index not in (None, 0):
-            raise RuntimeError(f"remora:{index} does not exist: this session has one executor, remora:0")
-
-    def manual_seed(self, seed: int) -> None:
-        """Seeds the session's generator on the executor; before a session, `torch.manual_seed` is enough."""
-        if bound.sink is not None:
-            bound.sink.seed(int(seed))
-
-    def manual_seed_all(self, seed: int) -> None:
-        self.manual_seed(seed)
-
-    def get_rng_state(self, device: Any = "remora") -> torch.Tensor:
-        _, sink = bound.need()
-        return torch.frombuffer(bytearray(sink.rng_state()), dtype=torch.uint8)
-
-    def set_rng_state(self, state: torch.Tensor, device: Any = "remora") -> None:
-        _, sink = bound.need()
-        sink.rng_state(bytes(state.tolist()))
+        only_device(device)
 
     def synchronize(self, device: Any = None) -> None:
+        """Blocks until everything recorded so far has run."""
+        only_device(device)
         if bound.sink is not None:
             bound.sink.barrier()
 
-    def empty_cache(self) -> None: ...
+    class device:  # noqa: N801  # as torch.cuda.device
+        """A `with` block on a device; there is one."""
 
-    def is_bf16_supported(self) -> bool:
-        return True
+        def __init__(self, device: Any) -> None:
+            only_device(device)
+            self.idx = 0
 
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.float16, torch.bfloat16]
+        def __enter__(self) -> None: ...
 
+        def __exit__(self, *error: object) -> None: ...
 
-def initial_seed() -> int:
-    """The seed of PyTorch's default generator: what a session starts from if nobody seeds again."""
-    return int(torch.initial_seed())
+    class device_of(device):  # noqa: N801
+        """A `with` block on the device of a tensor."""
+
+        def __init__(self, obj: Any) -> None:
+            super().__init__(obj.device if obj.device.type == "remora" else None)
 
 
 def torch_version() -> str:

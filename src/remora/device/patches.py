@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import functools
+import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd import graph
 
-from remora.device import coexist, saving, subclass
+from remora.device import coexist, engine, higher_order, optimizers, saving, subclass, tracing
+from remora.device import compile as compiling
+from remora.device.accelerator import probe_accelerator, replace_accelerator
+from remora.device.autocast import clear_with_pytorchs_cache, probe_cache
+from remora.device.flags import probe_setters, watch_setters
+from remora.device.profiler import follow_profiler, probe_profiler
+from remora.device.rng import probe_generator, replace_generator
+from remora.device.streams import probe_streams, replace_streams
 from remora.device.tensor import RemoraTensor
 
 
@@ -24,36 +32,59 @@ class Patch:
     probe: Callable[[], str | None]
 
 
-def _single_threaded_backward() -> None:
-    run = graph._engine_run_backward
-    if hasattr(run, "_remora"):
+def _swap_with_weakrefs() -> None:
+    swap = torch.utils.swap_tensors
+    if hasattr(swap, "_remora"):
         return
+    # the same function, blind to weak references: they go with the parameter that they were made for
+    blind = types.FunctionType(
+        swap.__code__,
+        {**swap.__globals__, "weakref": types.SimpleNamespace(getweakrefs=lambda tensor: [])},
+        swap.__name__,
+    )
 
-    @functools.wraps(run)
-    def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(output, RemoraTensor) for output in outputs):
-            with torch.autograd.set_multithreading_enabled(False):
-                return run(outputs, *args, **kwargs)
-        return run(outputs, *args, **kwargs)
+    @functools.wraps(swap)
+    def swap_tensors(t1: Any, t2: Any) -> None:
+        (blind if isinstance(t1, RemoraTensor) or isinstance(t2, RemoraTensor) else swap)(t1, t2)
 
-    run_backward._remora = True  # type: ignore[attr-defined]
-    graph._engine_run_backward = run_backward
-    torch.autograd._engine_run_backward = run_backward  # type: ignore[attr-defined]
+    swap_tensors._remora = True  # type: ignore[attr-defined]
+    torch.utils.swap_tensors = swap_tensors
 
 
-def _probe_backward() -> str | None:
-    for owner in (graph, torch.autograd):
-        if not hasattr(getattr(owner, "_engine_run_backward", None), "_remora"):
-            return f"{owner.__name__} has no _engine_run_backward that could be replaced"
-    return None
+def _probe_swap_with_weakrefs() -> str | None:
+    tensor = torch.zeros(1)
+    reference = weakref.ref(tensor)
+    try:
+        torch.utils.swap_tensors(tensor, RemoraTensor._make_wrapper_subclass(RemoraTensor, (1,)))
+    except RuntimeError as error:
+        return str(error)
+    return None if type(reference()) is RemoraTensor else "swap_tensors() swaps nothing"
 
 
 PATCHES = (
     Patch(
+        "foreach-optimizers",
+        "optimizers run a row per parameter for tensor classes that they were not told of",
+        optimizers.install,
+        optimizers.probe,
+    ),
+    Patch(
+        "compile-leaves-remora-alone",
+        "Dynamo would trace into capture itself, and compile kernels for this machine",
+        compiling.install,
+        compiling.probe,
+    ),
+    Patch(
+        "higher-order-operators",
+        "torch.cond and flex_attention refuse tensor subclasses that they were not told of",
+        higher_order.install,
+        higher_order.probe,
+    ),
+    Patch(
         "single-threaded-backward",
-        "the autograd engine's threads for a device without a C++ guard end the process",
-        _single_threaded_backward,
-        _probe_backward,
+        "the autograd engine's threads, and errors on their way out of it, end the process for a device in Python",
+        engine.install,
+        engine.probe,
     ),
     Patch(
         "swap-module-parameters",
@@ -102,6 +133,54 @@ PATCHES = (
         "safetensors refuses devices that it does not know by name",
         saving.replace_safe_open,
         saving.probe_safe_open,
+    ),
+    Patch(
+        "swap-compiled-parameters",
+        "Dynamo's guards hold weak references to parameters, with which Module.to() would refuse to move them",
+        _swap_with_weakrefs,
+        _probe_swap_with_weakrefs,
+    ),
+    Patch(
+        "tracers-take-remora-tensors",
+        "make_fx and fake tensors step aside for tensor subclasses, and a graph then holds results instead of ops",
+        tracing.install,
+        tracing.probe,
+    ),
+    Patch(
+        "generator",
+        "torch.Generator is a C type that asks the device's C++ for its generators; for other devices nothing changes",
+        replace_generator,
+        probe_generator,
+    ),
+    Patch(
+        "autocast-cache",
+        "casts of weights end with the outermost autocast context, which clears a cache that only C++ devices share",
+        clear_with_pytorchs_cache,
+        probe_cache,
+    ),
+    Patch(
+        "flag-setters",
+        "PyTorch's process-wide flags change what the executor's kernels compute; the setters do what they did",
+        watch_setters,
+        probe_setters,
+    ),
+    Patch(
+        "streams",
+        "torch.Stream and torch.Event ask the device's C++, which has nothing behind it; for others nothing changes",
+        replace_streams,
+        probe_streams,
+    ),
+    Patch(
+        "accelerator",
+        "torch.accelerator asks the device's C++ for streams and memory; where it is not remora nothing changes",
+        replace_accelerator,
+        probe_accelerator,
+    ),
+    Patch(
+        "profiler",
+        "a profiler of the device asks its C++ for the time of kernels; here the executor tells it, range by range",
+        follow_profiler,
+        probe_profiler,
     ),
 )
 

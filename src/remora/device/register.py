@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import atexit
+import functools
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from remora.device import tensor as tensors
+from remora.device.attention import attend
 from remora.device.coexist import note_own_accelerator
 from remora.device.dispatch import record
+from remora.device.dropout import register_dropout
+from remora.device.engine import StreamGuard
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
 from remora.device.patches import PATCHES
+from remora.device.special import SPECIAL
 from remora.device.storage import register_storages
 from remora.device.tensor import RemoraTensor
-from remora.ops.composites import COMPOSITES
+from remora.device.zero_tensor import efficient_zeros
+from remora.ops.composites import COMPOSITES, DIFFERENTIABLE
 from remora.ops.schema import resolve
 
 _libraries: list[Any] = []  # registrations end when their library dies
@@ -29,6 +36,11 @@ FACTORIES = frozenset(
 )
 
 
+_APART = {
+    torch.ops.aten.scaled_dot_product_attention.default: attend
+}  # how a composite is taken apart for autograd
+
+
 def register() -> None:
     """Makes `torch.device("remora")` known. Idempotent."""
     if _libraries:
@@ -36,15 +48,18 @@ def register() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     note_own_accelerator()
-    _setup_privateuseone_for_python_backend("remora", backend_module=DeviceModule("torch.remora"))
+    _setup_privateuseone_for_python_backend(
+        "remora", backend_module=DeviceModule("torch.remora"), device_guard=StreamGuard()
+    )
     tensors.DEVICE = torch.device("remora", 0)
     RemoraTensor.__torch_dispatch__ = staticmethod(record)  # type: ignore[assignment,method-assign]
     library = torch.library.Library("aten", "IMPL")
     _libraries.append(library)
     _register_factories(library)
     _register_composites(library)
+    register_dropout(library)
     library.impl("_copy_from", _copy_from, "PrivateUse1")
-    library.impl("_local_scalar_dense", _local_scalar_dense, "PrivateUse1")
+    library.impl("_local_scalar_dense", _number, "PrivateUse1")
     register_storages()
     for patch in PATCHES:
         patch.apply()
@@ -55,9 +70,9 @@ def _copy_from(source: Any, target: Any, non_blocking: bool = False) -> Any:
     return record(torch.ops.aten.copy_.default, (), (target, source), {}, 2)
 
 
-def _local_scalar_dense(source: Any) -> Any:
-    """`torch.tensor([tensor, tensor])` reads its elements below the tensors' own dispatch."""
-    return record(torch.ops.aten._local_scalar_dense.default, (), (source,), {}, 2)
+def _number(tensor: Any) -> Any:
+    """`torch.tensor([t, u])` asks for the numbers of tensors past `__torch_dispatch__`."""
+    return SPECIAL[torch.ops.aten._local_scalar_dense.default](None, (tensor,), {})
 
 
 def _register_factories(library: Any) -> None:
@@ -67,7 +82,8 @@ def _register_factories(library: Any) -> None:
         if name in FACTORIES and full_name.startswith("aten::"):
             op = getattr(getattr(torch.ops.aten, name), overload or "default", None)
             if op is not None and makes_from_nothing(op):
-                library.impl(full_name.removeprefix("aten::"), _factory(op), "PrivateUse1")
+                kernel = efficient_zeros if name == "_efficientzerotensor" else _factory(op)
+                library.impl(full_name.removeprefix("aten::"), kernel, "PrivateUse1")
 
 
 def makes_from_nothing(op: Any) -> bool:
@@ -98,30 +114,70 @@ def _register_composites(library: Any) -> None:
     for name in COMPOSITES:
         op = resolve(name)
         kernel = _composite(op)
-        library.impl(op.name(), kernel, "AutogradPrivateUse1")
+        if name not in DIFFERENTIABLE:
+            library.impl(op.name(), kernel, "AutogradPrivateUse1")
         library.impl(op.name(), kernel, "PrivateUse1")
 
 
 def _composite(op: Any) -> Any:
     grad_enabled = torch.is_grad_enabled
+    apart = _APART.get(op, _kernel_of_parts(op))
+    folds = _FOLDS.get(op)
+    n_modes = torch._C._len_torch_dispatch_stack
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if grad_enabled() and _needs_grad(args, kwargs):
-            return op.decompose(*args, **kwargs)
+        # inside a dual level any tensor may carry a tangent, which a whole row would lose
+        if forward_ad._current_level >= 0 or not _stays_whole(args, kwargs, grad_enabled()):
+            return apart(*args, **kwargs)
+        if n_modes():
+            with torch._C._AutoDispatchBelowAutograd():  # a dispatch mode has to see the op
+                return op(*args, **kwargs)
         return record(op, (), args, kwargs, 2)
 
-    return kernel
+    def product(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
+        if folds(first, second):
+            return apart(first, second, *args, **kwargs)
+        return kernel(first, second, *args, **kwargs)
+
+    return kernel if folds is None else product
 
 
-def _needs_grad(args: Any, kwargs: Any) -> bool:
-    for items in (args, kwargs.values()):
-        for item in items:
-            if isinstance(item, torch.Tensor):
-                if item.requires_grad:
-                    return True
-            elif isinstance(item, (list, tuple)) and _needs_grad(item, {}):
-                return True
-    return False
+def _kernel_of_parts(op: Any) -> Any:
+    """PyTorch's own way of taking it apart; `op.decompose` may take a compiler's, which rounds otherwise."""
+    if op.name().startswith(
+        ("aten::lstm", "aten::gru")
+    ):  # its own takes the fused cell of a GPU for any device
+        return op.decompose
+    return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+def _linear_folds(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return weight.requires_grad and not x.is_contiguous()
+
+
+def _matmul_folds(x: torch.Tensor, y: torch.Tensor) -> bool:
+    if x.requires_grad and x.dim() <= 2:
+        return y.dim() > 2
+    return y.requires_grad and y.dim() <= 2 < x.dim() and not x.is_contiguous()
+
+
+# Where PyTorch folds a batch into one product because a weight wants gradients, even if none are recorded now:
+# other bits than a batched product, and the executor's weights want none.
+_FOLDS = {torch.ops.aten.linear.default: _linear_folds, torch.ops.aten.matmul.default: _matmul_folds}
+
+
+def _stays_whole(args: Any, kwargs: Any, grad: bool) -> bool:
+    """Whether no tensor among the arguments needs a gradient, nor is of a kind that only its parts can take."""
+    for item in (*args, *kwargs.values()) if kwargs else args:
+        kind = type(item)
+        if kind is RemoraTensor:
+            if grad and item.requires_grad:
+                return False
+        elif isinstance(item, torch.Tensor) or (
+            (kind is list or kind is tuple) and not _stays_whole(item, {}, grad)
+        ):
+            return False
+    return True
 
 
 __all__ = ["RemoraTensor", "register"]

@@ -10,6 +10,7 @@ from typing import Protocol
 from remora.capture.recorder import Recorder
 from remora.capture.value import Value
 from remora.errors import Disconnected
+from remora.wire.messages import DeviceFacts, Memory
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,22 @@ class Fetched:
     data: bytearray | bytes | None
 
 
+class Moment:
+    """A place in the op stream: when the executor passed it, by its own clock, and for how long it had computed
+    for this session by then. None: it is not known to have passed it."""
+
+    def __init__(self, ticket: int) -> None:
+        self.ticket = ticket
+        self.at_s: float | None = None
+        self.busy_s = 0.0
+
+
 class Sink(Protocol):
     """The session, as the device sees it."""
+
+    @property
+    def executor_device(self) -> str:
+        """What the executor computes on, such as `cpu` or `cuda:0`."""
 
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         """Blocks until the values are known. Raises what failed on the executor."""
@@ -34,15 +49,50 @@ class Sink(Protocol):
     def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
         """A large tensor; returns when its bytes may change again. Returns the segment number."""
 
-    def seed(self, seed: int) -> None: ...
+    def seed(self, seed: int, generator: int = 0) -> None:
+        """Seeds a generator of the session, by its number; 0 is the default one. None of these three waits."""
+
+    def save_rng(self, generator: int = 0) -> int:
+        """The state that the generator has now becomes a value; returns its segment number."""
+
+    def load_rng(self, value: Value, generator: int = 0) -> None:
+        """Sets the generator to the state in a value."""
 
     def default_dtype(self, name: str) -> None:
         """What `torch.get_default_dtype()` says from here on."""
 
-    def rng_state(self, state: bytes | None = None) -> bytes: ...
+    def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
+        """The program has called one of the setters in ops/flags.py."""
+
+    def mark(self, settle: bool = False) -> Moment:
+        """The place behind everything recorded so far. Waits for nothing. `settle`: the executor waits for its
+        device there, and counts that as computing."""
+
+    def passed(self, moment: Moment, wait: bool) -> bool:
+        """Whether the executor has passed it; `wait`: blocks until it has."""
+
+    def idle(self) -> None:
+        """Tells the executor what has ended, and takes in what it has said. Waits for nothing."""
+
+    def memory(self, reset_peak: bool = False) -> Memory: ...
+
+    def facts(self) -> DeviceFacts: ...
+
+    @property
+    def memory_nbytes(self) -> int:
+        """What the executor grants."""
 
     def barrier(self) -> None:
         """Blocks until everything recorded so far has run."""
+
+    def op_table(self) -> dict[str, str]:
+        """Digest of the schema of each op that the executor runs; empty if it does not say."""
+
+    def op_schemas(self) -> dict[str, str]:
+        """Those schemas as text."""
+
+    def executor(self) -> str:
+        """The executor in words: its address and its PyTorch."""
 
 
 class Bound:
@@ -57,6 +107,11 @@ class Bound:
 
     def bind(self, recorder: Recorder, sink: Sink) -> None:
         self.recorder, self.sink, self.ended = recorder, sink, None
+
+    @property
+    def unused(self) -> bool:
+        """Whether this process has had no session yet, and so no remora tensor."""
+        return self.recorder is None and self.ended is None
 
     def unbind(self, reason: Exception) -> None:
         self.recorder = self.sink = None

@@ -9,9 +9,10 @@ import torch
 
 from remora.device.addresses import root_of
 from remora.device.download import download
+from remora.device.index import only_device
 from remora.device.shadow import known
 from remora.device.sink import bound
-from remora.device.tensor import RemoraTensor, only_device, wrap
+from remora.device.tensor import RemoraTensor, view_of
 from remora.device.upload import upload
 
 aten = torch.ops.aten
@@ -79,8 +80,8 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
         return False
     recorder, _ = bound.need()
     value = target._value
-    # the tensor's, the one above, the call's: no alias sees the old value
-    alone = sys.getrefcount(value) == 3
+    # the tensor's, the recorder's, the one above, the call's: no alias sees the old value
+    alone = sys.getrefcount(value) == 4
     if not alone or not recorder.take_back(value, _BLANK):
         return False
     target._value = upload(source)._value
@@ -90,7 +91,7 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
     """Another tensor for the same value: detach and alias cost no row."""
     source = args[0]
-    same = wrap(source._value)
+    same = view_of(source)(source._value)
     if source._is_view() or "_root" in source.__dict__:
         same._root = root_of(source)
     return same
@@ -107,6 +108,33 @@ def _equal(func: Any, args: Any, kwargs: Any) -> Any:
     return bool((first == second).all().item())
 
 
+def _histc(func: Any, args: Any, kwargs: Any) -> Any:
+    """Programs give whole numbers to every device but "cpu", whose kernel counts floats alone."""
+    _, sink = bound.need()
+    source = args[0]
+    if source.is_floating_point() or sink.executor_device != "cpu":
+        return NotImplemented
+    return func(source.float(), *args[1:], **kwargs).to(source.dtype)
+
+
+def _is_same_size(func: Any, args: Any, kwargs: Any) -> Any:
+    return args[0].shape == args[1].shape
+
+
+def _has_same_storage_numel(func: Any, args: Any, kwargs: Any) -> Any:
+    """Forward mode asks, to lay out a tangent as its primal. A view counts the storage of what it views."""
+
+    def span(tensor: Any) -> int:
+        meta = (tensor if tensor._base is None else tensor._base)._value.meta
+        return meta.offset + 1 + sum((n - 1) * step for n, step in zip(meta.shape, meta.stride, strict=True))
+
+    return span(args[0]) == span(args[1])
+
+
+def _no_need(func: Any, args: Any, kwargs: Any) -> None:
+    """A value lives until the rows before its end have run, on whatever stream they were recorded."""
+
+
 SPECIAL: dict[Any, Any] = {
     aten._local_scalar_dense.default: _item,
     aten._to_copy.default: _to_copy,
@@ -116,4 +144,8 @@ SPECIAL: dict[Any, Any] = {
     aten.lift_fresh.default: _itself,
     aten.detach_.default: _itself,
     aten.equal.default: _equal,
+    aten.histc.default: _histc,
+    aten._has_same_storage_numel.default: _has_same_storage_numel,
+    aten.is_same_size.default: _is_same_size,
+    aten.record_stream.default: _no_need,
 }

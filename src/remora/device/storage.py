@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -9,16 +10,10 @@ import torch
 from remora.capture.value import Value
 from remora.device import tensor as tensors
 from remora.device import unpickled
-from remora.device.addresses import (
-    address_of_root,
-    may_compare,
-    new_address,
-    refuse_address,
-    root_of,
-    set_address,
-)
+from remora.device.addresses import address_of_bytes, address_of_root, may_compare, refuse_address, root_of
 from remora.device.ahead import expect
-from remora.device.tensor import RemoraTensor, only_device, wrap
+from remora.device.index import only_device
+from remora.device.tensor import RemoraTensor, wrap
 from remora.errors import NotSupported
 from remora.ops.dtypes import bytes_of
 
@@ -35,7 +30,9 @@ def saved_as(tensor: RemoraTensor) -> RemoraTensor:
 
 
 def storage_of(tensor: RemoraTensor) -> RemoraStorage:
-    return RemoraStorage.of(root_of(tensor))
+    made = RemoraStorage.of(root_of(tensor))
+    made.asked_by = weakref.ref(tensor)
+    return made
 
 
 def _refused(name: str) -> Any:
@@ -58,6 +55,7 @@ class RemoraStorage(torch.UntypedStorage):
     root: RemoraTensor | None
     source: torch.UntypedStorage | None
     _address: int
+    asked_by: weakref.ref[RemoraTensor] | None = None  # the tensor whose storage it was asked for as
     _ahead: tuple[int, torch.Tensor] | None = (
         None  # downloaded with another one, when so many ops were recorded
     )
@@ -68,14 +66,14 @@ class RemoraStorage(torch.UntypedStorage):
         span = _span(meta.shape, meta.stride, meta.offset)
         made: RemoraStorage = cls(span * meta.dtype.itemsize, device="meta")
         made.root, made.source = wrap(root), None
-        made._address = address_of_root(root, made.nbytes())
+        made._address = address_of_root(root)
         return made
 
     @classmethod
     def holding(cls, source: torch.UntypedStorage) -> RemoraStorage:
         made: RemoraStorage = cls(source.nbytes(), device="meta")
         made.root, made.source = None, source
-        made._address = new_address(source.nbytes())
+        made._address = address_of_bytes()
         return made
 
     @property
@@ -88,8 +86,9 @@ class RemoraStorage(torch.UntypedStorage):
 
     def data_ptr(self) -> int:
         if may_compare():  # which is what those do who save next
-            if self.root is not None:
-                expect((self.root._value,))
+            asked_by = self.asked_by() if self.asked_by is not None else None
+            if asked_by is not None:
+                expect((asked_by,))
             return self._address
         raise refuse_address("the storage's data_ptr()")
 
@@ -219,7 +218,7 @@ class RemoraStorage(torch.UntypedStorage):
             memory.set_(self.source, 0, (self.nbytes() // dtype.itemsize,), (1,))
         self.root = upload(memory)
         self.source = None
-        set_address(self.root._value, self._address)
+        self._address = address_of_root(self.root._value)
 
     byteswap = _refused("byteswap")
     copy_ = _refused("copy_")

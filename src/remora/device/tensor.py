@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
 _set_data = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 DEVICE: Any = None  # torch.device("remora", 0), set when the device is registered
-_OURS = frozenset({"_value", "_root", "_roots_before", "_is_param"})  # what a tensor's __dict__ holds for us
+_OURS = frozenset({"_value", "_root", "_since", "_is_param"})  # what a tensor's __dict__ holds for us
 
 
 class RemoraTensor(torch.Tensor):
     """A lazy tensor. `_value` names its data; every op on it is recorded by device/dispatch.py.
 
-    _root: the value whose memory it shares, where PyTorch's own view tracking does not tell (device/storage.py).
+    _root: the value whose memory it shares, where PyTorch's own view tracking does not tell (device/addresses.py).
+    _since: when it took over another value: views made before do not share its memory.
     """
 
     _value: Value
@@ -68,9 +69,11 @@ class RemoraTensor(torch.Tensor):
 
     def data_ptr(self) -> int:
         from remora.device.addresses import may_compare, refuse_address
+        from remora.device.ahead import expect
         from remora.device.storage import address_of
 
-        if may_compare():
+        if may_compare():  # which is what those do who save next
+            expect((self,))
             return address_of(self)
         raise refuse_address("data_ptr()")
 
@@ -142,10 +145,8 @@ class RemoraTensor(torch.Tensor):
         recorder, _ = bound.need()
         with recorder.lock:
             now = recorder.segment, recorder.step.rows << OUT_BITS
-            before = [pair for pair in self.__dict__.get("_roots_before", ()) if pair[1]() is not None]
-            before.append((now, weakref.ref(root_of(self))))
             root = root_of(source)
-            self._value, self._roots_before = source._value, before
+            self._value, self._since = source._value, now
             if root is not self._value:
                 self._root = root
             else:
@@ -207,7 +208,7 @@ class RemoraTensor(torch.Tensor):
         place = kept.storage_offset(), tuple(kept.size()), kept.stride(), self.requires_grad, OrderedDict()
         storage = kept.untyped_storage()
         if storage.root is not None:
-            expect((storage.root._value,))
+            expect((storage.root,))
         if self.dtype in torch.storage._new_dtypes():
             rebuild = torch._utils._rebuild_tensor_v3
             arguments: tuple[Any, ...] = TypedStorage(storage, torch.uint8), *place, self.dtype
@@ -254,7 +255,8 @@ def wrap(value: Value) -> RemoraTensor:
     return tensor  # type: ignore[no-any-return]
 
 
-def only_device(device: torch.device) -> None:
-    """Raises RuntimeError for a remora device that does not exist."""
-    if device.index not in (None, DEVICE.index):
-        raise RuntimeError(f"{device} does not exist: this session has one executor, remora:0")
+def view_of(base: torch.Tensor) -> Callable[[Value], RemoraTensor]:
+    """How a view of `base` is wrapped: under inference mode too, a view of a normal tensor is a normal tensor."""
+    if base.is_inference() or not torch.is_inference_mode_enabled():
+        return wrap
+    return torch.inference_mode(False)(wrap)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from remora.capture.value import Value
+from remora.capture.value import Kept
 from remora.device.meta import contiguous_meta, dense_order, intern
 from remora.device.shadow import Shadow, worth_keeping
 from remora.device.sink import bound
@@ -42,8 +42,7 @@ def upload(source: torch.Tensor) -> RemoraTensor:
             segment = sink.put(name, shape, bytes(data))
         else:
             segment = sink.store(name, shape, data)
-        value = Value(recorder.session, recorder.graveyard, segment, 0, contiguous_meta(shape, base.dtype))
-        value.uploaded = True
+        value = Kept(recorder, segment, 0, contiguous_meta(shape, base.dtype), uploaded=True)
         if worth_keeping(base):
             value.shadow = Shadow(base.clone())
         result = wrap(value)

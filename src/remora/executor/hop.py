@@ -13,7 +13,18 @@ import struct
 import msgspec
 
 HEADER = struct.Struct("<IBI")  # nbytes of the payload, kind, session
+
+# The worker's file `progress`, which the front reads when the worker is dead or gives no sign of life:
+PROGRESS = struct.Struct("<IQI")  # session, segment, row: what runs now; session 0: nothing
+BEAT_AT, BEAT = 16, struct.Struct("<Q")  # counts up while the process lives, whatever it runs
+OPS_AT, OPS = (
+    24,
+    struct.Struct("<I"),
+)  # length of the text that follows: the ops of the running template, by row
+PROGRESS_NBYTES = 64 << 10
+BEAT_S = 0.25
 MAX_PACKET_NBYTES = 64 << 20
+MISCONFIGURED_EXIT = 78  # of a worker that would fail again: it has said on stderr what is wrong
 
 
 class Kind(enum.IntEnum):
@@ -23,12 +34,14 @@ class Kind(enum.IntEnum):
     CLOSE = 3  # nothing
     BLOB = 4  # BlobFile: the session may adopt it from now on
     BULK_READ = 5  # BulkRead: the file may go
+    OTHERS = 6  # Others, for no session in particular
     # worker to front
     READY = 16  # WorkerReady
     REPLY = 17  # encoded tuple of ToClient
     BULK = 18  # BulkFile: a large value that the session may read; sent before the reply that names it
     USAGE = 19  # Usage, at most every 100 ms, and after a session closed
     RELEASE = 20  # BlobRelease: no value of the session is made of the blob any more
+    FATAL = 21  # Fatal: the session's op broke the device; the worker ends
 
 
 class SessionTerms(msgspec.Struct, frozen=True):
@@ -64,13 +77,31 @@ class BulkRead(msgspec.Struct, frozen=True):
 
 
 class WorkerReady(msgspec.Struct, frozen=True):
-    """`memory_nbytes`: what the device has; `ops`: digest of each allowed op's schema."""
+    """`memory_nbytes`: what the device has; `ops`: digest of each allowed op's schema; `schemas`: their text."""
 
     torch: str
     device: str
     memory_nbytes: int
     ops_digest: str
     ops: dict[str, str]
+    schemas: dict[str, str] = {}
+
+
+class Fatal(msgspec.Struct, frozen=True):
+    """The device reported `message` at this row; a GPU reports late, so it may be an earlier one's fault."""
+
+    segment: int
+    row: int
+    op: str
+    shapes: str
+    message: str
+    late: bool
+
+
+class Others(msgspec.Struct, frozen=True):
+    """Bytes of the device that other workers' values, and other tenants' stored weights, take."""
+
+    nbytes: int
 
 
 class Usage(msgspec.Struct, frozen=True):

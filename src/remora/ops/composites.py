@@ -17,6 +17,7 @@ _CONVOLUTION = "the executor picks its convolution backend"
 _RECURRENT = "one row instead of several per time step, and the device's recurrent kernel"
 _LOSS = "one row instead of three or four"
 _POOL = "the inference kernel, without the indices that only backward needs"
+_DERIVED = "the device's own kernel, whose bits differ from those of its parts"
 _RESIZE = "the output size is computed in one place, from sizes alone"
 
 COMPOSITES: dict[str, str] = {
@@ -54,4 +55,10 @@ COMPOSITES: dict[str, str] = {
     "aten.cross_entropy_loss.default": _LOSS,
     "aten.nll_loss_nd.default": _LOSS,
     "aten.cosine_similarity.default": "one row instead of about ten",
+    "aten.silu_backward.default": _DERIVED,
+    "aten.mish_backward.default": _DERIVED,
+    "aten.native_channel_shuffle.default": _DERIVED,
 }
+
+# Whole under grad too: PyTorch has a derivative for them where the device has a kernel, as a CPU has.
+DIFFERENTIABLE = frozenset(name for name, reason in COMPOSITES.items() if reason is _DERIVED)

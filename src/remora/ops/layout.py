@@ -84,7 +84,7 @@ def elementwise_stride(shape: Shape, operands: tuple[tuple[Shape, Shape], ...]) 
         if all(is_contiguous(*operand) for operand in operands):
             return contiguous(shape)
         if len(shape) == 4 and all(_is_channels_last(*operand) for operand in operands):
-            return _stride_of_order(shape, (1, 3, 2, 0))
+            return stride_of_order(shape, (1, 3, 2, 0))
         if len({stride for _, stride in operands}) == 1 and is_dense(*operands[0]):
             return operands[0][1]
     ndim = len(shape)
@@ -104,7 +104,7 @@ def preserved_stride(shape: Shape, stride: Shape) -> Shape:
     """Strides of a copy that preserves the memory format. Source: ATen/ExpandUtils.cpp, infer_dense_strides."""
     if is_dense(shape, stride):
         return stride
-    return _stride_of_order(shape, _fastest_first(shape, [stride]))
+    return stride_of_order(shape, _fastest_first(shape, [stride]))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -167,11 +167,12 @@ def suggests_channels_last(shape: Shape, stride: Shape) -> bool:
 
 
 def _is_channels_last(shape: Shape, stride: Shape) -> bool:
-    expected = _stride_of_order(shape, (1, 3, 2, 0))
+    expected = stride_of_order(shape, (1, 3, 2, 0))
     return all(s == 1 or a == b for s, a, b in zip(shape, stride, expected, strict=True))
 
 
-def _stride_of_order(shape: Shape, order: Sequence[int]) -> Shape:
+def stride_of_order(shape: Shape, order: Sequence[int]) -> Shape:
+    """The strides of a fresh tensor whose dimensions lie in `order`, the fastest first."""
     stride, step = [0] * len(shape), 1
     for dim in order:
         stride[dim] = step

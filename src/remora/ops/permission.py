@@ -56,6 +56,18 @@ _REFUSED: dict[str, str] = {
 
 _REFUSED_NAME = [(re.compile(pattern), reason) for reason, pattern in _REFUSED.items()]
 _VERDICTS: dict[OpOverload, str | None] = {}
+_namespaces: set[str] = set()  # of this process, an executor's worker
+
+
+CUSTOM_OPERATORS = (
+    "Custom operators run where the executor has them: install the module that defines them there, "
+    "and start it with `remora serve --ops MODULE`"
+)
+
+
+def allow_namespaces(names: Collection[str]) -> None:
+    """Allows all ops of these namespaces in this process: whoever runs the executor vouches for them."""
+    _namespaces.update(names)
 
 
 def allowed(op: OpOverload, namespaces: Collection[str] = ()) -> bool:
@@ -65,10 +77,10 @@ def allowed(op: OpOverload, namespaces: Collection[str] = ()) -> bool:
 
 def refusal(op: OpOverload, namespaces: Collection[str] = ()) -> str | None:
     """Why an executor refuses to run `op`, or None."""
-    if op.namespace in namespaces:
+    if op.namespace in namespaces or op.namespace in _namespaces:
         return None
     if op.namespace != "aten":
-        return f"namespace {op.namespace} is not one that this executor allows"
+        return f"namespace {op.namespace} is not one that this executor allows. {CUSTOM_OPERATORS}"
     if op not in _VERDICTS:
         _VERDICTS[op] = _judge(op)
     return _VERDICTS[op]
@@ -76,7 +88,7 @@ def refusal(op: OpOverload, namespaces: Collection[str] = ()) -> str | None:
 
 def op_table(namespaces: Collection[str] = ()) -> dict[str, str]:
     """Name to schema digest of every op that this PyTorch has and the executor allows."""
-    ops = (op for op in _all_ops({"aten", *namespaces}) if allowed(op, namespaces))
+    ops = (op for op in _all_ops({"aten", *namespaces, *_namespaces}) if allowed(op, namespaces))
     return {op_name(op): digest(op) for op in sorted(ops, key=op_name)}
 
 

@@ -179,6 +179,7 @@ def _read(op: OpOverload) -> OpTraits:
     tags = set(op.tags)
     kinds = [str(a.type) for a in arguments]
     random = torch.Tag.nondeterministic_seeded in tags or any("Generator" in kind for kind in kinds)
+    random = random or op.namespace != "aten"  # others need not say, and may do anything
     devices = [place for place, kind in zip(places, kinds, strict=True) if "Device" in kind]
     positions = {a.name: i for i, a in enumerate(arguments) if not a.kwarg_only}
     return OpTraits(

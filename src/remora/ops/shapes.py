@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from remora.ops import shapes_contract, shapes_create, shapes_pointwise, shapes_reduce, shapes_views
+from remora.ops import (
+    shapes_contract,
+    shapes_convolve,
+    shapes_create,
+    shapes_pointwise,
+    shapes_reduce,
+    shapes_views,
+)
 from remora.ops.layout import Constants, Meta
 
 Rule = Callable[..., Meta | tuple[Meta, ...] | None]
@@ -26,6 +33,7 @@ SHAPE_RULES: dict[str, Callable[..., Meta | tuple[Meta, ...] | None]] = {
     **shapes_create.RULES,
     **shapes_reduce.RULES,
     **shapes_contract.RULES,
+    **shapes_convolve.RULES,
 }
 """Rules by op name; each takes the torch constants first. `rules` binds them."""
 

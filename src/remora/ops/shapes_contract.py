@@ -73,6 +73,32 @@ def matmul(c: Constants, a: Meta, b: Meta) -> Meta | None:
     return fresh(batch + rows + columns, a.dtype)
 
 
+def grouped_mm(
+    c: Constants,
+    a: Meta,
+    b: Meta,
+    offs: Meta | None = None,
+    bias: Meta | None = None,
+    out_dtype: object = None,
+) -> Meta | None:
+    """Products of groups: rows of `a` [T, D] by matrices `b` [G, D, O], and the like, which the ends in `offs` [G]
+    part. CPUs take every floating dtype here, where PyTorch's meta kernel takes bfloat16 alone."""
+    if not _joins(c, a, b) or bias is not None or out_dtype is not None or offs is None:
+        return None
+    if len(offs.shape) != 1 or a.shape[-1] != b.shape[-2]:
+        return None
+    match len(a.shape), len(b.shape):
+        case 2, 3:
+            shape: Shape = (a.shape[0], b.shape[2]) if b.shape[0] == offs.shape[0] else ()
+        case 3, 2:
+            shape = (a.shape[1], b.shape[1]) if a.shape[0] == offs.shape[0] else ()
+        case 2, 2:
+            shape = (offs.shape[0], a.shape[0], b.shape[1])
+        case _:
+            shape = ()
+    return fresh(shape, a.dtype) if shape else None
+
+
 def attention(
     c: Constants,
     query: Meta,
@@ -170,6 +196,7 @@ def _indexes(c: Constants, index: Meta) -> bool:
 
 
 RULES: dict[str, Any] = {
+    "aten._grouped_mm.default": grouped_mm,
     "aten.addmm.default": addmm,
     "aten.bmm.default": bmm,
     "aten.cat.default": cat,

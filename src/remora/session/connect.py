@@ -8,12 +8,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from remora.capture.interrupts import uninterrupted
 from remora.config import ClientSettings
+from remora.device.flags import announce
 from remora.device.memo_store import store
-from remora.device.module import initial_seed, torch_version
+from remora.device.module import torch_version
+from remora.device.optimizers import cut_behind_steps
+from remora.device.rng import default as default_generator
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported, UsageError
 from remora.pool.embedded import EmbeddedExecutor
@@ -30,6 +33,7 @@ _current: Session | None = None
 _embedded: EmbeddedExecutor | None = None
 _stop = threading.Event()
 _of_parent: list[Session] = []
+opened: list[Callable[[Session], None]] = []  # told of each session when it opens
 
 
 def connect(url: str | Sequence[str] | None = None, token: str | None = None) -> None:
@@ -76,7 +80,7 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
         oldest_protocol=OLDEST_PROTOCOL,
         torch=torch_version(),
         client=f"{socket.gethostname()[:48]}:{os.getpid()}",
-        seed=initial_seed(),
+        seed=default_generator.initial_seed(),
     )
     deadline = time.monotonic() + settings.connect_timeout_s
     try:
@@ -92,8 +96,12 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
         raise
     _current, _stop = session, threading.Event()
     bound.bind(session.recorder, session)
+    cut_behind_steps()
+    announce(session)
     beat = threading.Thread(target=_beat, args=(session, _stop), name="remora-heartbeat", daemon=True)
     beat.start()
+    for tell in opened:
+        tell(session)
     return session
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from remora.capture.recorder import CapturedTemplate
 from remora.errors import (
     ExecutorError,
@@ -44,3 +47,26 @@ def row_text(captured: CapturedTemplate, row: int) -> str:
     where = captured.where[row]
     op = captured.template.nodes[row].op
     return f"{op}, called at {where}" if where is not None else op
+
+
+_INDEXED = re.compile(
+    r"aten\.\w*(embedding|index|gather|scatter|take|nll_loss|cross_entropy|one_hot|multinomial)"
+)
+_MAX_SUSPECTS = 3
+
+
+def suspects_text(sent: Iterable[tuple[CapturedTemplate, int | None]]) -> str:
+    """What may really have broken a device that reports late: the last rows that follow indices, newest first.
+
+    sent: templates since the last sync, with the last row that counts (None: all).
+    """
+    rows = [
+        row_text(captured, row)
+        for captured, last in sent
+        for row, node in enumerate(captured.template.nodes)
+        if (last is None or row <= last) and _INDEXED.match(node.op)
+    ]
+    if not rows:
+        return ""
+    named = " or ".join(dict.fromkeys(reversed(rows[-_MAX_SUSPECTS:])))
+    return f"; a GPU reports late, and what reads indices before it is {named}"

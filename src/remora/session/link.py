@@ -15,7 +15,20 @@ from remora.errors import AuthError, ConnectError, NobodyListens, ProtocolError,
 from remora.transport.interface import Channel, ChannelCut, Transport
 from remora.transport.stream import Stream
 from remora.wire.codec import decode_envelope, decode_to_client, encode
-from remora.wire.messages import Done, Failed, Grant, Lost, ToClient, ToExecutor, Values
+from remora.wire.messages import (
+    DeviceFacts,
+    Done,
+    Failed,
+    Grant,
+    Lost,
+    Marked,
+    Memory,
+    ToClient,
+    ToExecutor,
+    Values,
+)
+
+Reply = Values | Done | Memory | DeviceFacts
 
 PING_AFTER_S = 2.0  # of silence while waiting
 SILENCE_S = 10.0  # without any sign of life: the link counts as cut
@@ -34,7 +47,8 @@ class Link:
 
     Args:
         notice: told when the link is cut and when it is back.
-        story: what row `row` of segment `segment` is, in words.
+        story: what row `row` of segment `segment` is, in words; with a third argument: and what else may be at
+            fault. living: which of the session's values the program still holds, in words.
     """
 
     def __init__(
@@ -43,12 +57,13 @@ class Link:
         grant: Grant,
         settings: ClientSettings,
         notice: Callable[[str], None],
-        story: Callable[[int, int], str] = lambda segment, row: "",
+        story: Callable[..., str] = lambda segment, row: "",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        living: Callable[[], str] = lambda: "",
     ) -> None:
         self.transport, self.grant, self.settings = transport, grant, settings
-        self.notice, self.story = notice, story
+        self.notice, self.story, self.living = notice, story, living
         self.clock, self.sleep = clock, sleep
         self.stream = Stream()
         self.epoch = grant.epoch
@@ -57,7 +72,8 @@ class Link:
         self.lost: str | None = None  # why the session is over
         self.round_trips = 0
         self.reconnects = 0
-        self._values: dict[int, Values | Done] = {}
+        self.on_mark: Callable[[Marked], None] = lambda marked: None
+        self._values: dict[int, Reply] = {}
         self._unsent: deque[bytes] = deque()  # committed frames
         self._closed_sent = self._closed_received = 0  # bytes of channels that are gone
 
@@ -93,7 +109,7 @@ class Link:
             self._carefully(self._receive_one)
             self.check_alive()
 
-    def wait(self, ticket: int) -> Values | Done | None:
+    def wait(self, ticket: int) -> Reply | None:
         """Blocks until the reply to `ticket` is there; None if a failure came in its place: see `failed`.
 
         Raises:
@@ -109,6 +125,22 @@ class Link:
                 return None
             self.check_alive()
             self._carefully(self._receive_one)
+
+    def wait_until(self, known: Callable[[], bool]) -> None:
+        """Blocks until `known`, which replies change, or until a failure has come: see `failed`.
+
+        Raises:
+            SessionLost: the session's state is gone.
+        """
+        self.round_trips += 1
+        while not known() and self.failed is None:
+            self.check_alive()
+            self._carefully(self._receive_one)
+
+    def poll(self) -> None:
+        """Takes in what has arrived; waits for nothing."""
+        self.check_alive()
+        self._carefully(self._receive_arrived)
 
     def persist(self, request: Callable[[], T]) -> T:
         """Makes a request beside the channel; after a cut, again once the executor is reached again.
@@ -138,8 +170,7 @@ class Link:
             channel = self.channel
             assert channel is not None
             self._send_committed()
-            while (frame := channel.receive(0)) is not None:
-                self._take(frame)
+            self._receive_arrived()
             channel.send(self.stream.ack_frame())
         except (AuthError, Refused, ProtocolError, SessionLost) as error:
             self._lose(str(error))
@@ -171,6 +202,12 @@ class Link:
             self.channel.send(self._unsent[0])
             self._unsent.popleft()
 
+    def _receive_arrived(self) -> None:
+        channel = self.channel
+        assert channel is not None
+        while (frame := channel.receive(0)) is not None:
+            self._take(frame)
+
     def _receive_one(self) -> None:
         """Waits for one frame, with pings through silence."""
         channel = self.channel
@@ -196,12 +233,15 @@ class Link:
                     self._act(message)
 
     def _act(self, message: ToClient) -> None:
-        if isinstance(message, (Values, Done)):
+        if isinstance(message, Reply):
             self._values[message.ticket] = message
+        elif isinstance(message, Marked):
+            self.on_mark(message)
         elif isinstance(message, Failed):
             self.failed = message
         elif isinstance(message, Lost):
-            ran = self.story(message.segment, message.row) if message.segment else ""
+            row = message.segment, message.row, *((True,) if message.late else ())
+            ran = self.story(*row) if message.segment else ""
             self._lose(message.reason + (f", which is {ran}" if ran else ""))
 
     def _abandon(self) -> None:
@@ -265,7 +305,7 @@ class Link:
     def _lose(self, reason: str) -> SessionLost:
         self.lost = (
             f"session {self.grant.session} on {self.transport.address} is lost: {reason}. "
-            "Its tensors are gone; remora.disconnect() and connect again"
+            f"Its tensors are gone{self.living()}; remora.disconnect() and connect again"
         )
         return SessionLost(self.lost)
 

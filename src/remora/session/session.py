@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from weakref import WeakValueDictionary
 
 from blake3 import blake3
 
@@ -14,10 +15,13 @@ from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import CapturedTemplate, Recorder, Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.config import ClientSettings
-from remora.device.sink import Fetched
+from remora.device.census import living
+from remora.device.counters import counters
+from remora.device.sink import Fetched, Moment
 from remora.errors import ProtocolError, RemoraError
-from remora.session.failures import error_from, row_text
-from remora.session.link import Link, to_stderr
+from remora.session.failures import error_from, row_text, suspects_text
+from remora.session.link import Link, Reply, to_stderr
+from remora.session.ops import ExecutorOps
 from remora.session.progress import UploadProgress
 from remora.session.sites import Sites
 from remora.session.stats import Stats
@@ -30,14 +34,21 @@ from remora.wire.messages import (
     Barrier,
     DefaultDtype,
     Define,
-    Done,
+    DeviceFacts,
+    DeviceQuery,
     Fetch,
+    Flag,
     Free,
     Grant,
+    LoadRng,
+    Mark,
+    Marked,
+    Memory,
+    MemoryQuery,
     Payload,
     Put,
     Recover,
-    RngState,
+    SaveRng,
     Seed,
     Site,
     ToExecutor,
@@ -47,6 +58,7 @@ from remora.wire.messages import (
 OUTBOX_NBYTES = 256 << 10  # small uploads wait for company up to here,
 OUTBOX_MESSAGES = 1024  # or up to so many
 MAX_FREES = 4096  # names in one message
+Question = Fetch | Barrier | MemoryQuery | DeviceQuery
 REMEMBERED_SEGMENTS = 20_000  # whose provenance is kept while they may still fail
 
 
@@ -59,10 +71,12 @@ class Session:
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self.transport, self.grant = transport, grant
-        self.link = Link(transport, grant, settings, to_stderr(transport.address), self._story)
+        notice = to_stderr(transport.address)
+        self.link = Link(transport, grant, settings, notice, self._story, living=self._living)
         self.recorder = Recorder(grant.session, self._commit_segment, self.link.transmit)
         self.progress = UploadProgress(transport.address)
         self.uploads = Uploads(transport, grant, self.progress.add)
+        self._ops = ExecutorOps(transport, grant, self.link.persist)
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
@@ -71,7 +85,14 @@ class Session:
         self._outbox_nbytes = 0
         self._defined: dict[int, int] = {}  # captured index to the template's index on the wire
         self._sites = Sites()
+        self._moments: WeakValueDictionary[int, Moment] = WeakValueDictionary()
+        self._facts: DeviceFacts | None = None
+        self.link.on_mark = self._marked
         self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
+
+    @property
+    def executor_device(self) -> str:
+        return self.grant.device
 
     # -- steps
 
@@ -90,13 +111,12 @@ class Session:
             self._outbox.append(Define(len(self._defined), captured.template.body))
             self._defined[captured.index] = len(self._defined)
         template = self._defined[captured.index]
-        names = [value.name for value in segment.slots]
+        names = segment.names()
         site, new = self._sites.choose(template, segment.number, names)
         if new:
             self._outbox.append(Site(site.index, template))
         number, frees = segment.number, segment.frees
-        for distance in frees[::3]:
-            self.uploads.freed(number - distance)
+        self.uploads.freed(number - distance for distance in frees[::3])
         if len(frees) > 3 * MAX_FREES:
             groups = zip(frees[::3], frees[1::3], frees[2::3], strict=True)
             self._free([(number - distance, row, out) for distance, row, out in groups])
@@ -111,7 +131,7 @@ class Session:
             frees,
             wants,
             ticket,
-            segment.uploaded(),
+            segment.uploaded() | site.fixed if new else frozenset(),
         )
         self._outbox.append(run)
         self._sent[number] = captured
@@ -147,7 +167,7 @@ class Session:
             assert isinstance(reply, Values)
             return [self._fetched(*pair) for pair in zip(values, reply.values, strict=True)]
 
-    def _ask(self, question: Fetch | RngState | Barrier) -> Values | Done:
+    def _ask(self, question: Question) -> Reply:
         """Sends the open segment and a question behind it; blocks until it is answered.
 
         Raises:
@@ -205,9 +225,16 @@ class Session:
             raise self.recorder.closed
         self.link.check_alive()
 
-    def _story(self, segment: int, row: int) -> str:
+    def _story(self, segment: int, row: int, late: bool = False) -> str:
         captured = self._sent.get(segment)
-        return row_text(captured, row) if captured is not None else ""
+        if captured is None:
+            return ""
+        before = [(other, None) for number, other in self._sent.items() if number < segment]
+        return row_text(captured, row) + (suspects_text([*before, (captured, row)]) if late else "")
+
+    def _living(self) -> str:
+        found = living(self.grant.session)
+        return f": {found}" if found else ""
 
     # -- uploads
 
@@ -235,31 +262,113 @@ class Session:
 
     # -- generator and order
 
-    def seed(self, seed: int) -> None:
+    def seed(self, seed: int, generator: int = 0) -> None:
+        self._in_order(lambda: self._post(Seed(seed, generator)))
+
+    def save_rng(self, generator: int = 0) -> int:
         with self.recorder.lock:
-            self._check()
-            self.recorder.cut()
-            self._post(Seed(seed))
+            segment = self.recorder.number()
+            self._in_order(lambda: self._post(SaveRng(segment, generator)))
+            return segment
+
+    def load_rng(self, value: Value, generator: int = 0) -> None:
+        if value.home is not self.recorder:
+            raise self.recorder.foreign(value)
+        self._in_order(lambda: self._post(LoadRng(generator, value.name)))
 
     def default_dtype(self, name: str) -> None:
+        self._in_order(lambda: self._post(DefaultDtype(name)))
+
+    def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
+        self._in_order(lambda: self._post(Flag(setter, values)))  # type: ignore[arg-type]
+
+    def _in_order(self, post: Callable[[], None]) -> None:
+        """Posts a message behind all rows recorded so far; it goes with the next segment."""
         with self.recorder.lock:
             self._check()
             self.recorder.cut()
-            self._post(DefaultDtype(name))
-
-    def rng_state(self, state: bytes | None = None) -> bytes:
-        with self.recorder.lock:
-            self._check()
-            reply = self._ask(RngState(next(self._tickets), state))
-            assert isinstance(reply, Values)
-            return bytes(reply.values[0].data or b"")
+            with uninterrupted:
+                post()
+            self.link.transmit()
 
     def barrier(self) -> None:
         with self.recorder.lock:
             self._check()
             self._ask(Barrier(next(self._tickets)))
 
+    # -- what the executor can run
+
+    def op_table(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.table()
+
+    def executor(self) -> str:
+        return f"executor {self.transport.address} (torch {self.grant.torch})"
+
+    def op_schemas(self) -> dict[str, str]:
+        with self.recorder.lock:
+            self._check()
+            return self._ops.schemas()
+
+    def mark(self, settle: bool = False) -> Moment:
+        with self.recorder.lock:
+            moment = Moment(next(self._tickets))
+            self._moments[moment.ticket] = moment
+            self._in_order(lambda: self._post(Mark(moment.ticket, settle)))
+            return moment
+
+    def passed(self, moment: Moment, wait: bool) -> bool:
+        if moment.at_s is None:
+            with self.recorder.lock:
+                self._check()
+                with uninterrupted:
+                    self._commit()
+                self.link.transmit()
+                if wait:
+                    self.link.wait_until(lambda: moment.at_s is not None)
+                else:
+                    self.link.poll()
+                if moment.at_s is None:
+                    self._raise_failure()
+        return moment.at_s is not None
+
+    def _marked(self, marked: Marked) -> None:
+        moment = self._moments.pop(marked.ticket, None)
+        if moment is not None:
+            moment.busy_s, moment.at_s = marked.busy_s, marked.at_s
+
+    # -- what the executor says of itself
+
+    def memory(self, reset_peak: bool = False) -> Memory:
+        with self.recorder.lock:
+            self._check()
+            self.recorder.cut()
+            with uninterrupted:
+                self._free_ended()
+            reply = self._ask(MemoryQuery(next(self._tickets), reset_peak))
+            assert isinstance(reply, Memory)
+            return reply
+
+    def facts(self) -> DeviceFacts:
+        with self.recorder.lock:
+            if self._facts is None:
+                self._check()
+                reply = self._ask(DeviceQuery(next(self._tickets)))
+                assert isinstance(reply, DeviceFacts)
+                self._facts = reply
+            return self._facts
+
+    @property
+    def memory_nbytes(self) -> int:
+        return self.grant.memory_nbytes
+
     # -- life
+
+    def _free_ended(self) -> None:
+        frees = self.recorder.take_frees()
+        self.uploads.freed(segment for segment, _ in frees)
+        self._free([(segment, code >> OUT_BITS, code & OUT_MASK) for segment, code in frees])
 
     def idle(self) -> None:
         """Called now and then: frees what died, takes in acks, renews the lease. Never waits for the program."""
@@ -268,10 +377,7 @@ class Session:
         try:
             if self.recorder.closed is not None:
                 return
-            frees = self.recorder.take_frees()
-            for segment, _ in frees:
-                self.uploads.freed(segment)
-            self._free([(segment, code >> OUT_BITS, code & OUT_MASK) for segment, code in frees])
+            self._free_ended()
             self._commit()
             self.link.idle()
         finally:
@@ -282,12 +388,13 @@ class Session:
             return Stats(
                 bytes_sent=self.link.bytes_sent + self.transport.bytes_sent,
                 bytes_received=self.link.bytes_received + self.transport.bytes_received,
-                round_trips=self.link.round_trips + self.uploads.round_trips,
+                round_trips=self.link.round_trips + self.uploads.round_trips + self._ops.round_trips,
                 segments=self.segments,
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
                 weights_bytes=self.uploads.sent_nbytes,
                 reconnects=self.link.reconnects,
+                eager_frames=counters.eager_frames,
             )
 
     def close(self, reason: Exception) -> None:
@@ -302,7 +409,7 @@ class Session:
             self.transport.close()
 
 
-def _wanted(question: Fetch | RngState | Barrier, segment: Segment | None) -> tuple[int, ...] | None:
+def _wanted(question: Question, segment: Segment | None) -> tuple[int, ...] | None:
     """(row, out) pairs, flat, if the question asks for nothing but bytes of the segment that goes with it."""
     if segment is None or not isinstance(question, Fetch) or question.describe:
         return None

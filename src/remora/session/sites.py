@@ -11,10 +11,15 @@ MAX_SITES_PER_TEMPLATE = 48  # more than the layers of most models, which may sh
 
 @dataclass
 class KnownSite:
-    """A site with the site that came after it last time, by template."""
+    """A site with the site that came after it last time, by template, and the names of its last run.
+
+    fixed: slots that had the same name at the run before the site was made; to be guessed to stay.
+    """
 
     index: int
     memory: SiteMemory
+    names: list[Name] = field(default_factory=list)
+    fixed: frozenset[int] = frozenset()
     followers: dict[int, KnownSite] = field(default_factory=dict)
 
 
@@ -34,11 +39,16 @@ class Sites:
         new = site is None
         if site is None:
             site = KnownSite(self.count, SiteMemory(template))
+            before = hint or (known[-1] if known else None)
+            if before is not None:  # optimizer state was made by a run, and stays as weights do
+                pairs = zip(before.names, names, strict=False)
+                site.fixed = frozenset(slot for slot, (was, name) in enumerate(pairs) if was == name)
             self.count += 1
             known.append(site)
         if self._last is not None:
             self._last.followers[template] = site
         self._last = site
+        site.names = names
         return site, new
 
     def _best(

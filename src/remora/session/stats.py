@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 @dataclass(frozen=True)
 class Stats:
     """bytes_sent, bytes_received: at the socket, framing included. round_trips: times the client blocked on a
-    reply. segments, templates, ops: captured. weights_bytes: sent as bulk. reconnects: cut links resumed."""
+    reply. segments, templates, ops: captured. weights_bytes: sent as bulk. reconnects: cut links resumed.
+    eager_frames: frames under torch.compile that ran under capture instead, in the whole process."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -18,6 +19,7 @@ class Stats:
     ops: int = 0
     weights_bytes: int = 0
     reconnects: int = 0
+    eager_frames: int = 0
 
     def __sub__(self, earlier: Stats) -> Stats:
         return Stats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from blake3 import blake3
 
@@ -51,14 +51,14 @@ class Uploads:
         self._made_of[segment] = digest
         self._values[digest] += 1
 
-    def freed(self, segment: int) -> None:
-        """A value ends; most are no uploads."""
-        digest = self._made_of.pop(segment, None)
-        if digest is None:
-            return
-        self._values[digest] -= 1
-        if not self._values[digest]:
-            del self._values[digest]
+    def freed(self, segments: Iterable[int]) -> None:
+        """Values end; most are no uploads."""
+        for segment in segments:
+            digest = self._made_of.pop(segment, None)
+            if digest is not None:
+                self._values[digest] -= 1
+                if not self._values[digest]:
+                    del self._values[digest]
 
     def _offered(self, digest: bytes, data: memoryview) -> bool:
         """Whether the executor holds the bytes and accepts the proof that we do too."""

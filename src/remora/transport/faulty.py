@@ -155,6 +155,9 @@ class FaultyTransport:
     def op_table(self, timeout_s: float) -> dict[str, str]:
         return self._reach(lambda: self._inner.op_table(timeout_s))
 
+    def op_schemas(self, timeout_s: float) -> dict[str, str]:
+        return self._reach(lambda: self._inner.op_schemas(timeout_s))
+
     def status(self, timeout_s: float) -> Status:
         return self._reach(lambda: self._inner.status(timeout_s))
 

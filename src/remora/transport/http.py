@@ -166,6 +166,10 @@ class HttpTransport(Traffic):
         with self._exchange.request("GET", "/v1/ops", timeout_s=timeout_s) as response:
             return self._decode(response, dict[str, str])
 
+    def op_schemas(self, timeout_s: float) -> dict[str, str]:
+        with self._exchange.request("GET", "/v1/ops/schemas", timeout_s=timeout_s) as response:
+            return self._decode(response, dict[str, str])
+
     def status(self, timeout_s: float) -> Status:
         with self._exchange.request("GET", "/v1/status", timeout_s=timeout_s) as response:
             return self._decode(response, Status)

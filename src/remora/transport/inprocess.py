@@ -64,6 +64,8 @@ class Endpoint(Protocol):
 
     def ops(self) -> dict[str, str]: ...
 
+    def op_schemas(self) -> dict[str, str]: ...
+
     def status(self) -> Status: ...
 
 
@@ -178,6 +180,9 @@ class InProcessTransport:
 
     def op_table(self, timeout_s: float) -> dict[str, str]:
         return self._reach().ops()
+
+    def op_schemas(self, timeout_s: float) -> dict[str, str]:
+        return self._reach().op_schemas()
 
     def status(self, timeout_s: float) -> Status:
         return self._reach().status()

@@ -70,6 +70,9 @@ class Transport(Protocol):
     def op_table(self, timeout_s: float) -> dict[str, str]:
         """Digest of each op's schema that the executor allows."""
 
+    def op_schemas(self, timeout_s: float) -> dict[str, str]:
+        """The schemas themselves, as text: half a megabyte, for a client whose PyTorch is another version."""
+
     def status(self, timeout_s: float) -> Status: ...
 
     def close(self) -> None: ...

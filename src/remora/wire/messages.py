@@ -13,6 +13,7 @@ import msgspec
 from remora.wire.limits import (
     MAX_BLOB_NBYTES,
     MAX_DIMS,
+    MAX_GENERATORS,
     MAX_INLINE_NBYTES,
     MAX_MESSAGES,
     MAX_NUMEL,
@@ -33,6 +34,7 @@ Dtype = Annotated[str, Meta(max_length=32, pattern=r"^[a-z][a-z0-9_]*\Z")]
 TemplateIndex = Annotated[int, Meta(ge=0, lt=MAX_TEMPLATES)]
 SiteIndex = Annotated[int, Meta(ge=0, lt=MAX_SITES)]
 Ticket = Annotated[int, Meta(ge=0, le=1 << 53)]
+GeneratorIndex = Annotated[int, Meta(ge=0, lt=MAX_GENERATORS)]  # 0: the session's default generator
 Inline = Annotated[bytes, Meta(max_length=MAX_INLINE_NBYTES)]
 Flat = Annotated[tuple[int, ...], Meta(max_length=1 << 16)]  # groups of ints, laid out one after another
 Numbers = Annotated[tuple[int | float, ...], Meta(max_length=1 << 16)]
@@ -108,16 +110,17 @@ class Free(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Seed(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """Seeds the session's generator, in order with the steps."""
+    """Seeds a generator of the session, in order with the steps; makes it if there is none."""
 
     seed: int  # msgpack bounds it: -2**63 to 2**64 - 1
+    generator: GeneratorIndex = 0
 
 
-class RngState(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """Reads the session's generator state (reply: Values with one uint8 tensor), or sets it."""
+class SaveRng(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Value (segment, 0, 0) becomes the state that a generator has here: uint8 bytes, as its device writes it."""
 
-    ticket: Ticket
-    state: Inline | None = None
+    segment: Segment
+    generator: GeneratorIndex = 0
 
 
 class Recover(msgspec.Struct, frozen=True, array_like=True, tag=9):
@@ -138,8 +141,61 @@ class DefaultDtype(msgspec.Struct, frozen=True, array_like=True, tag=11):
     dtype: Dtype
 
 
+class LoadRng(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Sets a generator to the state that the value `name` (segment, row, out) holds; makes it if there is none."""
+
+    generator: GeneratorIndex
+    name: tuple[Segment, Row, Row]
+
+
+class Flag(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """The program calls a setter of one of PyTorch's process-wide flags, see ops/flags.py."""
+
+    setter: Word
+    values: Annotated[tuple[bool | int | Word, ...], Meta(max_length=16)]
+
+
+class MemoryQuery(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Asks for a `Memory`. `reset_peak`: the peak starts anew from what is held now."""
+
+    ticket: Ticket
+    reset_peak: bool = False
+
+
+class DeviceQuery(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """Asks for a `DeviceFacts`."""
+
+    ticket: Ticket
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """Asks for a `Marked` once the device has passed this place; the client need not wait for it.
+
+    settle: the executor waits for its device here, and counts that as computing.
+    """
+
+    ticket: Ticket
+    settle: bool = False
+
+
 ToExecutor = (
-    Define | Site | Run | Put | Adopt | Fetch | Free | Seed | RngState | Recover | Barrier | DefaultDtype
+    Define
+    | Site
+    | Run
+    | Put
+    | Adopt
+    | Fetch
+    | Free
+    | Seed
+    | SaveRng
+    | LoadRng
+    | Recover
+    | Barrier
+    | DefaultDtype
+    | Flag
+    | MemoryQuery
+    | DeviceQuery
+    | Mark
 )
 
 # ------------------------------------------------------------------ executor to client
@@ -186,14 +242,50 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """The session's state is gone for good (worker died, lease ended); the session is over.
 
     segment, row: what ran of this session when its worker died; segment 0: nothing.
+    late: the device reports errors late, so it may be the fault of an earlier row.
     """
 
     reason: Text
     segment: Segment = 0
     row: Row = 0
+    late: bool = False
 
 
-ToClient = Values | Done | Failed | Lost
+class Memory(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Bytes of the session's tensors, each storage once: now, at most since the peak was reset, and all that
+    were ever made. storages: how many there are now. reserved: by the device's allocator, for all sessions.
+    free: what a new value may take."""
+
+    ticket: Ticket
+    allocated_nbytes: Nbytes
+    peak_nbytes: Nbytes
+    total_nbytes: Annotated[int, Meta(ge=0)]
+    storages: Size
+    reserved_nbytes: Nbytes
+    free_nbytes: Nbytes
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """What the executor computes on. major, minor: compute capability, 0 for a CPU."""
+
+    ticket: Ticket
+    name: Annotated[str, Meta(max_length=200)]
+    total_nbytes: Nbytes
+    major: Size
+    minor: Size
+    multi_processors: Size
+    bfloat16: bool
+
+
+class Marked(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The device passed a `Mark` at `at_s`, by a clock of its own, having computed for the session for `busy_s`."""
+
+    ticket: Ticket
+    at_s: float
+    busy_s: float
+
+
+ToClient = Values | Done | Failed | Lost | Memory | DeviceFacts | Marked
 
 # ------------------------------------------------------------------ frames
 

@@ -16,6 +16,7 @@ from remora.executor.front.refusal import Refuse
 from remora.executor.front.request import MAX_JSON_NBYTES, PRINCIPAL, json_answer, json_body, session_of
 from remora.executor.front.step_routes import StepRoutes
 from remora.executor.front.tokens import tenant_of
+from remora.executor.hop import WorkerReady
 from remora.wire.limits import PROTOCOL
 from remora.wire.messages import OpenSession, Refusal, Status
 
@@ -53,6 +54,7 @@ def build_app(front: Front) -> web.Application:
             web.get(HEALTH, control.health),
             web.get("/v1/status", control.status),
             web.get("/v1/ops", control.ops),
+            web.get("/v1/ops/schemas", control.op_schemas),
             web.post("/v1/sessions", control.open),
             web.delete(session, control.close),
             web.get(f"{session}/steps", steps.socket, allow_head=False),
@@ -92,8 +94,8 @@ class ControlRoutes:
                 executor=front.name,
                 version=__version__,
                 protocol=PROTOCOL,
-                torch=front.ready.torch if front.ready else "",
-                device=front.ready.device if front.ready else "",
+                torch=front.about.torch if front.about else "",
+                device=front.about.device if front.about else "",
                 uptime_s=front.now() - front.started_at,
                 memory_nbytes=front.memory().capacity_nbytes,
                 used_nbytes=front.used_nbytes + front.blobs.stored_nbytes + front.blobs.reserved_nbytes,
@@ -103,12 +105,20 @@ class ControlRoutes:
             )
         )
 
+    def _about(self) -> WorkerReady:
+        if self._front.about is None:
+            raise Refuse("busy", "the executor's worker is starting; try again in a moment")
+        return self._front.about
+
     async def ops(self, request: web.Request) -> web.Response:
-        return json_answer(self._front.worker().ops)
+        return json_answer(self._about().ops)
+
+    async def op_schemas(self, request: web.Request) -> web.Response:
+        return json_answer(self._about().schemas)
 
     async def open(self, request: web.Request) -> web.Response:
         wants = await json_body(request, OpenSession)
-        return json_answer(self._front.open(request[PRINCIPAL], wants))
+        return json_answer(await self._front.open(request[PRINCIPAL], wants))
 
     async def close(self, request: web.Request) -> web.Response:
         self._front.end(session_of(self._front, request), "its client closed it")

@@ -108,6 +108,10 @@ class BlobTable:
             if number == session:
                 self.unreserve(number, digest)
 
+    def held_nbytes_of_others(self, tenant: str) -> int:
+        """Of blobs that sessions of other tenants hold: no cache, so not to be had."""
+        return sum(pages(b.nbytes) for b in self._blobs.values() if b.holders and b.tenant != tenant)
+
     def shrink(self, memory: Memory) -> list[Blob]:
         """Gives cached blobs up when the worker's own use has grown. Remove the files of what is returned."""
         return self._forget_cached(-self._free(memory))

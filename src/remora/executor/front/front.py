@@ -17,9 +17,10 @@ import msgspec
 from remora import __version__
 from remora.executor.front.blobs import Blob, BlobTable, Memory
 from remora.executor.front.channel import REPLACED, Channel
+from remora.executor.front.keeper import Worker, Workers
 from remora.executor.front.refusal import Refuse
 from remora.executor.front.sessions import Session, SessionTable
-from remora.executor.front.tokens import Tokens
+from remora.executor.front.tokens import Tokens, tenant_of
 from remora.executor.front.uploads import Upload
 from remora.executor.front.worker_link import Progress, WorkerLink, WorkerOptions
 from remora.executor.hop import (
@@ -27,7 +28,9 @@ from remora.executor.hop import (
     BlobRelease,
     BulkFile,
     BulkRead,
+    Fatal,
     Kind,
+    Others,
     SessionTerms,
     Usage,
     WorkerReady,
@@ -65,7 +68,8 @@ class Front:
         self.blob_folder = folder / "blobs"
         self.blob_folder.mkdir(mode=0o700)
         self.name = f"{socket.gethostname()[:48]}-{os.getpid()}"
-        self.table = SessionTable(options.lease_s, options.session_quota)
+        quota, n_tenants = options.session_quota, len(options.tokens.tenants)
+        self.table = SessionTable(options.lease_s, quota, quota if n_tenants == 1 else max(1, quota // 2))
         self.blobs = BlobTable()
         self.uploads: dict[tuple[int, str], Upload] = {}
         self.channels: dict[int, Channel] = {}
@@ -74,9 +78,16 @@ class Front:
         self.started = asyncio.Event()  # a worker has been ready once
         self.workers_started = 0
         self.started_at = self.now()
-        self.used_nbytes = 0
-        self.ready: WorkerReady | None = None
-        self._link: WorkerLink | None = None
+        self.about: WorkerReady | None = None  # what the workers are; all are alike
+        self.workers = Workers(
+            folder,
+            options.worker,
+            n_tenants,
+            self.take_packet,
+            self.worker_started,
+            self.worker_ended,
+            lambda tenant: any(session.tenant == tenant for session in self.table.by_number.values()),
+        )
         self.background: set[asyncio.Task[None]] = set()
 
     def now(self) -> float:
@@ -84,38 +95,49 @@ class Front:
 
     # ---- the worker
 
-    def worker_started(self, link: WorkerLink, ready: WorkerReady) -> None:
-        self._link, self.ready = link, ready
+    def worker_started(self, worker: Worker, ready: WorkerReady) -> None:
+        self.about = ready
         self.workers_started += 1
         self.started.set()
-        log.info("worker %d is ready on %s", self.workers_started, ready.device)
+        log.info("worker %d is ready on %s", worker.number, ready.device)
 
-    def worker_ended(self, how: str, progress: Progress) -> None:
-        """Every session's state went with it; only the one that was running learns what ran."""
-        log.error("the worker ended: %s", how)
-        self.ready = self._link = None
-        self.used_nbytes = 0
+    def worker_ended(self, worker: Worker, how: str, progress: Progress) -> None:
+        """Its tenant's sessions' state went with it; all learn which op ran, its owner what ran in detail."""
+        log.error("worker %d ended: %s", worker.number, how)
+        worker.used_nbytes = 0
+        owner, fatal = worker.link.fatal or (progress.session, None)
+        if fatal:
+            progress = Progress(owner, fatal.segment, fatal.row, fatal.op)
         for session in list(self.table.by_number.values()):
-            if progress.session == session.number:
-                where = f"row {progress.row} of segment {progress.segment} of this session"
-                self.end(session, f"the worker died ({how}) while it ran {where}", progress)
-            elif progress.session:
-                self.end(session, "another session's work ended the worker")
+            if session.tenant != worker.tenant:
+                continue
+            if owner == session.number:
+                self.end(session, _own_story(how, progress, fatal), progress, late=bool(fatal and fatal.late))
+            elif owner:
+                what = f"{progress.op} of another session" if progress.op else "another session's work"
+                cause = fatal.message if fatal else how
+                self.end(session, f"the worker died ({cause}) while it ran {what}")
             else:
                 self.end(session, f"the worker died ({how})")
+        self._share_usage()
 
-    def take_packet(self, kind: Kind, number: int, payload: bytes) -> None:
+    def take_packet(self, link: WorkerLink, kind: Kind, number: int, payload: bytes) -> None:
+        worker = next((worker for worker in self.workers.all if worker.link is link), None)
+        if worker is None:  # it has ended for us
+            return
         if kind is Kind.USAGE:
-            self._note_usage(msgspec.msgpack.decode(payload, type=Usage))
+            self._note_usage(worker, msgspec.msgpack.decode(payload, type=Usage))
             return
         session = self.table.by_number.get(number)
+        if session is not None and session.tenant != worker.tenant:
+            raise ValueError(f"session {number} belongs to another worker")
         if kind is Kind.REPLY and session is not None:
             self._reply(session, payload)
         elif kind is Kind.RELEASE and session is not None:
             self._release(session, msgspec.msgpack.decode(payload, type=BlobRelease))
         elif kind is Kind.BULK:
             bulk = msgspec.msgpack.decode(payload, type=BulkFile)
-            if self._link is None or Path(bulk.path).parent != self._link.folder:
+            if Path(bulk.path).parent != link.folder:
                 raise ValueError(f"bulk {bulk.bulk} lies outside the worker's folder")
             if session is None:
                 Path(bulk.path).unlink(missing_ok=True)
@@ -137,8 +159,8 @@ class Front:
         if channel is not None:
             channel.push(frame)
 
-    def _note_usage(self, usage: Usage) -> None:
-        self.used_nbytes = usage.used_nbytes
+    def _note_usage(self, worker: Worker, usage: Usage) -> None:
+        worker.used_nbytes = usage.used_nbytes
         for number, (used_nbytes, device_s, segments) in usage.sessions.items():
             session = self.table.by_number.get(number)
             if session is not None:
@@ -147,16 +169,27 @@ class Front:
                 )
                 session.used_nbytes, session.device_s, session.segments = used_nbytes, device_s, segments
         self.unlink(self.blobs.shrink(self.memory()))
+        self._share_usage()
+
+    def _share_usage(self) -> None:
+        """The workers share one budget: each hears what the others use, when that has changed."""
+        on_cpu = self.about is not None and self.about.device == "cpu"
+        for worker in self.workers.of_tenant.values():
+            others_nbytes = self.used_nbytes - worker.used_nbytes
+            if on_cpu and worker.tenant is not None:
+                others_nbytes += self.blobs.held_nbytes_of_others(worker.tenant)
+            if others_nbytes != worker.told_nbytes:
+                worker.told_nbytes = others_nbytes
+                worker.link.send(Kind.OTHERS, 0, Others(others_nbytes))
+
+    @property
+    def used_nbytes(self) -> int:
+        """By the values of all workers."""
+        return sum(worker.used_nbytes for worker in self.workers.of_tenant.values())
 
     # ---- sessions
 
-    def worker(self) -> WorkerReady:
-        """Raises Refuse while there is none."""
-        if self.ready is None:
-            raise Refuse("busy", "the executor's worker is starting; try again in a moment")
-        return self.ready
-
-    def open(self, principal: str, wants: OpenSession) -> Grant:
+    async def open(self, principal: str, wants: OpenSession) -> Grant:
         """Raises Refuse: versions, quota, memory, draining."""
         if wants.oldest_protocol > PROTOCOL or wants.protocol < OLDEST_PROTOCOL:
             raise Refuse(
@@ -166,7 +199,6 @@ class Front:
             )
         if self.draining:
             raise Refuse("busy", "the executor is shutting down")
-        worker = self.worker()
         memory = self.memory()
         if not -(1 << 63) <= wants.seed < 1 << 64:
             raise Refuse("protocol", "the seed does not fit into 64 bits")
@@ -175,6 +207,9 @@ class Front:
                 "memory",
                 f"asked for {wants.memory_nbytes} bytes; the executor has {memory.capacity_nbytes} in all",
             )
+        self.table.check(principal)
+        ready = (await self.workers.take(tenant_of(principal), self.now())).ready
+        assert ready is not None
         session = self.table.open(principal, self.now())
         self.send(Kind.OPEN, session, SessionTerms(principal, wants.seed, memory.capacity_nbytes))
         return Grant(
@@ -183,9 +218,9 @@ class Front:
             epoch=1,
             executor=self.name,
             protocol=min(PROTOCOL, wants.protocol),
-            torch=worker.torch,
-            device=worker.device,
-            ops_digest=worker.ops_digest,
+            torch=ready.torch,
+            device=ready.device,
+            ops_digest=ready.ops_digest,
             lease_s=session.lease_s,
             memory_nbytes=memory.capacity_nbytes,
             in_flight_frames=MAX_UNACKED_FRAMES,
@@ -193,12 +228,12 @@ class Front:
             principal=principal,
         )
 
-    def end(self, session: Session, reason: str, ran: Progress | None = None) -> None:
+    def end(self, session: Session, reason: str, ran: Progress | None = None, late: bool = False) -> None:
         """Ends a session for good, whoever wanted it; a connected client is told why, and what `ran` of it."""
         self.table.end(session, reason, self.now())
         channel = self.channels.pop(session.number, None)
         if channel is not None:
-            lost = Lost(reason, ran.segment, ran.row) if ran else Lost(reason)
+            lost = Lost(reason, ran.segment, ran.row, late) if ran else Lost(reason)
             channel.push(session.stream.send(encode((lost,))))
             channel.close(1000, reason)
         self.send(Kind.CLOSE, session)
@@ -242,12 +277,14 @@ class Front:
         if session.stream.receive(envelope):
             session.stepped_at = self.now()
             self.send(Kind.STEP, session, bytes(envelope.messages))
-            if self._link is not None and self._link.full:
-                await self._link.writable()
+            worker = self.workers.of_tenant.get(session.tenant)
+            if worker is not None and worker.link.full:
+                await worker.link.writable()
 
     def send(self, kind: Kind, session: Session, payload: bytes | msgspec.Struct = b"") -> None:
-        if self._link is not None:
-            self._link.send(kind, session.number, payload)
+        worker = self.workers.of_tenant.get(session.tenant)
+        if worker is not None:
+            worker.link.send(kind, session.number, payload)
 
     # ---- stored bytes
 
@@ -255,7 +292,7 @@ class Front:
         volume = os.statvfs(self.folder)
         return Memory(
             capacity_nbytes=self.options.worker.memory_nbytes
-            or (self.ready.memory_nbytes if self.ready else 0),
+            or (self.about.memory_nbytes if self.about else 0),
             used_nbytes=self.used_nbytes,
             folder_free_nbytes=volume.f_bavail * volume.f_frsize,
         )
@@ -292,3 +329,12 @@ class Front:
         counters = self.counters[session.principal]
         for name, amount in amounts.items():
             counters[name] += amount
+
+
+def _own_story(how: str, progress: Progress, fatal: Fatal | None) -> str:
+    """To the session whose work ended the worker; its client adds what the row is."""
+    where = f"row {progress.row} of segment {progress.segment} of this session"
+    if fatal is None:
+        return f"the worker died ({how}) while it ran {where}"
+    shapes = f" with {fatal.shapes}" if fatal.shapes else ""
+    return f"its device failed ({fatal.message}){shapes} at {where}"

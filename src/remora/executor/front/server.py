@@ -22,7 +22,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 from remora.executor.front.app import build_app
 from remora.executor.front.folder import base_folder, private_folder
 from remora.executor.front.front import Front, FrontOptions
-from remora.executor.front.keeper import keep_worker
 from remora.executor.front.worker_link import WorkerFailed
 
 log = logging.getLogger("remora.front")
@@ -74,7 +73,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, folder: Path) -
     _stop_at(stop, options.until_stdin_closes)
     front = Front(options.front, folder)
     tasks: list[asyncio.Task[Any]] = [
-        asyncio.create_task(keep_worker(front)),
+        asyncio.create_task(front.workers.run()),
         asyncio.create_task(_keep_expiring(front)),
         asyncio.create_task(stop.wait()),
     ]

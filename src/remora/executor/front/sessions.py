@@ -82,9 +82,10 @@ class Gone:
 class SessionTable:
     """Sessions by id and by number."""
 
-    def __init__(self, lease_s: float, quota: int = 64) -> None:
+    def __init__(self, lease_s: float, quota: int = 64, tenant_quota: int = 64) -> None:
         self.lease_s = lease_s
         self.quota = quota
+        self.tenant_quota = tenant_quota
         self.by_number: dict[int, Session] = {}
         self._by_id: dict[str, Session] = {}
         self._gone: OrderedDict[str, Gone] = OrderedDict()
@@ -99,8 +100,7 @@ class SessionTable:
         Raises:
             Refuse: the executor has as many as it may have.
         """
-        if len(self) >= self.quota:
-            raise Refuse("limit", f"the executor has {len(self)} sessions, which is its limit; try later")
+        self.check(principal)
         self._last_number += 1
         session = Session(
             id=secrets.token_hex(8),
@@ -113,6 +113,22 @@ class SessionTable:
         )
         self.by_number[session.number] = self._by_id[session.id] = session
         return session
+
+    def check(self, principal: str) -> None:
+        """Whether the principal may open one more session.
+
+        Raises:
+            Refuse: the executor, or the tenant, has as many as it may have.
+        """
+        if len(self) >= self.quota:
+            raise Refuse("limit", f"the executor has {len(self)} sessions, which is its limit; try later")
+        tenant = tenant_of(principal)
+        held = sum(session.tenant == tenant for session in self.by_number.values())
+        if held >= self.tenant_quota:
+            raise Refuse(
+                "limit",
+                f"tenant {tenant} has {held} sessions, which is its limit; disconnect() one, or try later",
+            )
 
     def find(self, id: str, secret: str, principal: str, now: float) -> Session:
         """The session that the caller may use; renews its lease.

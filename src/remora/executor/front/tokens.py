@@ -20,6 +20,13 @@ class Tokens:
 
     entries: tuple[tuple[bytes, str], ...] = ()
 
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Everybody who can come."""
+        return frozenset(tenant_of(principal) for _, principal in self.entries) or frozenset(
+            {tenant_of(LOCAL_PRINCIPAL)}
+        )
+
     def principal(self, authorization: str | None) -> str:
         """The principal of an Authorization header.
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,41 +17,67 @@ from typing import Any, cast
 
 import msgspec
 
-from remora.executor.hop import HEADER, MAX_PACKET_NBYTES, Kind, WorkerReady, packet
+from remora.executor.hop import (
+    BEAT,
+    BEAT_AT,
+    HEADER,
+    MAX_PACKET_NBYTES,
+    MISCONFIGURED_EXIT,
+    OPS,
+    OPS_AT,
+    PROGRESS,
+    Fatal,
+    Kind,
+    WorkerReady,
+    packet,
+)
 
 log = logging.getLogger("remora.front")
 
 WORKER = (sys.executable, "-m", "remora.executor.worker")
 START_TIMEOUT_S = 300.0
 QUEUED_NBYTES = 64 << 20  # waiting for the worker; beyond it the front stops reading steps
-_PROGRESS = struct.Struct("<IQI")
+STUCK_S = 15.0  # without a beat of the worker's heart, which beats four times a second whatever it runs
+_LOOKS = 10  # in that time: what counts is how often we looked, so that a front that was stopped itself is no proof
 
 
 class WorkerFailed(Exception):
     """The worker ended before it was ready."""
 
 
+class WorkerMisconfigured(WorkerFailed):
+    """It would do so each time."""
+
+
 @dataclass(frozen=True)
 class Progress:
-    """What the worker was running when it ended; session 0: nothing."""
+    """What the worker was running when it ended; session 0: nothing. op: its name, if it is known."""
 
     session: int
     segment: int
     row: int
+    op: str = ""
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
+    """ops: modules that define the operators which clients may use beside PyTorch's own."""
+
     device: str
     memory_nbytes: int
     threads: int
+    max_workers: int = 8  # at once; one a tenant
+    ops: tuple[str, ...] = ()
 
 
 class WorkerLink(asyncio.Protocol):
-    """Starts a worker in `folder` and speaks packets with it; `on_packet` gets every one after READY."""
+    """Starts a worker in `folder` and speaks packets with it; `on_packet` gets every one after READY.
+
+    fatal: what broke the device, if the worker said so before it ended.
+    """
 
     def __init__(
-        self, folder: Path, options: WorkerOptions, on_packet: Callable[[Kind, int, bytes], None]
+        self, folder: Path, options: WorkerOptions, on_packet: Callable[[WorkerLink, Kind, int, bytes], None]
     ) -> None:
         self.folder = folder
         self._options = options
@@ -62,6 +87,8 @@ class WorkerLink(asyncio.Protocol):
         self._writable.set()
         self._transport: asyncio.WriteTransport | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._stuck = False
+        self.fatal: tuple[int, Fatal] | None = None  # session and last words
         loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[WorkerReady] = loop.create_future()
         self._cut: asyncio.Future[None] = loop.create_future()
@@ -69,7 +96,7 @@ class WorkerLink(asyncio.Protocol):
     async def start(self) -> WorkerReady:
         """Raises WorkerFailed with the reason."""
         self.folder.mkdir(mode=0o700)
-        (self.folder / "progress").write_bytes(bytes(_PROGRESS.size))
+        (self.folder / "progress").write_bytes(bytes(PROGRESS.size))
         ours, theirs = socket.socketpair()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -91,6 +118,8 @@ class WorkerLink(asyncio.Protocol):
         if self._ready in done:
             return self._ready.result()
         ended = await self._stop()
+        if self._process.returncode == MISCONFIGURED_EXIT:
+            raise WorkerMisconfigured("the worker cannot do what it was asked to")
         raise WorkerFailed(ended if done else f"it was not ready after {START_TIMEOUT_S:g} s")
 
     def _command(self, fd: int) -> list[str]:
@@ -101,7 +130,8 @@ class WorkerLink(asyncio.Protocol):
             "--memory": self._options.memory_nbytes,
             "--threads": self._options.threads,
         }
-        return [*WORKER, *(str(word) for pair in named.items() for word in pair)]
+        words = [*named.items(), *(("--ops", module) for module in self._options.ops)]
+        return [*WORKER, *(str(word) for pair in words for word in pair)]
 
     def send(self, kind: Kind, session: int, payload: bytes | msgspec.Struct = b"") -> None:
         """Queues a packet; one to a dead worker vanishes, its sessions are told anyway."""
@@ -117,9 +147,39 @@ class WorkerLink(asyncio.Protocol):
         return not self._writable.is_set()
 
     async def ended(self) -> str:
-        """Waits for the worker's end; says how it ended."""
-        await asyncio.shield(self._cut)
-        return await self._stop()
+        """Waits for the worker's end, and ends it if it is stuck; says how it ended."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            await asyncio.shield(self._cut)
+        finally:
+            watching.cancel()
+        how = await self._stop()
+        return f"no sign of life for {STUCK_S:g} s" if self._stuck else how
+
+    async def _watch(self) -> None:
+        """Kills the worker when its heart stands still: a process that is stopped keeps its socket open."""
+        last, silent = self._beats(), 0
+        while silent < _LOOKS:
+            await asyncio.sleep(STUCK_S / _LOOKS)
+            beats = self._beats()
+            silent = (
+                silent + 1 if beats == last and beats else 0
+            )  # 0: it has no heart, as in tests of the front
+            last = beats
+        log.error("the worker gave no sign of life for %g s and is killed", STUCK_S)
+        self._stuck = True
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    def _beats(self) -> int:
+        content = (self.folder / "progress").read_bytes()[BEAT_AT : BEAT_AT + BEAT.size]
+        return int(BEAT.unpack(content.ljust(BEAT.size, b"\0"))[0])
+
+    def close(self) -> None:
+        """Asks the worker to end."""
+        if self._transport is not None:
+            self._transport.close()
 
     async def discard(self) -> None:
         """Ends the worker if it still runs, and removes its folder."""
@@ -143,8 +203,12 @@ class WorkerLink(asyncio.Protocol):
 
     def progress(self) -> Progress:
         """Read it after the end."""
-        content = (self.folder / "progress").read_bytes()
-        return Progress(*_PROGRESS.unpack(content[: _PROGRESS.size].ljust(_PROGRESS.size, b"\0")))
+        content = (self.folder / "progress").read_bytes().ljust(OPS_AT + OPS.size, b"\0")
+        session, segment, row = PROGRESS.unpack_from(content)
+        (nbytes,) = OPS.unpack_from(content, OPS_AT)
+        start = OPS_AT + OPS.size
+        ops = content[start : start + nbytes].decode(errors="replace").split("\n")
+        return Progress(session, segment, row, ops[row] if row < len(ops) else "")
 
     # ---- asyncio.Protocol
 
@@ -189,7 +253,10 @@ class WorkerLink(asyncio.Protocol):
                 raise ValueError(f"{kind.name} before READY")
             self._ready.set_result(msgspec.msgpack.decode(payload, type=WorkerReady))
             return
-        self._on_packet(kind, session, payload)
+        if kind is Kind.FATAL:
+            self.fatal = session, msgspec.msgpack.decode(payload, type=Fatal)
+            return
+        self._on_packet(self, kind, session, payload)
 
     def _break(self, why: str) -> None:
         log.error("the worker broke the hop's protocol: %s", why)

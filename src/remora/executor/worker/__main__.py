@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import mmap
 import os
 import secrets
 import select
 import signal
 import socket
-import struct
+import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,28 +22,42 @@ import torch
 
 from remora.errors import ProtocolError
 from remora.executor.hop import (
+    BEAT,
+    BEAT_AT,
+    BEAT_S,
     HEADER,
     MAX_PACKET_NBYTES,
+    MISCONFIGURED_EXIT,
+    OPS,
+    OPS_AT,
+    PROGRESS,
+    PROGRESS_NBYTES,
     BlobFile,
     BlobRelease,
     BulkFile,
     BulkRead,
+    Fatal,
     Kind,
+    Others,
     SessionTerms,
     Usage,
     WorkerReady,
     packet,
 )
-from remora.executor.worker.failure import MemoryLimit
+from remora.executor.worker.extensions import ExtensionError, load
+from remora.executor.worker.failure import DeviceBroken, MemoryLimit
 from remora.executor.worker.memory import Maps, device_memory_nbytes, limit_allocator
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.session import Device, WorkerSession
 from remora.ops.permission import op_table, table_digest
+from remora.ops.schema import resolve
 from remora.wire.codec import decode_to_executor, encode
-from remora.wire.messages import Failed, ToClient, Values
+from remora.wire.messages import Failed, Run, ToClient, ToExecutor, Values
 
-PROGRESS = struct.Struct("<IQI")  # session, segment, row: what runs now, for the front to read if we die
 USAGE_EVERY_S = 0.1
+MAX_NAMED = 256  # templates whose op names are at hand
+BROKEN = 70  # exit code after a fatal error of the device
+MARKS_EVERY_S = 0.0005
 
 
 class Packets:
@@ -82,6 +98,7 @@ class Worker:
         self.limit_nbytes = memory_nbytes
         self.sessions: dict[int, WorkerSession] = {}
         self.progress = _progress_file(folder)
+        self.others_nbytes = 0  # what the workers of other tenants use of the same memory
         self.usage_at = 0.0
         self.usage_due = False
         self.device = Device(
@@ -95,11 +112,15 @@ class Worker:
             self.release,
         )
         self._blobs_nbytes: int | None = None
+        self._named: dict[tuple[int, int], bytes] = {}  # (session, template): its ops
+        self._noted = b""
 
     def serve(self) -> None:
         """Until the front closes the hop."""
         packets = Packets(self.hop)
         while True:
+            while self.device.marks and packets.quiet(MARKS_EVERY_S):
+                self.tell_marks()
             if self.usage_due and packets.quiet(USAGE_EVERY_S):
                 self.usage()
             packet = packets.next()
@@ -111,6 +132,10 @@ class Worker:
         if kind is Kind.OPEN:
             terms = msgspec.msgpack.decode(body, type=SessionTerms)
             self.sessions[number] = WorkerSession(number, terms, self.device)
+            return
+        if kind is Kind.OTHERS:
+            self.others_nbytes = msgspec.msgpack.decode(body, type=Others).nbytes
+            self.give_back()
             return
         session = self.sessions.get(number)
         if session is None:  # it has ended meanwhile
@@ -126,6 +151,7 @@ class Worker:
                 (self.folder / bulk).unlink(missing_ok=True)
         elif kind is Kind.CLOSE:
             del self.sessions[number]
+            self._named = {key: ops for key, ops in self._named.items() if key[0] != number}
             session.close()
             self._blobs_nbytes = None
             self.usage()
@@ -138,8 +164,12 @@ class Worker:
             messages = ()
             self.reply(session, [session.refuse(error)])
         for message in messages:
-            PROGRESS.pack_into(self.progress, 0, session.number, getattr(message, "segment", 0), 0)
-            reply = session.handle(message)
+            self.note(session, message)
+            try:
+                reply = session.handle(message)
+            except DeviceBroken as broken:
+                self.last_words(session, broken)
+                raise SystemExit(BROKEN) from broken
             if isinstance(reply, (Values, Failed)):  # some of them together may be more than a frame holds
                 self.reply(session, [*replies, reply])
                 replies.clear()
@@ -147,14 +177,48 @@ class Worker:
                 replies.append(reply)
         PROGRESS.pack_into(self.progress, 0, 0, 0, 0)
         self.reply(session, replies)
+        self.tell_marks()
         self.usage_due = True
         if time.monotonic() - self.usage_at > USAGE_EVERY_S:
             self.usage()
+
+    def note(self, session: WorkerSession, message: ToExecutor) -> None:
+        """Writes down what runs now, for the front to read if this process does not come back from it."""
+        PROGRESS.pack_into(self.progress, 0, session.number, getattr(message, "segment", 0), 0)
+        ops = self._ops(session, message.site) if isinstance(message, Run) else b""
+        if ops is not self._noted:
+            OPS.pack_into(self.progress, OPS_AT, len(ops))
+            self.progress[OPS_AT + OPS.size : OPS_AT + OPS.size + len(ops)] = ops
+            self._noted = ops
+
+    def _ops(self, session: WorkerSession, site: int) -> bytes:
+        if site >= len(session.sites):
+            return b""
+        key = session.number, session.sites[site].template
+        ops = self._named.get(key)
+        if ops is None:
+            nodes = session.templates[key[1]].template.nodes
+            ops = "\n".join(node.op for node in nodes).encode()[: PROGRESS_NBYTES - OPS_AT - OPS.size]
+            if len(self._named) >= MAX_NAMED:
+                del self._named[next(iter(self._named))]
+            self._named[key] = ops
+        return ops
+
+    def last_words(self, session: WorkerSession, broken: DeviceBroken) -> None:
+        text = str(broken).strip().partition("\n")[0]
+        late = self.device.device.type == "cuda"
+        words = Fatal(broken.segment, broken.row, broken.op, broken.shapes, text, late)
+        self.hop.sendall(packet(Kind.FATAL, session.number, words))
 
     def reply(self, session: WorkerSession, replies: list[ToClient | None]) -> None:
         told = [reply for reply in replies if reply is not None]
         if told:
             self.hop.sendall(packet(Kind.REPLY, session.number, encode(told)))
+
+    def tell_marks(self) -> None:
+        for session, marked in self.device.marks.passed():
+            if self.sessions.get(session.number) is session:
+                self.reply(session, [marked])
 
     def usage(self) -> None:
         self.usage_at = time.monotonic()
@@ -170,7 +234,16 @@ class Worker:
         return sum(session.values.used_nbytes for session in self.sessions.values())
 
     def room_nbytes(self) -> int:
-        return self.limit_nbytes - self.used_nbytes() - self.blobs_nbytes()
+        return self.limit_nbytes - self.used_nbytes() - self.blobs_nbytes() - self.others_nbytes
+
+    def give_back(self) -> None:
+        """What PyTorch keeps of a GPU's memory for later, if the others need it now."""
+        device = self.device.device
+        if (
+            device.type == "cuda"
+            and torch.cuda.memory_reserved(device) + self.others_nbytes > self.limit_nbytes
+        ):
+            torch.cuda.empty_cache()
 
     def blobs_nbytes(self) -> int:
         """Of the blobs that sessions hold, each once, if they lie in the device's own memory."""
@@ -208,6 +281,8 @@ class Worker:
         for session in self.sessions.values():
             ours = session.principal.partition("/")[0] == tenant
             by_name[session.principal if ours else "other tenants"] += session.values.used_nbytes
+        if self.others_nbytes:
+            by_name["other tenants"] = self.others_nbytes
         if blobs_nbytes := self.blobs_nbytes():
             by_name["stored weights"] = blobs_nbytes
         parts = [f"{name} {nbytes:,} bytes" for name, nbytes in sorted(by_name.items())]
@@ -216,8 +291,16 @@ class Worker:
 
 def _progress_file(folder: Path) -> memoryview:
     with open(folder / "progress", "wb+") as file:
-        file.truncate(mmap.PAGESIZE)
-        return memoryview(mmap.mmap(file.fileno(), mmap.PAGESIZE))
+        file.truncate(PROGRESS_NBYTES)
+        return memoryview(mmap.mmap(file.fileno(), PROGRESS_NBYTES))
+
+
+def beat(progress: memoryview) -> None:
+    """Tells the front that this process lives: ops run without the interpreter's lock, so a long one does not
+    stop this thread; a process that is stopped, or swapped out for good, does."""
+    for count in itertools.count(1):
+        BEAT.pack_into(progress, BEAT_AT, count)
+        time.sleep(BEAT_S)
 
 
 def _prefer_throughput() -> None:
@@ -236,6 +319,13 @@ def choose_device(text: str) -> torch.device:
     return torch.device(text)
 
 
+def ready(device: torch.device, memory_nbytes: int) -> WorkerReady:
+    """What this worker is and can run."""
+    ops = op_table()
+    schemas = {name: str(resolve(name)._schema) for name in ops}
+    return WorkerReady(str(torch.__version__), str(device), memory_nbytes, table_digest(ops), ops, schemas)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="remora.executor.worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
@@ -243,6 +333,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--ops", action="append", default=[])
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["REMORA_EXECUTOR"] = "1"
@@ -251,11 +342,15 @@ def main() -> None:
     device = choose_device(args.device)
     memory_nbytes = args.memory or device_memory_nbytes(device)
     limit_allocator(device, memory_nbytes)
+    try:
+        load(args.ops)
+    except ExtensionError as error:
+        print(f"remora serve: {error}", file=sys.stderr)
+        sys.exit(MISCONFIGURED_EXIT)
     hop = socket.socket(fileno=args.fd)
     worker = Worker(hop, args.folder, device, memory_nbytes)
-    ops = op_table()
-    ready = WorkerReady(str(torch.__version__), str(device), memory_nbytes, table_digest(ops), ops)
-    hop.sendall(packet(Kind.READY, 0, ready))
+    threading.Thread(target=beat, args=(worker.progress,), name="remora-beat", daemon=True).start()
+    hop.sendall(packet(Kind.READY, 0, ready(device, memory_nbytes)))
     _prefer_throughput()
     with torch.inference_mode():
         worker.serve()

@@ -26,6 +26,14 @@ class MemoryLimit(MemoryError):
     """The session would hold more than was granted."""
 
 
+class DeviceBroken(Exception):
+    """The device context is broken; the worker tells the front what it was doing, and ends."""
+
+    def __init__(self, segment: int, row: int, op: str, shapes: str, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.segment, self.row, self.op, self.shapes = segment, row, op, shapes
+
+
 def kind_of(error: BaseException) -> str:
     """The `kind` of a Failed message."""
     if "DefaultCPUAllocator" in str(error) or "Storage size calculation overflowed" in str(error):

@@ -18,7 +18,7 @@ from remora.errors import ProtocolError, UnsupportedOp
 from remora.ir.graph import Template
 from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.dtypes import BY_NAME
-from remora.ops.permission import refusal
+from remora.ops.permission import CUSTOM_OPERATORS, refusal
 from remora.ops.schema import resolve, traits
 
 CONTIGUOUS = ()
@@ -110,18 +110,31 @@ def _shapes(items: tuple[Any, ...]) -> str:
     return ", ".join(found for found in map(text, items) if found)
 
 
-def compile_program(template: Template, keep: tuple[tuple[int, int], ...], device: torch.device) -> Program:
+def compile_program(
+    template: Template,
+    keep: tuple[tuple[int, int], ...],
+    device: torch.device,
+    generator: Callable[[int], torch.Generator] | None = None,
+) -> Program:
     """A row that cannot be compiled raises when it is reached, so that the rows before it run.
+
+    generator: gives the session's generator of an index, which is what rows bind for one.
 
     Raises:
         ProtocolError: `keep` names an output that the template does not have.
     """
-    return _Compiler(template, keep, device).compile()
+    return _Compiler(template, keep, device, generator).compile()
 
 
 class _Compiler:
-    def __init__(self, template: Template, keep: tuple[tuple[int, int], ...], device: torch.device) -> None:
-        self.template, self.keep, self.device = template, keep, device
+    def __init__(
+        self,
+        template: Template,
+        keep: tuple[tuple[int, int], ...],
+        device: torch.device,
+        generator: Callable[[int], torch.Generator] | None,
+    ) -> None:
+        self.template, self.keep, self.device, self.generator = template, keep, device, generator
         self.n_slots = template.n_slots
         self.hole = self.n_slots
         self.constants: list[Any] = []
@@ -180,9 +193,12 @@ class _Compiler:
         if node.op.split(".")[1] in _UNSET:
             call = _zero_filled(op)
         self.random = self.random or known.random
-        reads = [self._arg(arg) for arg in node.args]
+        generators = _generator_places(op)
         names = [name for name, _ in node.kwargs]
-        reads += [self._arg(arg) for _, arg in node.kwargs]
+        reads = [
+            self._generator(arg) if argument in generators else self._arg(arg)
+            for argument, arg in [*enumerate(node.args), *node.kwargs]
+        ]
         if names:
             call = _with_keywords(call, tuple(names), len(node.args))
         outs = {argument.name for argument in op._schema.arguments if argument.is_out}
@@ -230,6 +246,16 @@ class _Compiler:
             case Symbol():
                 return self._constant(self._symbol(arg))
 
+    def _generator(self, arg: Arg) -> int:
+        """A number that stands for a generator: it is looked up at each run."""
+        if arg == Const(None):
+            return self._arg(arg)
+        if arg != Hole("int") or self.generator is None:
+            raise UnsupportedOp(f"a generator is bound by its number, not by {arg}")
+        reads, result = [self._arg(arg)], self._virtual()
+        self.steps.append((self.generator, reads, result, None, self.row))
+        return result
+
     def _constant(self, value: Any) -> int:
         self.constants.append(value)
         return self.first_constant + len(self.constants) - 1
@@ -249,7 +275,8 @@ def resolve_allowed(name: str) -> Any:
     try:
         op = resolve(name)
     except LookupError as error:
-        raise UnsupportedOp(str(error)) from None
+        foreign = not name.startswith(("aten.", "prims."))
+        raise UnsupportedOp(f"{error}. {CUSTOM_OPERATORS}" if foreign else str(error)) from None
     reason = refusal(op)
     if reason is None and (traits(op).metadata_only_write or name.split(".")[1] in _REBINDS):
         reason = "it changes a tensor's own shape or storage"
@@ -313,12 +340,31 @@ def _fits(name: str, kind: str, arg: Arg) -> bool:
             return wanted is None and name not in _FALSE
 
 
+def _generator_places(op: Any) -> set[int | str]:
+    """Positions and names of the arguments that are generators."""
+    arguments = enumerate(op._schema.arguments)
+    found = [(at, argument.name) for at, argument in arguments if "Generator" in str(argument.real_type)]
+    return {place for pair in found for place in pair}
+
+
 _UNSET = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
 
 
 def _zero_filled(op: Any) -> Callable[..., torch.Tensor]:
     """Memory that was another session's must not be read: what PyTorch leaves unset is zeroed."""
-    return lambda *args, **kwargs: op(*args, **kwargs).zero_()
+
+    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor: torch.Tensor = op(*args, **kwargs)
+        return tensor if _fills() else tensor.zero_()
+
+    return made
+
+
+def _fills() -> bool:
+    """Whether PyTorch itself sets what it allocates, to values that show."""
+    return bool(
+        torch._C._get_deterministic_algorithms() and torch._C._get_deterministic_fill_uninitialized_memory()
+    )
 
 
 def _without_growth(call: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:

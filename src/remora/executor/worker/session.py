@@ -12,7 +12,9 @@ import torch
 from remora.errors import ProtocolError, RemoraError
 from remora.executor.hop import BlobFile, SessionTerms
 from remora.executor.worker.blobs import Blobs
-from remora.executor.worker.failure import MemoryLimit, is_fatal, kind_of, message_of
+from remora.executor.worker.describe import Marks, facts, reserved_nbytes
+from remora.executor.worker.failure import DeviceBroken, MemoryLimit, is_fatal, kind_of, message_of
+from remora.executor.worker.flags import Flags
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
@@ -27,15 +29,21 @@ from remora.wire.messages import (
     Barrier,
     DefaultDtype,
     Define,
+    DeviceQuery,
     Done,
     Failed,
     Fetch,
+    Flag,
     Free,
+    LoadRng,
+    Mark,
+    Memory,
+    MemoryQuery,
     Payload,
     Put,
     Recover,
-    RngState,
     Run,
+    SaveRng,
     Seed,
     Site,
     ToClient,
@@ -70,6 +78,11 @@ class Device:
     held: Callable[[str], str]
     room_nbytes: Callable[[], int]
     release: Callable[[int, bytes, int], None]
+    flags: Flags = field(default_factory=Flags)
+    marks: Marks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.marks = Marks(self.device)
 
 
 @dataclass
@@ -86,6 +99,8 @@ class WorkerSession:
         self.principal = terms.principal
         self.seed = terms.seed
         self.rng: torch.Tensor | None = None
+        self.generators: dict[int, torch.Generator] = {}
+        self.flags: dict[tuple[str, ...], tuple[bool | int | str | None, ...]] = {}
         self.default_dtype = torch.float32
         self.device = device
         self.values = Values()
@@ -112,9 +127,14 @@ class WorkerSession:
             Free: self._free,
             Seed: self._seed,
             DefaultDtype: self._default_dtype,
-            RngState: self._rng_state,
+            Flag: self._flag,
+            SaveRng: self._save_rng,
+            LoadRng: self._load_rng,
             Recover: self._recover,
             Barrier: self._barrier,
+            Mark: self._mark,
+            MemoryQuery: self._memory,
+            DeviceQuery: self._facts,
         }
 
     def allow_blob(self, blob: BlobFile) -> None:
@@ -138,7 +158,7 @@ class WorkerSession:
 
     def _fail(self, error: Exception, segment: int, row: int, op: str, shapes: str) -> Failed | None:
         if is_fatal(error):
-            raise error
+            raise DeviceBroken(segment, row, op, shapes, error) from error
         if self.failed is not None:
             return None  # told already
         self.failures += 1
@@ -224,6 +244,7 @@ class WorkerSession:
             self.device.generators.enter(self)
         if torch.get_default_dtype() is not self.default_dtype:  # another session's
             torch.set_default_dtype(self.default_dtype)
+        self.device.flags.enter(self)
         started = time.perf_counter()
         try:
             registers = run(program, slots, bound.holes, self.device.progress, self.restrided)
@@ -253,7 +274,7 @@ class WorkerSession:
         if len(defined.programs) >= MAX_PROGRAMS:
             defined.programs.pop(next(iter(defined.programs)))
         pairs = tuple((row, out) for row, out in groups(keep, 2))
-        program = compile_program(defined.template, pairs, self.device.device)
+        program = compile_program(defined.template, pairs, self.device.device, self._generator)
         defined.programs[keep] = program
         return program
 
@@ -343,17 +364,30 @@ class WorkerSession:
             raise ProtocolError(f"{message.dtype} cannot be a default dtype")
         self.default_dtype = dtype
 
-    def _seed(self, message: Seed) -> None:
-        self.device.generators.seed(self, message.seed)
+    def _flag(self, message: Flag) -> None:
+        self.device.flags.set(self, message.setter, message.values)
 
-    def _rng_state(self, message: RngState) -> ToClient:
-        if message.state is not None:
-            self.device.generators.restore(
-                self, torch.frombuffer(bytearray(message.state), dtype=torch.uint8)
-            )
-        state = self.device.generators.state(self).cpu().contiguous()
-        data = bytes(bytes_of(state))
-        return ValuesReply(message.ticket, (Payload("uint8", (len(data),), (1,), data, len(data)),))
+    def _seed(self, message: Seed) -> None:
+        self.device.generators.seed(self, message.seed, message.generator)
+
+    def _save_rng(self, message: SaveRng) -> None:
+        if self.failed is not None:
+            return self._skip(message.segment)
+        name = (message.segment, 0, 0)
+        if name in self.values.tensors:
+            raise ProtocolError(f"value {name} exists already")
+        state = self.device.generators.state(self, message.generator)
+        self._admit(state.nbytes)
+        self.values.keep(name, state)
+        return None
+
+    def _load_rng(self, message: LoadRng) -> None:
+        if self.failed is None:
+            (state,) = self._look_up([message.name])
+            self.device.generators.restore(self, state.cpu(), message.generator)
+
+    def _generator(self, index: int) -> torch.Generator:
+        return self.device.generators.find(self, index)
 
     def _recover(self, message: Recover) -> None:
         if self.failed is not None and self.failed.failure == message.failure:
@@ -366,9 +400,36 @@ class WorkerSession:
             torch.cuda.synchronize(self.device.device)
         return Done(message.ticket)
 
+    def _mark(self, message: Mark) -> ToClient | None:
+        if message.settle and self.device.device.type == "cuda":
+            started = time.perf_counter()
+            torch.cuda.synchronize(self.device.device)
+            self.device_s += time.perf_counter() - started
+        return self.device.marks.add(self, message.ticket, self.device_s)
+
+    def _memory(self, message: MemoryQuery) -> ToClient | None:
+        if self.failed is not None:
+            return None
+        values, free_nbytes = self.values, max(0, self.device.room_nbytes())
+        if message.reset_peak:
+            values.reset_peak()
+        return Memory(
+            message.ticket,
+            values.held_nbytes,
+            values.peak_nbytes,
+            values.total_nbytes,
+            values.storages,
+            reserved_nbytes(self.device.device, values.held_nbytes),
+            free_nbytes,
+        )
+
+    def _facts(self, message: DeviceQuery) -> ToClient | None:
+        return facts(self.device.device, message.ticket) if self.failed is None else None
+
     def close(self) -> None:
         self.values.clear()
         self.device.generators.leave(self)
+        self.device.flags.leave(self)
         self.templates.clear()
 
 

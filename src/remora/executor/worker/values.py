@@ -15,8 +15,18 @@ class Values:
 
     def __init__(self) -> None:
         self.tensors: dict[Name, torch.Tensor] = {}
-        self._storages: dict[int, list[int]] = {}  # address: [names, nbytes]
+        self._storages: dict[int, list[int]] = {}  # address: [names, nbytes that count, nbytes]
         self.used_nbytes = 0
+        self.held_nbytes = 0  # with mapped blobs
+        self.peak_nbytes = 0  # of held_nbytes
+        self.total_nbytes = 0  # ever kept
+
+    @property
+    def storages(self) -> int:
+        return len(self._storages)
+
+    def reset_peak(self) -> None:
+        self.peak_nbytes = self.held_nbytes
 
     def keep(self, name: Name, tensor: torch.Tensor, counts: bool = True) -> None:
         """`counts=False`: the bytes are a mapped blob's, which the front counts."""
@@ -26,9 +36,14 @@ class Values:
         self.tensors[name] = tensor
         entry = self._storages.get(storage.data_ptr())
         if entry is None:
-            nbytes = storage.nbytes() if counts else 0
-            self._storages[storage.data_ptr()] = [1, nbytes]
-            self.used_nbytes += nbytes
+            nbytes = storage.nbytes()
+            counted_nbytes = nbytes if counts else 0
+            self._storages[storage.data_ptr()] = [1, counted_nbytes, nbytes]
+            self.used_nbytes += counted_nbytes
+            self.total_nbytes += nbytes
+            self.held_nbytes += nbytes
+            if self.held_nbytes > self.peak_nbytes:
+                self.peak_nbytes = self.held_nbytes
         else:
             entry[0] += 1
 
@@ -45,11 +60,12 @@ class Values:
         if not entry[0]:
             del self._storages[address]
             self.used_nbytes -= entry[1]
+            self.held_nbytes -= entry[2]
 
     def clear(self) -> None:
         self.tensors.clear()
         self._storages.clear()
-        self.used_nbytes = 0
+        self.used_nbytes = self.held_nbytes = 0
 
 
 def checked_dtype(name: str) -> torch.dtype:

@@ -1,0 +1,68 @@
+"""Runs one program on the CPU and on the executor and compares all that it gives, bit for bit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_map
+
+Program = Callable[[str], Any]  # device to a tree of tensors and plain values
+
+
+def agrees(program: Program) -> Callable[[ModuleType], None]:
+    """A test that a program gives on an executor what it gives on the CPU."""
+
+    def test(connected: ModuleType) -> None:
+        assert_agree(program)
+
+    test.__doc__ = program.__doc__
+    return test
+
+
+def assert_agree(program: Program) -> None:
+    expected, got = outcome(program, "cpu"), outcome(program, "remora")
+    expected_items, expected_tree = tree_flatten(expected)
+    items, tree = tree_flatten(got)
+    assert tree == expected_tree
+    for number, (item, wanted) in enumerate(zip(items, expected_items, strict=True)):
+        if isinstance(wanted, torch.Tensor):
+            same = torch.equal(item.nan_to_num(), wanted.nan_to_num()) and item.isnan().equal(wanted.isnan())
+            assert same, f"result {number}: {item}, not {wanted}"
+        else:
+            assert item == wanted, f"result {number}: {item!r}, expected {wanted!r}"
+
+
+def outcome(program: Program, device: str) -> Any:
+    """What the program gives: with every tensor as (dtype, shape, requires_grad, CPU copy)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the executor of the tests: with more, PyTorch adds in another order
+    torch.manual_seed(0)
+    try:
+        return tree_map(_plain, program(device))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _plain(item: Any) -> Any:
+    if not isinstance(item, torch.Tensor):
+        return item
+    return item.dtype, tuple(item.shape), item.requires_grad, item.detach().cpu()
+
+
+def randn(device: str, *shape: int, dtype: torch.dtype = torch.float32, grad: bool = True) -> torch.Tensor:
+    """Drawn on the CPU, and so the same on every device."""
+    return torch.randn(*shape, dtype=dtype).to(device).requires_grad_(grad)
+
+
+def error_of(act: Callable[[], Any]) -> tuple[str, str]:
+    """Type and text of what `act` raises, without the names of devices and tensor types."""
+    try:
+        act()
+    except Exception as error:
+        text = re.sub(r"remora\w+Type|remora(:0)?|cpu|RemoraTensor|torch\.\w+Tensor", "*", str(error))
+        return type(error).__name__, text
+    return "", "nothing raised"
