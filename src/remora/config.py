@@ -38,6 +38,11 @@ def is_executor() -> bool:
     return bool(os.environ.get("REMORA_EXECUTOR"))
 
 
+def is_asked_for() -> bool:
+    """Whether the environment asks for the device, whatever the program says; `remora run` does."""
+    return bool(os.environ.get("REMORA_URL") or os.environ.get("REMORA_AUTOLOAD"))
+
+
 def cache_dir() -> Path:
     """Folder of the caches that make a new process start warm; deleting it is always safe."""
     chosen = os.environ.get("REMORA_CACHE")

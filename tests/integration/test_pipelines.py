@@ -17,7 +17,8 @@ from tokenizers import models as tokenizer_models
 from remora.bench.zoo_specimens import specimens
 
 SPECIAL = {
-    name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "mask_token", "cls_token", "sep_token")
+    name: f"[{name[:-6].upper()}]"
+    for name in ("pad_token", "unk_token", "mask_token", "cls_token", "sep_token")
 }
 
 

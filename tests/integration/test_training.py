@@ -102,14 +102,6 @@ def test_default_dtype_travels(connected: ModuleType) -> None:
     assert (torch.tensor([3, 4], device="remora") / 2).dtype == torch.float32
 
 
-def test_data_takes_over_another_value_or_refuses(connected: ModuleType) -> None:
-    tensor = torch.zeros(4, device="remora")
-    tensor.data = torch.ones(4, device="remora")
-    assert tensor.tolist() == [1.0] * 4
-    with pytest.raises(NotImplementedError, match=r"\.data"):
-        tensor.data = torch.ones(5, device="remora")
-
-
 def test_composites_come_apart_in_inference_mode(connected: ModuleType) -> None:
     with torch.inference_mode():
         matrix = torch.arange(12.0, device="remora").reshape(3, 4)

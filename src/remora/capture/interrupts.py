@@ -42,6 +42,15 @@ class Uninterrupted:
             number, frame = self._came
             self._handler(number, frame)
 
+    def forked(self) -> None:
+        """In a child process: if it was another thread that forked, the block's end is not here."""
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is self._note
+        ):
+            signal.signal(signal.SIGINT, self._handler)
+        self._depth, self._came = 0, None
+
     def _take_note(self, number: int, frame: FrameType | None) -> None:
         self._came = (number, frame)
 

@@ -181,8 +181,8 @@ class Recorder:
 
     def foreign(self, value: Value) -> Exception:
         return Disconnected(
-            f"this tensor lives in session {value.home.session}, which has ended; "
-            f"the current session is {self.session}. Copy what you want to keep with .cpu() before disconnect()"
+            f"this tensor lives in session {value.home.session}, which has ended or belongs to another process; "
+            f"the current session is {self.session}. Copy what you want to keep with .cpu() before disconnect() or fork"
         )
 
     def repair(self) -> None:

@@ -18,6 +18,7 @@ from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.device import other_torch
 from remora.device import tensor as tensors
+from remora.device.eager_errors import as_eager
 from remora.device.encode import node_of
 from remora.device.foreign import PYTHON_NAMESPACES, run_here
 from remora.device.infer import OutChanges, Outcome, floats_matter, infer, remora_tensors
@@ -299,7 +300,10 @@ def _outcome(func: Any, args: Any, kwargs: Any) -> Outcome:
     outcome = store.find(key)
     if outcome is None:
         inputs = remora_tensors((*args, *(kwargs or {}).values()))
-        outcome = infer(func, args, kwargs or {}, inputs)
+        try:
+            outcome = infer(func, args, kwargs or {}, inputs)
+        except Exception as error:
+            raise as_eager(func, args, kwargs or {}, error) from None
         store.add(key, outcome)
     if not outcome.unknown:
         memo[key] = outcome
@@ -332,8 +336,10 @@ def _step(
 
 def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     """Moves the CPU tensors that PyTorch allows beside device tensors (numbers, indices), then records."""
+    from remora.device.subclass import plain_arguments
     from remora.device.upload import upload
 
+    args, kwargs = plain_arguments(args, kwargs)
     result = SPECIAL.get(func, only_a_row)(func, args, kwargs or {})
     if result is not NotImplemented:
         return result

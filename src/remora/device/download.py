@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from remora.capture.value import Value
-from remora.device.meta import contiguous_meta, intern
+from remora.device import ahead
+from remora.device.meta import TensorMeta, dense_order, intern
 from remora.device.shadow import known
-from remora.device.sink import bound
+from remora.device.sink import Fetched, bound
 from remora.device.tensor import RemoraTensor
 from remora.ops.dtypes import BY_NAME, tensor_from
 from remora.ops.layout import Meta
@@ -18,17 +19,34 @@ def download(tensor: RemoraTensor) -> torch.Tensor:
     value = tensor._value
     local = known(value)
     if local is not None:
-        return local.clone()
-    _, sink = bound.need()
-    (fetched,) = sink.fetch([value])
+        return _restrided(local.clone(), value.meta)
+    recorder, sink = bound.need()
+    early = ahead.take(tensor, recorder.ops)
+    if early is not None:
+        return early
+    batch = [tensor, *(other for other in ahead.company(tensor) if known(other._value) is None)]
+    fetched = sink.fetch([each._value for each in batch])
+    found = [_local(each._value, there) for each, there in zip(batch, fetched, strict=True)]
+    for other, local in zip(batch[1:], found[1:], strict=True):
+        ahead.keep(other, local, recorder.ops)
+    return found[0]
+
+
+def _local(value: Value, fetched: Fetched) -> torch.Tensor:
     assert fetched.data is not None
-    meta = value.meta
-    flat = tensor_from(fetched.data, meta.dtype, tuple(meta.shape))
-    if meta is contiguous_meta(meta.shape, meta.dtype) or flat.stride() == meta.stride:
-        return flat
-    return torch.empty_like(meta.example(), device="cpu").copy_(
-        flat
-    )  # keeps dense strides, as a local copy does
+    return _restrided(tensor_from(fetched.data, value.meta.dtype, tuple(value.meta.shape)), value.meta)
+
+
+def _restrided(tensor: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
+    """The tensor in the memory layout that a local copy of one with this metadata has."""
+    if tensor.stride() == meta.stride:
+        return tensor
+    example = meta.example()
+    if tensor.is_contiguous() and example.is_contiguous():  # they differ where nothing is reached
+        return tensor.as_strided(meta.shape, meta.stride)
+    if dense_order(example) is None:
+        return torch.empty_like(example, device="cpu").copy_(tensor)
+    return torch.empty_strided(meta.shape, meta.stride, dtype=meta.dtype).copy_(tensor)
 
 
 def described(values: list[Value]) -> None:

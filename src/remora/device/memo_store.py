@@ -94,6 +94,10 @@ class MemoStore:
         self._used: dict[str, set[bytes]] = {}
         self._fresh: dict[str, Entries] = {}
 
+    def forked(self) -> None:
+        """In a child process: what another thread of the parent held, nobody holds here."""
+        self._lock = threading.Lock()
+
     def find(self, key: tuple[Any, ...]) -> Outcome | None:
         """The outcome that an earlier process stored under a memo key whose first item is the op."""
         op = key[0]

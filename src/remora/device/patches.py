@@ -13,11 +13,14 @@ import torch
 
 from remora.device import (
     accelerate_hooks,
+    coexist,
     data_parallel,
     engine,
     higher_order,
     optimizers,
+    saving,
     scripting,
+    subclass,
     tracing,
     trainer_hooks,
 )
@@ -39,17 +42,6 @@ class Patch:
     reason: str
     apply: Callable[[], None]
     probe: Callable[[], str | None]
-
-
-def _swap_parameters() -> None:
-    torch.__future__.set_swap_module_params_on_conversion(True)
-
-
-def _probe_swap() -> str | None:
-    first, second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
-    second.weight = first.weight
-    both = torch.nn.Sequential(first, second).to(torch.float64)
-    return None if both[0].weight is both[1].weight else "Module.to() parts tied parameters"
 
 
 def _swap_with_weakrefs() -> None:
@@ -126,9 +118,51 @@ PATCHES = (
     ),
     Patch(
         "swap-module-parameters",
-        "Module.to() otherwise replaces parameters one by one, and tied weights come apart",
-        _swap_parameters,
-        _probe_swap,
+        "Module.to() otherwise replaces parameters that change between devices, and tied weights come apart",
+        coexist.replace_module_apply,
+        coexist.probe_module_apply,
+    ),
+    Patch(
+        "accelerator-when-asked",
+        "a registered device is the accelerator of programs that never asked for it, too",
+        coexist.replace_accelerator,
+        coexist.probe_accelerator,
+    ),
+    Patch(
+        "pinning-copies-nothing",
+        "PyTorch would pin memory by an allocator that a device in Python cannot have",
+        coexist.replace_pinning,
+        coexist.probe_pinning,
+    ),
+    Patch(
+        "conjugate-bits",
+        "torch.load marks a tensor as conjugated, which a tensor here could not act upon",
+        saving.replace_set_metadata,
+        saving.probe_set_metadata,
+    ),
+    Patch(
+        "tensor-subclasses",
+        "a subclass made around a remora tensor has to be a remora tensor too",
+        subclass.replace_make_subclass,
+        subclass.probe_make_subclass,
+    ),
+    Patch(
+        "storages-to-remora",
+        "the map_location function of torch.load may move a storage by itself",
+        saving.replace_storage_to,
+        saving.probe_storage_to,
+    ),
+    Patch(
+        "dlpack-capsules",
+        "a capsule of a remora tensor would hold a null pointer",
+        saving.replace_to_dlpack,
+        saving.probe_to_dlpack,
+    ),
+    Patch(
+        "safetensors-to-remora",
+        "safetensors refuses devices that it does not know by name",
+        saving.replace_safe_open,
+        saving.probe_safe_open,
     ),
     Patch(
         "swap-compiled-parameters",

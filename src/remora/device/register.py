@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from remora.device import tensor as tensors
 from remora.device.attention import attend
+from remora.device.coexist import note_own_accelerator
 from remora.device.ctc import register_ctc
 from remora.device.dispatch import record
 from remora.device.dropout import register_dropout
@@ -23,6 +24,7 @@ from remora.device.patches import PATCHES
 from remora.device.recurrent import WITH_GRADIENT, register_recurrent, transposed_batch_wants_gradients
 from remora.device.resize import through_copy
 from remora.device.special import SPECIAL
+from remora.device.storage import register_storages
 from remora.device.tensor import RemoraTensor
 from remora.device.zero_tensor import efficient_zeros
 from remora.ops.composites import COMPOSITES, DIFFERENTIABLE
@@ -59,6 +61,7 @@ def register() -> None:
         return
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+    note_own_accelerator()
     _setup_privateuseone_for_python_backend(
         "remora", backend_module=DeviceModule("torch.remora"), device_guard=StreamGuard()
     )
@@ -77,6 +80,7 @@ def register() -> None:
     library.impl("_copy_from", _copy_from, "PrivateUse1")
     library.impl("_local_scalar_dense", _number, "PrivateUse1")
     _libraries.extend(refuse_by_name())
+    register_storages()
     for patch in PATCHES:
         patch.apply()
     atexit.register(store.save)
@@ -112,7 +116,8 @@ def makes_from_nothing(op: Any) -> bool:
 
 def _factory(op: Any) -> Any:
     def make(*args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("pin_memory", None)
+        if kwargs.pop("pin_memory", None):
+            raise RuntimeError("Only dense CPU tensors can be pinned")
         device = kwargs.get("device")
         if device is not None and device.index not in (None, 0):
             raise RuntimeError(f"{device} does not exist: this session has one executor, remora:0")

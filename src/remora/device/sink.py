@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -102,6 +103,7 @@ class Bound:
         self.sink: Sink | None = None
         self.start: Callable[[], None] | None = None
         self.ended: Exception | None = None  # why there is no session any more; none starts by itself then
+        self._starting = threading.RLock()
 
     @property
     def device_type(self) -> str:
@@ -123,14 +125,23 @@ class Bound:
     def need(self) -> tuple[Recorder, Sink]:
         """The bound session; starts one if there was none yet."""
         if self.recorder is None or self.sink is None:
-            if self.ended is not None:
-                raise self.ended
-            if self.start is None:
-                raise Disconnected("no session: call remora.connect() first")
-            self.start()
+            with self._starting:  # threads that use the device first, and at once, share one session
+                if self.recorder is None:
+                    self._start()
         assert self.recorder is not None
         assert self.sink is not None
         return self.recorder, self.sink
+
+    def _start(self) -> None:
+        if self.ended is not None:
+            raise self.ended
+        if self.start is None:
+            raise Disconnected("no session: call remora.connect() first")
+        self.start()
+
+    def forked(self) -> None:
+        """In a child process: what another thread of the parent held, nobody holds here."""
+        self._starting = threading.RLock()
 
 
 bound = Bound()

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from remora.device import tensor as tensors
+from remora.device.addresses import root_of
 from remora.device.download import download
+from remora.device.index import only_device
 from remora.device.resize import SHAPE_CHANGES
 from remora.device.shadow import known
 from remora.device.sink import bound
@@ -44,7 +45,7 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
     }
     if isinstance(source, RemoraTensor):
         if target.type == "remora":
-            _only_device(target)
+            only_device(target)
             if device is None and "non_blocking" not in kwargs:
                 return NotImplemented
             from remora.device.dispatch import record
@@ -53,11 +54,6 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
         local = download(source)
         return func(local, **{**rest, "device": target}) if rest or target.type != "cpu" else local
     return NotImplemented
-
-
-def _only_device(device: torch.device) -> None:
-    if device.index not in (None, tensors.DEVICE.index):
-        raise RuntimeError(f"{device} does not exist: this session has one executor, remora:0")
 
 
 def _copy(func: Any, args: Any, kwargs: Any) -> Any:
@@ -96,7 +92,11 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
 
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
     """Another tensor for the same value: detach and alias cost no row."""
-    return view_of(args[0])(args[0]._value)
+    source = args[0]
+    same = view_of(source)(source._value)
+    if source._is_view() or "_root" in source.__dict__:
+        same._root = root_of(source)
+    return same
 
 
 def _itself(func: Any, args: Any, kwargs: Any) -> Any:

@@ -6,12 +6,13 @@ import torch
 
 from remora.capture.value import Kept
 from remora.device.mapped import has_gone
-from remora.device.meta import contiguous_meta, dense_order
+from remora.device.meta import contiguous_meta, dense_order, intern
 from remora.device.shadow import Shadow, worth_keeping
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor, wrap
 from remora.errors import NotSupported
 from remora.ops.dtypes import bytes_of, dtype_name
+from remora.ops.layout import Meta
 from remora.wire.limits import MAX_INLINE_NBYTES
 
 aten = torch.ops.aten
@@ -33,6 +34,7 @@ def upload(source: torch.Tensor) -> RemoraTensor:
         source = source.cpu()
     source = source.resolve_conj().resolve_neg()
     order = None if source.is_contiguous() else dense_order(source)
+    dense = order is not None or source.is_contiguous()
     base = source.contiguous() if order is None else source.permute(order)
     name, shape = dtype_name(base.dtype), tuple(base.shape)
     data = bytes_of(base)
@@ -49,4 +51,8 @@ def upload(source: torch.Tensor) -> RemoraTensor:
         if order is not None:
             inverse = [order.index(dim) for dim in range(len(order))]
             result = record(aten.permute.default, (), (result, inverse), {})
+        if dense:  # where nothing is reached, strides may be any, and are those of the source
+            value = result._value
+            value.meta = intern(Meta(tuple(source.shape), source.stride(), 0, source.dtype))
+            result = wrap(value)
     return result

@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from remora.capture.interrupts import uninterrupted
 from remora.config import ClientSettings
 from remora.device.flags import announce
+from remora.device.memo_store import store
 from remora.device.module import torch_version
 from remora.device.optimizers import cut_behind_steps
 from remora.device.rng import default as default_generator
@@ -138,6 +140,8 @@ def _beat(session: Session, stop: threading.Event) -> None:
 def _forked() -> None:
     """In a child process: the session belongs to the parent, and its connection must not be touched."""
     global _current, _embedded, _stop
+    for each in (bound, store, uninterrupted):
+        each.forked()
     session, _current = _current, None
     executor, _embedded = _embedded, None
     _stop = threading.Event()

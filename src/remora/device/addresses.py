@@ -1,0 +1,69 @@
+"""Which tensors share memory, told by numbers that look like addresses.
+
+The memory is on an executor. Code that compares addresses gets right answers from these; they are given to such
+code only (`_COMPARERS`), since nothing can be read there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+from remora.capture.value import Value
+from remora.device.tensor import RemoraTensor
+from remora.errors import NotSupported
+
+_FIRST = 1 << 120  # no processor maps it, and nothing that takes 64 bits takes it
+
+# Modules whose functions compare what data_ptr() gives and read nothing there.
+_COMPARERS = frozenset(
+    {"torch.serialization", "torch.nn.modules.rnn", "torch.autograd.graph"}
+    | {"torch.distributed.utils", "safetensors.torch", "transformers.modeling_utils"}
+    | {"transformers.pytorch_utils", "transformers.trainer", "transformers.integrations.moe"}
+    | {"accelerate.accelerator", "accelerate.big_modeling", "accelerate.hooks", "accelerate.utils.modeling"}
+    | {"peft.tuners.tuners_utils", "peft.utils.save_and_load", "huggingface_hub.serialization._torch"}
+)
+
+_SPAN = 1 << 48  # more than any value has bytes
+_loaded = itertools.count(1)
+
+
+def address_of_root(root: Value) -> int:
+    """No two values have addresses less than _SPAN apart: names are never used twice."""
+    return _FIRST + (root.segment << 32 | root.code) * _SPAN
+
+
+def address_of_bytes() -> int:
+    """For what has no value yet; below all that have."""
+    return _FIRST - next(_loaded) * _SPAN
+
+
+def root_of(tensor: RemoraTensor) -> Value:
+    """The value that owns the memory in which the tensor lies."""
+    of_data = tensor.__dict__.get("_root")  # the tensor took over another one's memory
+    if of_data is not None:
+        return of_data
+    if not tensor._is_view():
+        return tensor._value
+    base = tensor._base
+    assert base is not None
+    at = tensor._value.segment, tensor._value.code
+    if at < base.__dict__.get("_since", at):  # made before the base took over other memory
+        return tensor._value
+    return root_of(base)
+
+
+def may_compare() -> bool:
+    """Whether who asks for an address is known to compare it and to read nothing there."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") == "torch.storage" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_globals.get("__name__") in _COMPARERS
+
+
+def refuse_address(what: str) -> NotSupported:
+    return NotSupported(
+        f"{what} of a remora tensor: its memory is on an executor and has no address here, so nothing that "
+        "needs a pointer (ctypes, Triton, numpy) can use it; use .cpu() for a local copy. "
+        "Tensors that share memory have equal .untyped_storage()._cdata"
+    )

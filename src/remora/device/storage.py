@@ -1,0 +1,286 @@
+"""Storages of remora tensors: an identity, equal for all tensors that share memory, and a way to the bytes."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+
+from remora.capture.value import Value
+from remora.device import tensor as tensors
+from remora.device import unpickled
+from remora.device.addresses import address_of_bytes, address_of_root, may_compare, refuse_address, root_of
+from remora.device.ahead import expect
+from remora.device.index import only_device
+from remora.device.tensor import RemoraTensor, wrap
+from remora.errors import NotSupported
+from remora.ops.dtypes import bytes_of
+
+
+def address_of(tensor: RemoraTensor) -> int:
+    """Where the tensor's first element would be: unequal for tensors that share no memory."""
+    return storage_of(tensor)._cdata + tensor.storage_offset() * tensor.element_size()
+
+
+def saved_as(tensor: RemoraTensor) -> RemoraTensor:
+    """The tensor, or a copy if more than its place says what it is: a view that conjugates or negates."""
+    root = root_of(tensor)
+    return tensor.clone() if root is not tensor._value and root.meta.dtype.is_complex else tensor  # type: ignore[return-value]
+
+
+def storage_of(tensor: RemoraTensor) -> RemoraStorage:
+    made = RemoraStorage.of(root_of(tensor))
+    made.asked_by = weakref.ref(tensor)
+    return made
+
+
+def _refused(name: str) -> Any:
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise NotSupported(
+            f"{name}() of a storage on the remora device, whose memory is on an executor; "
+            "work on a tensor, or on .cpu()"
+        )
+
+    return refuse
+
+
+class RemoraStorage(torch.UntypedStorage):
+    """The storage of a root value, or bytes that were loaded and go to the executor when a tensor needs them.
+
+    root: a tensor over the root value; None until the bytes have gone.
+    source: the bytes that have not gone yet, a CPU storage.
+    """
+
+    root: RemoraTensor | None
+    source: torch.UntypedStorage | None
+    _address: int
+    asked_by: weakref.ref[RemoraTensor] | None = None  # the tensor whose storage it was asked for as
+    _ahead: tuple[int, torch.Tensor] | None = (
+        None  # downloaded with another one, when so many ops were recorded
+    )
+
+    @classmethod
+    def of(cls, root: Value) -> RemoraStorage:
+        meta = root.meta
+        span = _span(meta.shape, meta.stride, meta.offset)
+        made: RemoraStorage = cls(span * meta.dtype.itemsize, device="meta")
+        made.root, made.source = wrap(root), None
+        made._address = address_of_root(root)
+        return made
+
+    @classmethod
+    def holding(cls, source: torch.UntypedStorage) -> RemoraStorage:
+        made: RemoraStorage = cls(source.nbytes(), device="meta")
+        made.root, made.source = None, source
+        made._address = address_of_bytes()
+        return made
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return tensors.DEVICE  # type: ignore[no-any-return]
+
+    @property
+    def _cdata(self) -> int:  # type: ignore[override]
+        return self._address
+
+    def data_ptr(self) -> int:
+        if may_compare():  # which is what those do who save next
+            asked_by = self.asked_by() if self.asked_by is not None else None
+            if asked_by is not None:
+                expect((asked_by,))
+            return self._address
+        raise refuse_address("the storage's data_ptr()")
+
+    def is_shared(self) -> bool:
+        return True  # as a storage of any accelerator
+
+    def is_pinned(self, device: Any = None) -> bool:
+        return False
+
+    def share_memory_(self, *args: Any, **kwargs: Any) -> RemoraStorage:
+        return self
+
+    def resizable(self) -> bool:
+        return False
+
+    @property
+    def is_remora(self) -> bool:
+        return True
+
+    # -- bytes
+
+    def cpu(self) -> torch.UntypedStorage:
+        """A copy of all bytes. Blocks."""
+        if self.source is not None:
+            return self.source.clone()
+        from remora.device.download import download
+
+        assert self.root is not None
+        meta = self.root._value.meta
+        local = download(self.root)
+        if local.stride() == meta.stride and local.untyped_storage().nbytes() == self.nbytes():
+            return local.untyped_storage()
+        memory = torch.zeros(self.nbytes() // meta.dtype.itemsize, dtype=meta.dtype)
+        memory.as_strided(meta.shape, meta.stride, meta.offset).copy_(local)
+        return memory.untyped_storage()
+
+    def to(self, *, device: Any, non_blocking: bool = False) -> torch.UntypedStorage:
+        target = torch.device(device)
+        if target.type == "remora":
+            only_device(target)
+            return self
+        return self.cpu() if target.type == "cpu" else self.cpu().to(device=target)
+
+    def clone(self) -> RemoraStorage:
+        if self.source is not None:
+            return RemoraStorage.holding(self.source.clone())
+        root = self.root
+        assert root is not None
+        with torch.no_grad():
+            gapless = root.numel() * root.element_size() == self.nbytes()
+            return RemoraStorage.of((root if gapless else flat(root)).clone()._value)  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        copies = memo.setdefault("torch", {})
+        if self._cdata not in copies:
+            copies[self._cdata] = self.clone()
+        return copies[self._cdata]
+
+    __copy__ = clone
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.cpu()[index]
+
+    def tolist(self) -> list[int]:
+        return self.cpu().tolist()
+
+    def __iter__(self) -> Any:
+        return iter(self.tolist())
+
+    def __repr__(self) -> str:
+        return f"[torch.storage.UntypedStorage(device={self.device}) of size {len(self)}]"
+
+    def _write_file(self, *args: Any, **kwargs: Any) -> Any:
+        return self.cpu()._write_file(*args, **kwargs)
+
+    def _set_from_file(self, *args: Any) -> None:
+        """Old files have the bytes behind the tensors: these are overwritten then."""
+        from remora.device.upload import upload
+
+        read = torch.UntypedStorage(self.nbytes())
+        read._set_from_file(*args)
+        if self.root is None:
+            self.source = read
+            return
+        with torch.no_grad():
+            memory = flat(self.root)
+            memory.copy_(upload(torch.empty(0, dtype=memory.dtype).set_(read)))
+
+    def __reduce__(self) -> Any:
+        local = torch.empty(0, dtype=torch.uint8).set_(self.cpu())  # its bytes live as long as it does
+        return unpickled.storage, (bytes(bytes_of(local)),)
+
+    def tensor(
+        self, dtype: torch.dtype, offset: int = 0, size: Any = None, stride: Any = None
+    ) -> RemoraTensor:
+        """A tensor over the memory; without a size, all of it."""
+        if size is None:
+            size = (self.nbytes() // dtype.itemsize,)
+        if stride is None:
+            stride = torch.empty(size, device="meta").stride()
+        needed = _span(size, stride, offset) * dtype.itemsize
+        if needed > self.nbytes():
+            raise RuntimeError(
+                f"setStorage: sizes {list(size)}, strides {list(stride)}, storage offset {offset}, and itemsize "
+                f"{dtype.itemsize} requiring a storage size of {needed} are out of bounds for storage of size "
+                f"{self.nbytes()}"
+            )
+        with torch.no_grad():
+            if self.root is None:
+                self._upload(dtype, size, stride, offset)
+            assert self.root is not None
+            if self.root.dtype is dtype and _placed(self.root, size, stride, offset):
+                return self.root
+            memory = self.root if self.root.dtype is dtype else flat(self.root).view(dtype)
+            return memory.as_strided(size, stride, offset)  # type: ignore[return-value]
+
+    def _upload(self, dtype: torch.dtype, size: Any, stride: Any, offset: int) -> None:
+        """Sends the bytes, in the shape of the first tensor that needs them if it covers them all."""
+        from remora.device.upload import upload
+
+        assert self.source is not None
+        memory = torch.empty(0, dtype=dtype)
+        covered = torch.Size(size).numel() * dtype.itemsize == self.nbytes()
+        if covered and not offset and _span(size, stride, 0) == torch.Size(size).numel():
+            memory.set_(self.source, 0, size, stride)
+        else:
+            memory.set_(self.source, 0, (self.nbytes() // dtype.itemsize,), (1,))
+        self.root = upload(memory)
+        self.source = None
+        self._address = address_of_root(self.root._value)
+
+    byteswap = _refused("byteswap")
+    copy_ = _refused("copy_")
+    fill_ = _refused("fill_")
+    pin_memory = _refused("pin_memory")
+    resize_ = _refused("resize_")
+    __setitem__ = _refused("__setitem__")
+    _share_fd_cpu_ = _refused("_share_fd_cpu_")
+    _share_filename_cpu_ = _refused("_share_filename_cpu_")
+
+
+class TypedStorage(torch.TypedStorage):
+    """As PyTorch's; when pickled by itself (torch.save is another way) it registers the device where it is loaded."""
+
+    def __new__(cls, storage: RemoraStorage, dtype: torch.dtype) -> TypedStorage:
+        made: TypedStorage = object.__new__(cls)
+        made.dtype, made._untyped_storage = dtype, storage
+        return made
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __reduce__(self) -> Any:
+        return unpickled.typed_storage, (self._untyped_storage.__reduce__()[1][0], self.dtype)
+
+
+def _span(size: Any, stride: Any, offset: int) -> int:
+    """Elements from the start of the memory to the last one of a tensor."""
+    if 0 in size:
+        return 0
+    return offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))  # type: ignore[no-any-return]
+
+
+def _placed(tensor: torch.Tensor, size: Any, stride: Any, offset: int) -> bool:
+    return (
+        tuple(tensor.shape) == tuple(size)
+        and tensor.stride() == tuple(stride)
+        and tensor.storage_offset() == offset
+    )
+
+
+def flat(root: RemoraTensor) -> torch.Tensor:
+    """The root's memory as one dimension; the root itself if that is what it is."""
+    span = _span(root.shape, root.stride(), root.storage_offset())
+    if _placed(root, (span,), (1,), 0):
+        return root
+    return root.as_strided((span,), (1,), 0)
+
+
+# -- torch.save and torch.load
+
+
+def register_storages() -> None:
+    """Makes torch.save and torch.load know the storages, by PyTorch's own registry of devices."""
+    torch.serialization.register_package(15, _tag, _deserialize)
+
+
+def _tag(storage: Any) -> str | None:
+    return str(tensors.DEVICE) if isinstance(storage, RemoraStorage) else None
+
+
+def _deserialize(storage: Any, location: str) -> Any:
+    if location != "remora" and not location.startswith("remora:"):
+        return None
+    only_device(torch.device(location))
+    return storage if isinstance(storage, RemoraStorage) else RemoraStorage.holding(storage)
