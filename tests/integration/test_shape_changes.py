@@ -125,10 +125,29 @@ def test_what_was_uploaded_in_bulk_cannot_grow(connected):
     torch.zeros(1, device="remora").cpu()
 
 
-def test_a_storage_is_refused_by_name(connected):
-    x = torch.zeros(2, device="remora")
-    with pytest.raises(NotSupported, match="storage of a remora tensor is on an executor"):
-        x.set_(torch.zeros(2).to("remora").untyped_storage())
+def test_a_tensor_that_grew_is_saved_whole_and_shares_its_memory(connected, tmp_path):
+    results = []
+    for device in ("cpu", "remora"):
+        x = torch.arange(3.0, device=device)
+        held, first = x.detach(), x[:1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x.resize_(2, 3).mul_(2)[1] = 7
+        turned = x.detach().t_()
+        assert turned.untyped_storage()._cdata == x.untyped_storage()._cdata == first.untyped_storage()._cdata
+        torch.save([x, held, turned], tmp_path / "tensors")
+        loaded = torch.load(tmp_path / "tensors", map_location=device)
+        loaded[0][0, 0] = 9
+        results.append([t.tolist() for t in (*loaded, first)] + [x.untyped_storage().nbytes()])
+    assert results[0] == results[1]
+
+
+def test_set_to_a_storage_of_the_device_shares_it(connected):
+    x, other = torch.zeros(2, device="remora"), torch.arange(3.0, device="remora")
+    before = x[:1]
+    assert x.set_(other.untyped_storage(), 1, (2,), (1,)) is x
+    x.add_(5)
+    assert (x.tolist(), other.tolist(), before.tolist()) == ([6, 7], [0, 6, 7], [0])
 
 
 def test_grown_memory_is_counted(connected):

@@ -12,6 +12,7 @@ import sys
 from remora.capture.value import Value
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
+from remora.ops.own import span_of
 
 _FIRST = 1 << 120  # no processor maps it, and nothing that takes 64 bits takes it
 
@@ -26,6 +27,9 @@ _COMPARERS = frozenset(
 
 _SPAN = 1 << 48  # more than any value has bytes
 _loaded = itertools.count(1)
+_grown: dict[
+    tuple[int, int], int
+] = {}  # bytes of memory that became more than its root has, by the root's name
 
 
 def address_of_root(root: Value) -> int:
@@ -40,17 +44,40 @@ def address_of_bytes() -> int:
 
 def root_of(tensor: RemoraTensor) -> Value:
     """The value that owns the memory in which the tensor lies."""
-    of_data = tensor.__dict__.get("_root")  # the tensor took over another one's memory
-    if of_data is not None:
-        return of_data
-    if not tensor._is_view():
-        return tensor._value
-    base = tensor._base
-    assert base is not None
-    at = tensor._value.segment, tensor._value.code
-    if at < base.__dict__.get("_since", at):  # made before the base took over other memory
-        return tensor._value
-    return root_of(base)
+    owner = _owner(tensor)
+    return owner.__dict__.get("_root", owner._value)  # type: ignore[no-any-return]
+
+
+def reshaped(tensor: RemoraTensor, value: Value) -> None:
+    """Notes that a tensor is to be another view of its own memory, which grows if the view reaches beyond it."""
+    root = root_of(tensor)
+    if _owner(tensor) is tensor:
+        tensor._root = root
+    if _end(value) > nbytes_of(root):
+        _grown[root.segment, root.code] = _end(value)
+
+
+def nbytes_of(root: Value) -> int:
+    """How much memory a root value has."""
+    return max(_end(root), _grown.get((root.segment, root.code), 0))
+
+
+def _owner(tensor: RemoraTensor) -> RemoraTensor:
+    """Itself or one of those that it is a view of: whose memory was made, or taken over, for it."""
+    while "_root" not in tensor.__dict__ and tensor._is_view():
+        base: RemoraTensor = tensor._base  # type: ignore[assignment]
+        at = tensor._value.segment, tensor._value.code
+        if at < base.__dict__.get("_since", at):  # made before the base took over other memory
+            return tensor
+        tensor = base
+    return tensor
+
+
+def _end(value: Value) -> int:
+    """Bytes from the start of the memory to the last element."""
+    meta = value.meta
+    span = span_of(meta.shape, meta.stride)
+    return (meta.offset + span) * meta.dtype.itemsize if span else 0
 
 
 def may_compare() -> bool:

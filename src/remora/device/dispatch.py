@@ -302,6 +302,8 @@ def _outcome(func: Any, args: Any, kwargs: Any) -> Outcome:
         inputs = remora_tensors((*args, *(kwargs or {}).values()))
         try:
             outcome = infer(func, args, kwargs or {}, inputs)
+        except OutChanges:
+            raise
         except Exception as error:
             raise as_eager(func, args, kwargs or {}, error) from None
         store.add(key, outcome)

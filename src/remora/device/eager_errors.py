@@ -16,7 +16,7 @@ MAX_NBYTES = 64 << 20  # of stand-ins
 def as_eager(func: Any, args: Any, kwargs: Any, error: Exception) -> Exception:
     """What the call raises on small CPU tensors of the same shapes, if it raises at all; else `error`.
 
-    Only for calls that have failed already. The stand-ins hold ones, so that nothing depends on data.
+    Only for calls that have failed already. The stand-ins hold ones, and what depends on data is not said.
     """
     if isinstance(error, RemoraError):
         return error
@@ -39,6 +39,6 @@ def as_eager(func: Any, args: Any, kwargs: Any, error: Exception) -> Exception:
     except OverflowError:
         return error
     except (RuntimeError, IndexError, TypeError, ValueError) as said:
-        if not isinstance(said, NotImplementedError):
+        if not isinstance(said, (NotImplementedError, torch.linalg.LinAlgError)):
             return said.with_traceback(None)
     return error

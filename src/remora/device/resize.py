@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from remora.capture.value import Value
+from remora.device.addresses import reshaped
 from remora.device.infer import OutChanges, Outcome, remora_tensors
 from remora.device.meta import CONJ, NEG, TensorMeta, intern, meta_of
 from remora.device.tensor import RemoraTensor
@@ -22,11 +23,19 @@ from remora.ops.schema import functional_of, op_name, traits
 
 aten = torch.ops.aten
 _set = aten.set_.source_Storage_storage_offset
+_storage = (
+    torch.Tensor.untyped_storage
+)  # of no bytes: not RemoraTensor's, which stands for those on the executor
 _HERE = 5  # frames from `record` to the program: record_view, the special op, learn, record
 
 
 def rebind(tensor: RemoraTensor, value: Value) -> None:
-    """Lets a tensor name another value of its dtype, and gives it that value's sizes, strides and offset."""
+    """Lets a tensor name another view of its memory, and gives it that value's sizes, strides and offset."""
+    reshaped(tensor, value)
+    _become(tensor, value)
+
+
+def _become(tensor: RemoraTensor, value: Value) -> None:
     meta = value.meta
     same = tensor._value.meta is meta
     tensor._value = value
@@ -36,7 +45,7 @@ def rebind(tensor: RemoraTensor, value: Value) -> None:
     with torch._C._DisableTorchDispatch(), torch._C._AutoDispatchBelowADInplaceOrView():
         torch._C._set_meta_in_tls_dispatch_include(True)
         try:  # PyTorch's kernel for tensors without data, on a tensor whose data is elsewhere
-            _set(tensor, tensor.untyped_storage(), meta.offset, meta.shape, meta.stride)
+            _set(tensor, _storage(tensor), meta.offset, meta.shape, meta.stride)
         finally:
             torch._C._set_meta_in_tls_dispatch_include(included)
     meta.mark(tensor)
@@ -50,6 +59,18 @@ def resize_to(tensor: RemoraTensor, target: TensorMeta, depth: int) -> None:
         outcome = Outcome((target,), True, is_view=True, stale=(0,))
         args = (tensor, list(target.shape), list(target.stride), target.offset)
         rebind(tensor, record(RESIZED, (), args, None, depth + 1, outcome)._value)
+
+
+def grown(root: RemoraTensor, size: int) -> RemoraTensor:
+    """All elements of memory that became more than its root has, in one dimension."""
+    from remora.device.dispatch import record
+
+    target = intern(Meta((size,), (1,), 0, root.dtype))
+    made: RemoraTensor = record(
+        RESIZED, (), (root, [size], [1], 0), None, 2, Outcome((target,), True, is_view=True)
+    )
+    made._root = root._value
+    return made
 
 
 def _viewed(view: Any) -> Any:
@@ -81,13 +102,14 @@ def _set_source(func: Any, args: Any, kwargs: Any) -> Any:
         raise NotSupported("set_() of a remora tensor needs another remora tensor of the same dtype")
     from remora.device.dispatch import record
 
-    differ = (
-        source._value.meta.lazy ^ tensor._value.meta.lazy
-    )  # the bytes are taken over, and not what is lazy
+    alike = source
+    # the bytes are taken over, and not what is lazy
+    differ = source._value.meta.lazy ^ tensor._value.meta.lazy
     for bit, view in ((CONJ, aten._conj.default), (NEG, aten._neg_view.default)):
         if differ & bit:
-            source = record(view, (), (source,), None, _HERE - 1)
-    rebind(tensor, source._value)
+            alike = record(view, (), (alike,), None, _HERE - 1)
+    _become(tensor, alike._value)
+    tensor._take(alike._value, source)
     return tensor
 
 
@@ -95,7 +117,8 @@ def _set_empty(func: Any, args: Any, kwargs: Any) -> Any:
     from remora.device.dispatch import record
 
     made = record(aten.new_empty.default, (), (args[0], [0]), None, _HERE - 1)
-    rebind(args[0], made._value)
+    _become(args[0], made._value)
+    args[0]._take(made._value, made)
     return args[0]
 
 

@@ -10,9 +10,17 @@ import torch
 from remora.capture.value import Value
 from remora.device import tensor as tensors
 from remora.device import unpickled
-from remora.device.addresses import address_of_bytes, address_of_root, may_compare, refuse_address, root_of
+from remora.device.addresses import (
+    address_of_bytes,
+    address_of_root,
+    may_compare,
+    nbytes_of,
+    refuse_address,
+    root_of,
+)
 from remora.device.ahead import expect
 from remora.device.index import only_device
+from remora.device.resize import grown
 from remora.device.tensor import RemoraTensor, wrap
 from remora.errors import NotSupported
 from remora.ops.dtypes import bytes_of
@@ -62,9 +70,7 @@ class RemoraStorage(torch.UntypedStorage):
 
     @classmethod
     def of(cls, root: Value) -> RemoraStorage:
-        meta = root.meta
-        span = _span(meta.shape, meta.stride, meta.offset)
-        made: RemoraStorage = cls(span * meta.dtype.itemsize, device="meta")
+        made: RemoraStorage = cls(nbytes_of(root), device="meta")
         made.root, made.source = wrap(root), None
         made._address = address_of_root(root)
         return made
@@ -118,6 +124,8 @@ class RemoraStorage(torch.UntypedStorage):
 
         assert self.root is not None
         meta = self.root._value.meta
+        if nbytes_of(self.root._value) > _span(meta.shape, meta.stride, meta.offset) * meta.dtype.itemsize:
+            return download(flat(self.root)).untyped_storage()  # type: ignore[arg-type]
         local = download(self.root)
         if local.stride() == meta.stride and local.untyped_storage().nbytes() == self.nbytes():
             return local.untyped_storage()
@@ -261,10 +269,12 @@ def _placed(tensor: torch.Tensor, size: Any, stride: Any, offset: int) -> bool:
 
 def flat(root: RemoraTensor) -> torch.Tensor:
     """The root's memory as one dimension; the root itself if that is what it is."""
-    span = _span(root.shape, root.stride(), root.storage_offset())
-    if _placed(root, (span,), (1,), 0):
+    size = (nbytes_of(root._value) // root.element_size(),)
+    if _placed(root, size, (1,), 0):
         return root
-    return root.as_strided((span,), (1,), 0)
+    if size[0] > _span(root.shape, root.stride(), root.storage_offset()):
+        return grown(root, size[0])
+    return root.as_strided(size, (1,), 0)
 
 
 # -- torch.save and torch.load

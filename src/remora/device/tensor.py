@@ -139,10 +139,10 @@ class RemoraTensor(torch.Tensor):
             )
         with torch._C.DisableTorchFunctionSubclass():
             _set_data(self, source)
-            self._take(source)
+            self._take(source._value, source)
 
-    def _take(self, source: RemoraTensor) -> None:
-        """Names the source's value from now on; views of this tensor that exist keep the memory that they have."""
+    def _take(self, value: Value, source: RemoraTensor) -> None:
+        """Names another tensor's value from now on; views of this tensor that exist keep the memory that they have."""
         from remora.device.addresses import root_of
         from remora.device.sink import bound
 
@@ -150,8 +150,8 @@ class RemoraTensor(torch.Tensor):
         with recorder.lock:
             now = recorder.segment, recorder.step.rows << OUT_BITS
             root = root_of(source)
-            self._value, self._since = source._value, now
-            if root is not self._value:
+            self._value, self._since = value, now
+            if root is not value:
                 self._root = root
             else:
                 self.__dict__.pop("_root", None)
@@ -160,8 +160,6 @@ class RemoraTensor(torch.Tensor):
         """As Tensor.set_: shares the memory of another remora tensor or of its storage from now on."""
         from remora.device.storage import RemoraStorage
 
-        if torch.is_grad_enabled() and self.requires_grad and self.is_leaf:
-            raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
         if source is None:
             source = torch.empty(0, dtype=self.dtype, device=self.device)
         if isinstance(source, torch.TypedStorage):
@@ -182,11 +180,7 @@ class RemoraTensor(torch.Tensor):
             there = source
         else:
             there = source.untyped_storage().tensor(self.dtype, storage_offset, size, stride)
-        with torch.no_grad():
-            _set_data(self, there.detach())
-            self._take(there)
-        torch.autograd.graph.increment_version(self)
-        return self
+        return super().set_(there)
 
     def as_subclass(self, cls: Any) -> Any:
         from remora.device.subclass import as_subclass
