@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from remora.errors import NotSupported, RemoraError
+from remora.errors import RemoraError
 
 
 def both(program):

@@ -17,7 +17,7 @@ import torch
 from remora.config import is_asked_for
 from remora.device.ahead import expect
 from remora.device.sink import bound
-from remora.device.tensor import RemoraTensor
+from remora.device.tensor import RemoraTensor, nobodys
 
 _C = torch._C
 _NO_ACCELERATOR = "Cannot access accelerator device when none is available."  # PyTorch's own words
@@ -199,10 +199,11 @@ def probe_module_apply() -> str | None:
     if not (both[0].weight is both[1].weight is seen and held.dtype is torch.float32):
         return "Module.to() of a model that has nothing to do with remora has changed"
     del held
-    there = RemoraTensor._make_wrapper_subclass(RemoraTensor, (2, 2), device="meta")  # type: ignore[attr-defined]
-    first._parameters["weight"] = torch.nn.Parameter(torch.zeros(2, 2))
-    seen = first.weight
-    first._apply(lambda tensor: there)
-    return (
-        None if first.weight is seen and type(seen) is RemoraTensor else "Module.to() parts tied parameters"
-    )
+    there = nobodys()
+    _Conversion(lambda tensor: there, first)(seen)
+    swaps = torch.nn.modules.module.is_traceable_wrapper_subclass(there)
+    _converted.crosses = False
+    asks = torch.nn.Module._apply.__wrapped__.__code__.co_names  # type: ignore[attr-defined]
+    if not swaps or "is_traceable_wrapper_subclass" not in asks:
+        return "Module.to() parts tied parameters"
+    return None

@@ -31,7 +31,7 @@ from remora.device.flags import probe_setters, watch_setters
 from remora.device.profiler import follow_profiler, probe_profiler
 from remora.device.rng import probe_generator, replace_generator
 from remora.device.streams import probe_streams, replace_streams
-from remora.device.tensor import RemoraTensor
+from remora.device.tensor import RemoraTensor, nobodys
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _probe_swap_with_weakrefs() -> str | None:
     tensor = torch.zeros(1)
     reference = weakref.ref(tensor)
     try:
-        torch.utils.swap_tensors(tensor, RemoraTensor._make_wrapper_subclass(RemoraTensor, (1,)))
+        torch.utils.swap_tensors(tensor, nobodys())
     except RuntimeError as error:
         return str(error)
     return None if type(reference()) is RemoraTensor else "swap_tensors() swaps nothing"

@@ -19,7 +19,7 @@ _Module = _script.RecursiveScriptModule
 
 def install() -> None:
     """Idempotent."""
-    if hasattr(_Module._apply, "_remora"):
+    if hasattr(_Module._apply, "_remora_scripted"):
         return
     save, to_buffer = _refusing(_Module.save), _refusing(_Module.save_to_buffer)
     for kind in (_Module, torch.jit.ScriptModule):  # traced modules are of the second
@@ -48,7 +48,7 @@ def _moving(apply: Callable[..., Any]) -> Callable[..., Any]:
                 module._c.setattr(name, known[id(tensor)][1])
         return self
 
-    moved._remora = True  # type: ignore[attr-defined]
+    moved._remora_scripted = True  # type: ignore[attr-defined]
     return moved
 
 
@@ -87,4 +87,6 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def probe() -> str | None:
-    return None if hasattr(_Module._apply, "_remora") else "TorchScript modules cannot move to remora"
+    return (
+        None if hasattr(_Module._apply, "_remora_scripted") else "TorchScript modules cannot move to remora"
+    )

@@ -255,6 +255,13 @@ def wrap(value: Value) -> RemoraTensor:
     return tensor  # type: ignore[no-any-return]
 
 
+def nobodys() -> RemoraTensor:
+    """A tensor of one number that no executor has: probes look at it, and no op can be recorded on it."""
+    from remora.device.meta import contiguous_meta
+
+    return wrap(Value(None, 0, 0, contiguous_meta((1,), torch.float32)))
+
+
 def view_of(base: torch.Tensor) -> Callable[[Value], RemoraTensor]:
     """How a view of `base` is wrapped: under inference mode too, a view of a normal tensor is a normal tensor."""
     if base.is_inference() or not torch.is_inference_mode_enabled():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from remora.device.late import waits, when_loaded
-from remora.device.tensor import RemoraTensor
+from remora.device.tensor import RemoraTensor, nobodys
 
 _PROXIES = "torch.fx.experimental.proxy_tensor"
 _FAKES = "torch._subclasses.fake_tensor"
@@ -67,7 +67,7 @@ def probe() -> str | None:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    constant = torch.Tensor._make_wrapper_subclass(RemoraTensor, (1,), device="remora:0")  # type: ignore[attr-defined]
+    constant = nobodys()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         graph = make_fx(lambda x: x + constant)(torch.empty(1, device="remora")).graph

@@ -51,8 +51,9 @@ _MEANS = {
     "facts": "question",
     "__repr__": "print",
     "__format__": "print",
-    "__reduce_ex__": "save",
+    "__reduce__": "save",
 }
+_SAVERS = {("torch", "serialization.py"), ("safetensors", "torch.py")}
 _DISPATCH = {
     ("torch", "_ops.py"),
     ("torch", "_tensor.py"),
@@ -157,6 +158,8 @@ def place(frame: FrameType) -> Place:
     via = "" if outside is user else f"{_short(outside.f_code.co_filename)}:{outside.f_lineno}"
     if kind == "number" and _branches(outside):
         kind = "branch"
+    if kind == "copy" and Path(outside.f_code.co_filename).parts[-2:] in _SAVERS:
+        kind = "save"
     return Place(user.f_code.co_filename, user.f_lineno, kind, via, op)
 
 
