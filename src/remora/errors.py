@@ -43,6 +43,10 @@ class ProtocolError(RemoraError):
     """The peer sent bytes that break the protocol; the connection is not usable any more."""
 
 
+class PlanError(RemoraError):
+    """A plan that must not run: a stage rule is broken, or the pool cannot hold the program."""
+
+
 class ExecutorError(RemoraError):
     """An operation failed on the executor; names op, shapes, module path and the user's line."""
 
