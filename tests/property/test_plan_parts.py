@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_graphs import graphs
 
-from remora.ir.annotated import Facts, Graph, Outside, Row
-from remora.ir.graph import Template, check
-from remora.ir.node import Const, Hole, Items, Node, Ref, Slot
+from remora.ir.annotated import Graph
+from remora.ir.graph import check
+from remora.ir.node import Hole, Items, Node, Ref, Slot
 from remora.plan.parts import Parts, placed, split
-
-FACTS = Facts("float32", (2,), 4)
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> Graph:
-    """Ops on earlier values, some of which write their first input in place; all tensors have memory of their own."""
-    n_slots = draw(st.integers(1, 4))
-    rows: list[Row] = []
-    for _ in range(draw(st.integers(1, 14))):
-        values: list[Any] = [Slot(i) for i in range(n_slots)] + [Ref(i) for i in range(len(rows))]
-        args = draw(st.lists(st.sampled_from(values), min_size=1, max_size=3))
-        writes = draw(st.booleans())
-        shape = draw(st.sampled_from(["flat", "list", "hole"]))
-        node_args: tuple[Any, ...] = tuple(args)
-        if shape == "list":
-            node_args = (args[0], Items(tuple(args[1:])))
-        if shape == "hole":
-            node_args = (*args, Hole("int"), Const(True))
-        node = Node("aten.write.default" if writes else "aten.op.default", node_args)
-        rows.append(Row(node, (FACTS,), (0 if writes else None,), (0,) if writes else ()))
-    n_holes = sum(isinstance(arg, Hole) for row in rows for arg in row.node.inputs())
-    used = sorted({arg.index for row in rows for arg in row.tensors() if isinstance(arg, Slot)})
-    dense = {index: at for at, index in enumerate(used)}
-    rows = [_redone(row, dense) for row in rows]
-    slots = tuple(Outside(FACTS, storage) for storage in range(len(used)))
-    return Graph(tuple(rows), slots, tuple(range(100, 100 + n_holes)))
-
-
-def _redone(row: Row, dense: dict[int, int]) -> Row:
-    def again(arg: Any) -> Any:
-        if isinstance(arg, Slot):
-            return Slot(dense[arg.index])
-        return Items(tuple(map(again, arg.items))) if isinstance(arg, Items) else arg
-
-    node = Node(row.node.op, tuple(map(again, row.node.args)))
-    return Row(node, row.outs, row.shares, row.writes)
 
 
 def allowed(graph: Graph, executors: list[int]) -> tuple[int, ...]:
@@ -73,13 +36,6 @@ def allowed(graph: Graph, executors: list[int]) -> tuple[int, ...]:
             first.setdefault(made, number)
             group[find(number)] = find(first[made])
     return tuple(executors[find(number)] for number in range(len(graph.rows)))
-
-
-@dataclass
-class Memory:
-    """Tensors as histories: a tensor is a list whose last item says all that went into it."""
-
-    cells: dict[Any, list[Any]] = field(default_factory=dict)
 
 
 def run(nodes: tuple[Node, ...], slots: list[list[Any]], holes: list[int]) -> list[list[Any]]:
@@ -151,8 +107,9 @@ def test_parts_compute_what_the_graph_computes(graph: Graph, data: st.DataObject
                 moved[arg.index] = placed_graph.executors[number]
     home = tuple(moved)
     parts = split(placed_graph, tuple(frozenset({at}) for at in home), home)
-    whole = run(Template(tuple(row.node for row in graph.rows)).nodes, [[f"slot {i}"] for i in range(len(home))], list(graph.holes))  # type: ignore[arg-type]
-    found = run_parts(placed_graph, parts, [[f"slot {i}"] for i in range(len(home))], home)
+    slots = [[f"slot {index}"] for index in range(len(home))]
+    whole = run(tuple(row.node for row in graph.rows), [list(cell) for cell in slots], list(graph.holes))  # type: ignore[arg-type]
+    found = run_parts(placed_graph, parts, slots, home)
     assert found == {row: cell[-1] for row, cell in enumerate(whole)}
     assert sorted(row for part in parts.parts for row in part.rows) == list(range(len(graph.rows)))
     for before, after in zip(parts.parts, parts.parts[1:], strict=False):

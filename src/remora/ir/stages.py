@@ -60,9 +60,10 @@ def sharing_names_an_input(graph: Graph) -> Iterator[str]:
 
 @rule(Stage.ANNOTATED)
 def what_is_said_has_evidence(graph: Graph) -> Iterator[str]:
-    for kind, items in (("row", graph.rows), ("slot", graph.slots)):
-        for number, item in enumerate(items):
-            meaning = item.meaning
+    rows = [("row", row.meaning) for row in graph.rows]
+    slots = [("slot", slot.meaning) for slot in graph.slots]
+    for meanings in (rows, slots):
+        for number, (kind, meaning) in enumerate(meanings):
             said = (meaning.residency, meaning.phase, meaning.modality, meaning.layer)
             if any(fact is not None for fact in said) and not meaning.evidence:
                 yield f"{kind} {number} means something without evidence"

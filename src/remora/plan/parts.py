@@ -122,7 +122,11 @@ def _first_holes(graph: Graph) -> list[int]:
 
 
 def _part(
-    graph: Graph, executor: int, rows: tuple[int, ...], first_hole: list[int], exports: frozenset[tuple[int, int]]
+    graph: Graph,
+    executor: int,
+    rows: tuple[int, ...],
+    first_hole: list[int],
+    exports: frozenset[tuple[int, int]],
 ) -> Part:
     inputs = _outside(graph, rows)
     names: dict[Value, Slot] = {value: Slot(at) for at, value in enumerate(inputs)}

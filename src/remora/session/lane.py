@@ -54,7 +54,7 @@ class Lane:
         captured: CapturedTemplate,
         number: int,
         names: list[Name],
-        holes: Sequence[int | float],
+        holes: list[int | float],
         keep: tuple[int, ...],
         frees: tuple[int, ...],
         uploaded: Callable[[], Collection[int]] = frozenset,
