@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from remora.capture.recorder import CapturedTemplate, Segment, Step
 from remora.ir.annotated import Facts, Graph, Outside, Row
-from remora.ir.node import Arg, Items, Node, Ref, Slot
+from remora.ir.graph import Template
+from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot
 from remora.ops.dtypes import NAMES
 from remora.ops.schema import OpTraits, resolve, traits
 
@@ -26,8 +27,46 @@ def facts_of(meta: Any) -> Facts:
 
 
 def random_rows(graph: Graph) -> tuple[int, ...]:
-    """Rows that may draw random numbers."""
-    return tuple(number for number, row in enumerate(graph.rows) if _traits(row.node).random)
+    """Rows that draw random numbers."""
+    holes = iter(graph.holes)
+    found = []
+    for number, row in enumerate(graph.rows):
+        values = [_number(arg, holes) for arg in row.node.args]
+        for _, arg in row.node.kwargs:
+            _number(arg, holes)
+        if _traits(row.node).draws(values):
+            found.append(number)
+    return tuple(found)
+
+
+def dropout_holes(template: Template) -> tuple[int, ...]:
+    """Holes on whose value it depends whether a row draws random numbers."""
+    found, hole = [], 0
+    for node in template.nodes:
+        place = _traits(node).dropout_arg if _traits(node).random else None
+        for at, arg in enumerate(node.args):
+            if at == place and isinstance(arg, Hole):
+                found.append(hole)
+            hole += _n_holes(arg)
+        hole += sum(_n_holes(arg) for _, arg in node.kwargs)
+    return tuple(found)
+
+
+def _number(arg: Arg, holes: Iterator[int | float]) -> Any:
+    """What an argument's value is if it is a number or a constant; takes its holes from the rest."""
+    match arg:
+        case Hole():
+            return next(holes)
+        case Const(value):
+            return value
+        case Items(items):
+            for item in items:
+                _number(item, holes)
+    return arg
+
+
+def _n_holes(arg: Arg) -> int:
+    return sum(map(_n_holes, arg.items)) if isinstance(arg, Items) else isinstance(arg, Hole)
 
 
 def _steps(last: Step) -> list[Step]:
