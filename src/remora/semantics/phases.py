@@ -130,15 +130,32 @@ def _stream(reading: Reading, known: Meanings, cached: list[Attention]) -> tuple
 
 def _of_attention(reading: Reading, known: Meanings, cached: list[Attention]) -> tuple[Phase, str]:
     for site in cached:
-        shape = reading.shape(site.query)
-        n_tokens = shape[-2] if len(shape) > 1 else 1
+        n_tokens = _n_tokens(reading, site)
         if n_tokens > 1:
-            return Phase.PREFILL, f"{site.name(reading)} asks for {n_tokens} tokens at once"
+            return Phase.PREFILL, f"{site.name(reading)} goes on with {n_tokens} tokens at once"
     for site in cached:
         origin = reading.origin(site.key)
         if isinstance(origin, Ref) and not _has_past(reading, known, origin):
             return Phase.PREFILL, f"the cache that {site.name(reading)} reads begins here"
-    return Phase.DECODE, f"{cached[0].name(reading)} asks for one token against a cache"
+    return Phase.DECODE, f"{cached[0].name(reading)} goes on with one token against a cache"
+
+
+def _n_tokens(reading: Reading, site: Attention) -> int:
+    """Tokens of a step: the keys that its cache takes in. A query's length may be folded with grouped heads, and
+    counts where no key is taken in."""
+    origin = reading.origin(site.key)
+    root = reading.root(origin)
+    puts = [row for row in reading.writers.get(root, ()) if reading.ops[row] in ("index_copy_", "index_put_")]
+    if puts:
+        new = reading.shape(reading.inputs[puts[-1]][-1])
+        return new[-2] if len(new) > 1 else 1
+    if isinstance(origin, Ref) and reading.ops[origin.row] == "cat":
+        parts = [arg for arg in reading.inputs[origin.row] if 0 not in reading.shape(arg)]
+        new, whole = reading.shape(parts[-1]), reading.shape(origin)
+        if len(parts) > 1 and len(new) == len(whole):
+            return max((n for n, m in zip(new, whole, strict=True) if n != m), default=1)
+    shape = reading.shape(site.query)
+    return shape[-2] if len(shape) > 1 else 1
 
 
 def _has_past(reading: Reading, known: Meanings, origin: Ref) -> bool:
