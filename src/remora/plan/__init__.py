@@ -1,1 +1,1 @@
-"""The planner: what runs where, at what cost, and why. Pure; the simulator runs the same code."""
+"""Placement: what runs and lives where, what it costs, and why. Pure: facts in, plans and explanations out."""

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from remora.ir.annotated import Facts, Outside
+from remora.ir.annotated import NOTHING, Facts, Meaning, Outside
 from remora.ir.node import Node
 
 Key = tuple[int, int]
@@ -32,6 +32,7 @@ class Place:
     homes: set[int]
     made_by: tuple[Node, int] | None
     graph: int  # how many graphs had run when it was made
+    meaning: Meaning = NOTHING
     reads: int = 0
 
 
@@ -50,12 +51,19 @@ class Holdings:
         return place
 
     def made(
-        self, key: Key, facts: Facts, executor: int, shared: Storage | None, by: tuple[Node, int], graph: int
+        self,
+        key: Key,
+        facts: Facts,
+        executor: int,
+        shared: Storage | None,
+        by: tuple[Node, int],
+        graph: int,
+        meaning: Meaning,
     ) -> Place:
         """A value that a row made on an executor. `shared`: the memory that it lies in, if not its own."""
         storage = shared if shared is not None else Storage(next(self._storages), executor)
         storage.names.add(key)
-        place = self.places[key] = Place(facts, storage, {executor}, by, graph)
+        place = self.places[key] = Place(facts, storage, {executor}, by, graph, meaning)
         if shared is None:
             self.held_nbytes[executor] += facts.nbytes
         return place
@@ -117,4 +125,5 @@ class Holdings:
             graph - place.graph,
             place.storage.written,
             place.reads,
+            place.meaning,
         )

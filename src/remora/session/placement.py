@@ -22,6 +22,7 @@ from remora.plan.parts import Part, Parts, Transfer, placed, split
 from remora.plan.policies.policy import Policy
 from remora.plan.situation import Situation
 from remora.semantics.annotate import annotate
+from remora.semantics.memory import EMPTY
 from remora.session.graphs import dropout_holes, facts_of, graph_of, random_rows
 from remora.session.holdings import Holdings, Key, Place, Storage
 from remora.session.lane import Lane
@@ -88,6 +89,7 @@ class Placement:
         self._captured = itertools.count(-1, -1)
         self._uploads: dict[int, Upload] = {}  # oldest first
         self._pinned_nbytes = 0
+        self._memory = EMPTY
         self._gates: dict[bytes, tuple[int, ...]] = {}
         self.pushes: dict[int, tuple[int, int, tuple[int, ...]]] = {}  # ticket to source, target and names, unanswered
 
@@ -223,6 +225,7 @@ class Placement:
                 shared,
                 (segment.captured.template.nodes[row], out),
                 self.graphs,
+                plan.graph.rows[row].meaning,
             )
             storages.setdefault(plan.aliases.get((row, out), (row, out)), place.storage)
             for executor, copied_row, copied_out in plan.copies:
@@ -306,7 +309,7 @@ class Placement:
         return plan
 
     def _made(self, graph: Graph, segment: Segment, situation: Situation) -> Plan:
-        graph = annotate(enter(graph, Stage.CAPTURED))
+        graph, self._memory = annotate(graph, self._memory)
         wish = self.policy.place(graph, situation)
         legal = legalised(graph, wish.executors, situation, random_rows(graph))
         graph = enter(placed(graph, legal.executors), Stage.PLACED)
