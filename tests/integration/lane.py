@@ -11,7 +11,7 @@ from typing import Any
 from front_process import Caller, opened, step
 
 from remora.ir.graph import Template
-from remora.ir.node import Const, Hole, Items, Node, Slot
+from remora.ir.node import Hole, Items, Node, Slot
 from remora.wire.messages import (
     Abandon,
     Await,
@@ -33,8 +33,8 @@ from remora.wire.messages import (
 
 ANSWER_S = 20.0
 FULL = Template((Node("aten.full.default", (Items((Hole("int"),)), Hole("float"))),))
-ADD = Template((Node("aten.add.Tensor", (Slot(0), Const(1))),))
-ADD_IN_PLACE = Template((Node("aten.add_.Tensor", (Slot(0), Const(1))),))
+ADD = Template((Node("aten.add.Tensor", (Slot(0), Hole("int"))),))
+ADD_IN_PLACE = Template((Node("aten.add_.Tensor", (Slot(0), Hole("int"))),))
 
 
 class Lane:
@@ -135,7 +135,7 @@ class Lane:
 
     async def add(self, site: int, segment: int, of: tuple[int, int, int]) -> tuple[int, int, int]:
         """Adds 1; site: of ADD or ADD_IN_PLACE."""
-        await self.send(Run(segment, site, slots=(0, 0, *of), keep=(0, 0)))
+        await self.send(Run(segment, site, slots=(0, 0, *of), holes=(0, 1), keep=(0, 0)))
         return segment, 0, 0
 
 

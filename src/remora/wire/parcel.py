@@ -117,5 +117,5 @@ def _check(part: Part, storages: tuple[int, ...]) -> None:
             raise ProtocolError(f"{what}: shape {list(part.shape)} has more than {MAX_NUMEL} elements")
     last = part.offset + sum((n - 1) * step for n, step in zip(part.shape, part.stride, strict=True))
     available = storages[part.storage] // itemsize
-    if (part.offset if not numel else last + 1) > available:
+    if numel and last >= available:
         raise ProtocolError(f"{what}: reaches beyond its storage of {storages[part.storage]} bytes")
