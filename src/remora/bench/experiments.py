@@ -11,6 +11,7 @@ EXPERIMENTS = {
     "train": "remora.bench.training",
     "zoo": "remora.bench.zoo",
     "compat": "remora.bench.compat",
+    "calibration": "remora.bench.calibration",
 }
 
 

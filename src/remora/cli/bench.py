@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def bench(
-    experiment: Annotated[str, typer.Argument(help="Which one: decode, train, zoo, compat.")] = "decode",
+    experiment: Annotated[
+        str, typer.Argument(help="Which one: decode, train, zoo, compat, calibration.")
+    ] = "decode",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: under a minute.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
     url: Annotated[
