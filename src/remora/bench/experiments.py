@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "compat": "remora.bench.compat",
     "semantics": "remora.bench.semantics",
     "placement": "remora.bench.placement",
+    "calibration": "remora.bench.calibration",
 }
 
 
