@@ -20,9 +20,10 @@ from remora.wire.binding import SiteMemory, encode_run
 from remora.wire.messages import Define, Free, Mark, Marked, Site, ToExecutor
 
 VERSION = 1
-PASSES = 3  # of each probe; the first compiles and takes memory, and does not count
+PASSES = 5  # over all probes, so that a disturbance hits each once; the first compiles, takes memory, does not count
 FASTEST = 1e18  # bytes per second that never bind: the arithmetic rate was measured with its bytes in cache
 KERNEL_S = 2e-6  # of the shortest kernel of an asynchronous device, which hides behind its launch
+RISING = (Kind.PRODUCT, Kind.ATTENTION)  # more operations a byte never make these slower: noise does
 SIGMA, FLOOR = 0.25, 0.1  # of kinds that no held-out probe checks; of those that one does, at least
 MAX_NBYTES = 1 << 20
 
@@ -79,12 +80,11 @@ def script(bench: Bench, segment: int = 1, template: int = 0, site: int = 0, tic
     keep = tuple(number for row in range(len(bench.made)) for number in (row, 0))
     made = writer.run(writer.define(bench.prepare), (), bench.holes, keep)
     marks = []
-    for probe in bench.probes:
-        place = writer.define(probe.template)
-        names = [(made, row, 0) for row in probe.inputs]
+    places = [writer.define(probe.template) for probe in bench.probes]
+    for number in range(PASSES):
         before = writer.mark()
-        for number in range(PASSES):
-            writer.run(place, names, probe.graph.holes)
+        for probe, place in zip(bench.probes, places, strict=True):
+            writer.run(place, [(made, row, 0) for row in probe.inputs], probe.graph.holes)
             after = writer.mark()
             if number:
                 marks.append((probe.name, before, after))
@@ -236,17 +236,18 @@ class _Fit:
             point = (work.flops / work.nbytes, work.flops / self._kernel_s(probe))
             points.setdefault(probe.kind, {}).setdefault(work.dtype, []).append(point)
         return {
-            kind: {dtype: _ascending(found) for dtype, found in by_dtype.items()}
+            kind: {dtype: _ascending(found, kind in RISING) for dtype, found in by_dtype.items()}
             for kind, by_dtype in points.items()
         }
 
 
-def _ascending(points: list[tuple[float, float]]) -> Curve:
-    """A curve through the points; of two of one size, through the faster."""
+def _ascending(points: list[tuple[float, float]], rising: bool = False) -> Curve:
+    """A curve through the points; of two of one size, through the faster. rising: no rate is below an earlier one."""
     best: dict[float, float] = {}
-    for size, rate in points:
-        best[size] = max(rate, best.get(size, 0.0))
-    return Curve(tuple(sorted(best.items())))
+    for size, rate in sorted(points):
+        least = max(best.values(), default=0.0) if rising else 0.0
+        best[size] = max(rate, best.get(size, 0.0), least)
+    return Curve(tuple(best.items()))
 
 
 def fit_link(samples: Sequence[tuple[int, float]], round_trip: bool = False) -> Link:
