@@ -195,10 +195,10 @@ _LINEAR = (
 _PLACE = "index_copy scatter index_put _index_put_impl index_fill masked_scatter put"
 _ACCUMULATE = "scatter_add scatter_reduce index_add index_reduce"
 _EACH = (
-    "add sub mul div neg abs maximum minimum addcdiv addcmul lerp sqrt reciprocal rsqrt copy zero clamp_max clamp_min "
+    "add sub mul div neg abs maximum minimum addcdiv addcmul lerp reciprocal copy zero clamp_max clamp_min "
     "sign norm max round"
 )
-_EACH_MATH = "exp log pow tanh sigmoid sin cos erf expm1 log1p"
+_EACH_MATH = "sqrt rsqrt exp log pow tanh sigmoid sin cos erf expm1 log1p"
 
 RULES = {
     **every(free, _FREE),

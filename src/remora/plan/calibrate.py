@@ -20,7 +20,7 @@ from remora.wire.binding import SiteMemory, encode_run
 from remora.wire.messages import Define, Free, Mark, Marked, Site, ToExecutor
 
 VERSION = 1
-PASSES = 5  # over all probes, so that a disturbance hits each once; the first compiles, takes memory, does not count
+PASSES = 4  # over all probes, so that a disturbance hits each once; the first compiles, takes memory, does not count
 FASTEST = 1e18  # bytes per second that never bind: the arithmetic rate was measured with its bytes in cache
 KERNEL_S = 2e-6  # of the shortest kernel of an asynchronous device, which hides behind its launch
 RISING = (Kind.PRODUCT, Kind.ATTENTION)  # more operations a byte never make these slower: noise does
@@ -178,11 +178,18 @@ class _Fit:
 
     def __init__(self, bench: Bench, found: Measured, asynchronous: bool) -> None:
         self.bench, self.seconds, self.asynchronous = bench, found.seconds, asynchronous
-        calls = [self._per_row(probe) for probe, _ in self._of(Sets.CALL)]
         fixed = {probe.kind: self._per_row(probe) for probe, _ in self._of(Sets.FIXED)}
-        self.call_s = fixed[Kind.MOVE] if asynchronous else min(calls)
+        self.repeated_s = fixed[Kind.MOVE]
         least = KERNEL_S if asynchronous else 1e-8
-        self.fixed_s = {kind: max(least, seconds - self.call_s) for kind, seconds in fixed.items()}
+        self.fixed_s = {kind: max(least, seconds - self.repeated_s) for kind, seconds in fixed.items()}
+        self.call_s = max(self._call_s(probe) for probe, _ in self._of(Sets.CALL))
+
+    def _call_s(self, probe: Probe) -> float:
+        """Of one row among different ones, without what its kernel takes at least."""
+        if self.asynchronous:
+            return self._per_row(probe)
+        kernels_s = fmean(self.fixed_s.get(work.kind, 0.0) for work in graph_work(probe.graph))
+        return max(self.repeated_s, self._per_row(probe) - kernels_s)
 
     def rates(self, sigmas: Mapping[Kind, float]) -> dict[Kind, Rates]:
         """Rates of every kind that a probe measured."""
@@ -219,7 +226,7 @@ class _Fit:
         if self.asynchronous:
             return max(seconds - KERNEL_S, seconds / 2)
         fixed_s = self.fixed_s.get(probe.kind, self.fixed_s[Kind.MOVE])
-        return max(seconds - self.call_s - fixed_s, seconds / 10)
+        return max(seconds - self.repeated_s - fixed_s, seconds / 10)
 
     def _curve(self, sets: Sets, kind: Kind) -> Curve:
         return _ascending(

@@ -26,7 +26,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}
 class Sets(Enum):
     """What a probe's time is taken for."""
 
-    CALL = "call"  # a row that computes nothing
+    CALL = "call"  # a row as such, among others
     FIXED = "fixed"  # a kernel on next to nothing
     HOT = "hot"  # bytes per second, from cache
     COLD = "cold"  # bytes per second, from memory
@@ -83,7 +83,6 @@ class Bench:
         sets: Sets,
         kind: Kind,
         calls: list[Call],
-        shares: bool = False,
         dtype: str = "float32",
     ) -> None:
         """Adds a probe of some calls (op, operands, shape of the result). A Slot among the operands is an input."""
@@ -92,7 +91,7 @@ class Bench:
         rows = []
         for op, operands, shape in calls:
             node = node_of(op, [_slotted(operand, inputs) for operand in operands], holes)
-            rows.append(Row(node, (Facts(dtype, shape, ITEMSIZE[dtype]),), (0 if shares else None,)))
+            rows.append(Row(node, (Facts(dtype, shape, ITEMSIZE[dtype]),), (None,)))
         slots = tuple(Outside(facts_of(self.made[made]), slot) for made, slot in inputs.items())
         graph = Graph(tuple(rows), slots, tuple(holes))
         self.probes.append(Probe(name, sets, kind, graph, tuple(inputs)))
