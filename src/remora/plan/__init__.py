@@ -1,1 +1,1 @@
-"""Decides what runs and lives where: cost model, devices and links, policies. Pure, without torch."""
+"""Placement: what runs and lives where, what it costs, and why. Pure: facts in, plans and explanations out."""
