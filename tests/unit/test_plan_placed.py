@@ -8,9 +8,10 @@ from remora.ir.annotated import Facts, Graph, Outside, Row
 from remora.ir.text import parse_template
 from remora.ops.cost import Kind
 from remora.plan.devices import CLIENT, Device, Link, Pool, Rates, flat
-from remora.plan.duration import Duration
 from remora.plan.estimate import costs
-from remora.plan.placed import Part, parts_of, place
+from remora.plan.parts import placed, split
+from remora.plan.placed import Placed, predict
+from remora.plan.record import Key, Record
 
 MB = 1 << 20
 QUARTER = MB // 4
@@ -41,17 +42,12 @@ def graph(wants: frozenset[tuple[int, int]] = frozenset()) -> Graph:
     return Graph(rows, (Outside(facts, 0),), wants=wants)
 
 
-HERE, BOTH, NOWHERE = [frozenset({0})], [frozenset({0, 1})], [frozenset()]
+HERE, BOTH = (frozenset({0}),), (frozenset({0, 1}),)
 
 
-def predicted(executors, homes=HERE, **more):
-    whole = graph(**more)
-    return place(whole, executors, costs(whole, POOL.devices), POOL, homes)
-
-
-def test_parts_are_the_rows_of_one_executor_between_changes():
-    assert parts_of(graph(), [0, 0, 0, 0]) == (Part(0, 0, (0, 1, 2, 3)),)
-    assert parts_of(graph(), [0, 0, 1, 0]) == (Part(0, 0, (0, 1)), Part(1, 1, (2,)), Part(0, 2, (3,)))
+def predicted(executors, homes=HERE, owner=0, correct=None, **more) -> Placed:
+    whole = placed(graph(**more), tuple(executors))
+    return predict(whole, split(whole, homes, (owner,)), costs(whole, POOL.devices), POOL, correct)
 
 
 def test_on_one_executor_rows_add_up_and_nothing_travels():
@@ -72,7 +68,7 @@ def test_branches_on_two_executors_overlap_but_for_the_transfers():
 def test_what_an_executor_holds_need_not_come_again():
     assert predicted([1, 1, 1, 1], HERE).estimate.duration.seconds == pytest.approx(2.0 + 9.0)
     assert predicted([1, 1, 1, 1], BOTH).estimate.duration.seconds == pytest.approx(9.0)
-    uploaded = predicted([1, 1, 1, 1], NOWHERE)
+    uploaded = predicted([1, 1, 1, 1], (frozenset(),), CLIENT)
     assert uploaded.estimate.duration.seconds == pytest.approx(4.0 + 9.0)
     assert uploaded.schedule.transfers[0].source == CLIENT
 
@@ -88,18 +84,28 @@ def test_what_the_client_wants_comes_back_to_it():
     assert found.estimate.wire_nbytes == MB
 
 
-def test_a_record_corrects_parts():
-    whole = graph()
-    table = costs(whole, POOL.devices)
-    doubled = place(whole, [0] * 4, table, POOL, HERE, lambda part, took: Duration(2 * took.seconds))
-    assert doubled.estimate.duration.seconds == pytest.approx(18.0)
+def test_a_record_corrects_the_parts_that_have_run():
+    record = Record()
+    name = POOL.devices[0].name
+    for _ in range(3):
+        record.add(Key(split(graph_on([0] * 4), HERE, (0,)).parts[0].template.id, 0, name), 1.0, 2.0)
+    found = predicted(
+        [0] * 4, correct=lambda part, took: record.correct(Key(part.template.id, 0, name), took)
+    )
+    assert found.estimate.duration.seconds == pytest.approx(18.0)
+    assert found.parts[0].duration.seconds == pytest.approx(18.0)
 
 
-def test_views_of_one_storage_travel_as_one():
-    text = "%0 = aten.view.default($0, [int])\n%1 = aten.add.Tensor(%0, $0)\n"
+def graph_on(executors) -> Graph:
+    return placed(graph(), tuple(executors))
+
+
+def test_views_of_one_memory_travel_as_one():
+    text = "%0 = aten.neg.default($0)\n%1 = aten.view.default(%0, [int])\n%2 = aten.add.Tensor(%0, %1)\n"
     facts = Facts("float32", (QUARTER,), 4)
     nodes = parse_template(text).nodes
-    rows = (Row(nodes[0], (facts,), (0,)), Row(nodes[1], (facts,), (None,)))
-    whole = Graph(rows, (Outside(facts, 0),), (QUARTER,))
-    found = place(whole, [1, 1], costs(whole, POOL.devices), POOL, HERE)
+    shares = ((None,), (0,), (None,))
+    rows = tuple(Row(node, (facts,), shared) for node, shared in zip(nodes, shares, strict=True))
+    whole = placed(Graph(rows, (Outside(facts, 0),), (QUARTER,)), (0, 0, 1))
+    found = predict(whole, split(whole, HERE, (0,)), costs(whole, POOL.devices), POOL)
     assert found.estimate.wire_nbytes == MB
