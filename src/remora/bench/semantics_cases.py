@@ -67,8 +67,11 @@ def generated(name: str, parts: dict[str, Any], **options: Any) -> Callable[[Tru
             calls[0] += 1
             return Phase.PREFILL if calls[0] == 1 else Phase.DECODE
 
+        caches: list[Any] = []
+
         def before(module: Any, args: Any, kwargs: Any) -> None:
-            truth.cache(_caches(kwargs))
+            caches.append(_caches(kwargs))
+            truth.cache(caches[-1])
 
         def after(module: Any, args: Any, kwargs: Any, result: Any) -> None:
             truth.cache(_caches(kwargs))
@@ -83,6 +86,7 @@ def generated(name: str, parts: dict[str, Any], **options: Any) -> Callable[[Tru
         truth.inputs(there)
         rest = {key: item for key, item in options.items() if key != "padded"}
         model.generate(**there, max_new_tokens=NEW_TOKENS, do_sample=False, **rest).cpu()
+        truth.cache(caches)  # as the last step left them
 
     return run
 
