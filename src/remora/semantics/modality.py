@@ -37,6 +37,7 @@ def recognise(reading: Reading, known: Meanings, sites: Iterable[Attention]) -> 
         flow.visit(row)
     for row in reversed(range(len(reading.ops))):
         flow.fill(row)
+    flow.fill_by_path()
     said = Meanings()
     for row, kind in enumerate(flow.kinds):
         if isinstance(kind, Modality):
@@ -95,6 +96,23 @@ class _Flow:
         kinds = {self.kinds[reader] for reader in self.reading.readers[row]}
         if len(kinds) == 1 and isinstance(kind := kinds.pop(), Modality):
             self.kinds[row], self.reasons[row] = kind, f"modality: only rows of {kind} read it"
+
+    def fill_by_path(self) -> None:
+        """What remains is of the kind of the innermost module around it that has any, if that has one alone."""
+        kinds: dict[str, set[Kind]] = {}
+        paths = [row.module.partition(" (")[0] for row in self.reading.graph.rows]
+        around = {path: _around(path) for path in dict.fromkeys(paths)}
+        for path, kind in zip(paths, self.kinds, strict=True):
+            for module in around[path] if kind is not None else ():
+                kinds.setdefault(module, set()).add(kind)
+        for row, path in enumerate(paths):
+            if self.kinds[row] is not None or self.raw[row] < 0:
+                continue
+            inner = next((module for module in around[path] if module in kinds), None)
+            if inner is None or len(kinds[inner]) > 1:
+                continue
+            (kind,) = kinds[inner]
+            self.kinds[row], self.reasons[row] = kind, f"modality: all that runs in {inner} is {kind}"
 
     def _kind(self, arg: Arg) -> Kind:
         if isinstance(arg, Ref):
@@ -193,3 +211,9 @@ class _Flow:
             if all(isinstance(arg, Ref) and self.reading.ops[arg.row] == "embedding" for arg in origins):
                 return next(kind for kind in kinds if kind is not TEXT)  # an embedding of positions
         return MIXED
+
+
+def _around(path: str) -> list[str]:
+    """The modules around a row, the innermost first: of `Net.h.0`, itself, `Net.h` and `Net`."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]

@@ -15,6 +15,7 @@ from remora.semantics.gradients import is_gradient_slot
 from remora.semantics.meanings import Meanings
 from remora.semantics.reading import Arg, Reading, Root
 
+_DECAYS = frozenset({"add", "_foreach_add"})  # of a weight to its gradient
 _SCALES, _TAKES = frozenset({"mul_", "_foreach_mul_"}), frozenset({"add_", "_foreach_add_"})
 _MAKES = frozenset({"zeros_like", "zeros", "full_like", "full", "empty_like", "clone", "new_zeros"})
 
@@ -64,7 +65,10 @@ class _Pass:
         changed = self.states.keys() | self.weights.keys()
         for row, outs in enumerate(reading.roots):
             written = {reading.root(reading.inputs[row][place]) for place in reading.graph.rows[row].writes}
-            if not changed.isdisjoint(written) or (outs and outs[0] in self.states):
+            decays = reading.ops[row] in _DECAYS and any(
+                reading.root(arg) in self.weights for arg in reading.inputs[row]
+            )
+            if not changed.isdisjoint(written) or (outs and outs[0] in self.states) or decays:
                 self.steps.add(row)
         return Training(self.weights, self.states, frozenset(self.steps))
 

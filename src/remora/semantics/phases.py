@@ -22,6 +22,18 @@ from remora.semantics.reading import Arg, Reading
 KV = Residency.KV_CACHE
 GENERATING = (Phase.PREFILL, Phase.DECODE)
 _LAYERS = PRODUCTS | {"linear", "addmm", "conv1d", "convolution"}
+_COMPUTES = (
+    _LAYERS
+    | {"conv2d", "conv3d", "embedding", "embedding_bag", "_embedding_bag"}
+    | {
+        "scaled_dot_product_attention",
+        "layer_norm",
+        "rms_norm",
+        "addmv",
+        "mv",
+        "einsum",
+    }
+)
 _FORWARD = Meaning(phase=Phase.FORWARD, evidence=("phase: no cache is read or begun",))
 _BACKWARD = Meaning(phase=Phase.BACKWARD, evidence=("phase: derives from the gradient of a loss",))
 
@@ -43,8 +55,10 @@ def recognise(
     gradients: frozenset[int],
     training: Training,
 ) -> Meanings:
-    """The phase of every row that is no optimizer's."""
+    """The phase of every row that is no optimizer's. Nothing of a graph without a layer, which may be of any phase."""
     said = Meanings()
+    if decoder is None and not gradients and _COMPUTES.isdisjoint(reading.ops):
+        return said
     backward = (gradients | _views_for(reading, gradients)) - training.rows
     plain = [site for site in sites if not _is_cached(reading, known, site)]
     meaning, beside = _of_rest(reading, known, plain, decoder, bool(gradients))
@@ -78,9 +92,7 @@ def _of_rest(
     learned = _learned(reading)
     if learned is not None:
         row, meaning = learned
-        around = reading.before(encoder) | reading.behind(encoder)
-        rest = set(range(len(reading.ops))) - reading.before({row}) if plain else set()
-        return meaning, around | rest
+        return meaning, (reading.before(encoder) | reading.behind(encoder)) - reading.before({row})
     return (_by_ids(reading) or _FORWARD) if not plain else _FORWARD, set()
 
 
@@ -111,6 +123,12 @@ def decoder(
     states = set(recurrent.rows) | {
         row for number in recurrent.slots for row, _ in reading.slot_readers[number]
     }
+    begun = {
+        row
+        for row, meaning in known.rows.items()
+        if meaning.residency is KV and reading.ops[row] in ("zeros", "zeros_like", "new_zeros")
+    }
+    states |= set() if cached else begun
     if cached:
         phase, reason = _of_attention(reading, known, cached)
     elif states:
@@ -132,13 +150,13 @@ def decoder(
 
 
 def _views_for(reading: Reading, gradients: frozenset[int]) -> set[int]:
-    """Views that the backward pass makes for itself: of weights, mostly."""
+    """What the backward pass computes for itself alone: views of weights, powers of what was saved."""
     first = min(gradients, default=len(reading.ops))
-    return {
-        row
-        for row in range(first, len(reading.ops))
-        if row not in gradients and reading.readers[row] and gradients.issuperset(reading.readers[row])
-    }
+    found = set(gradients)
+    for row in reversed(range(first, len(reading.ops))):
+        if reading.readers[row] and found.issuperset(reading.readers[row]):
+            found.add(row)
+    return found - gradients
 
 
 def _is_hidden(reading: Reading, known: Meanings, number: int) -> bool:
@@ -199,8 +217,9 @@ def _n_tokens(reading: Reading, site: Attention) -> int:
     """Tokens of a step: the keys that its cache takes in. A query's length may be folded with grouped heads, and
     counts where no key is taken in."""
     origin = reading.origin(site.key)
-    root = reading.root(origin)
-    puts = [row for row in reading.writers.get(root, ()) if reading.ops[row] in ("index_copy_", "index_put_")]
+    roots = {reading.root(arg) for arg in (origin, *map(Ref, reading.way(site.key)))}
+    writers = sorted(row for root in roots for row in reading.writers.get(root, ()))
+    puts = [row for row in writers if reading.ops[row] in ("index_copy_", "index_put_")]
     if puts:
         new = reading.shape(reading.inputs[puts[-1]][-1])
         return new[-2] if len(new) > 1 else 1
