@@ -11,7 +11,9 @@ EXPERIMENTS = {
     "train": "remora.bench.training",
     "zoo": "remora.bench.zoo",
     "compat": "remora.bench.compat",
+    "semantics": "remora.bench.semantics",
     "placement": "remora.bench.placement",
+    "calibration": "remora.bench.calibration",
 }
 
 

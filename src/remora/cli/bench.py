@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def bench(
     experiment: Annotated[
-        str, typer.Argument(help="Which one: decode, train, zoo, compat, placement.")
+        str,
+        typer.Argument(help="Which one: decode, train, zoo, compat, semantics, placement, calibration."),
     ] = "decode",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: under a minute.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,

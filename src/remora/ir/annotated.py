@@ -111,6 +111,8 @@ class Outside:
     storage: equal for slots that share memory. uploaded: it came from the client. made_by: the node that made it in
     an earlier graph of this session, and its output, or None if it was uploaded. age: how many graphs ago it was made.
     written: whether any row so far has written its memory. reads: in how many graphs it was read before this one.
+    meaning: of a captured graph, what was said of the row that made it, or of the slot that it was in the last graph
+    that read it; of an annotated one, what is said now.
     """
 
     facts: Facts

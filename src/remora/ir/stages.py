@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from remora.errors import PlanError
-from remora.ir.annotated import Graph, Stage
+from remora.ir.annotated import Graph, Outside, Row, Stage
 from remora.ir.node import Ref, Slot
 
 Rule = Callable[[Graph], Iterator[str]]
@@ -60,7 +60,8 @@ def sharing_names_an_input(graph: Graph) -> Iterator[str]:
 
 @rule(Stage.ANNOTATED)
 def what_is_said_has_evidence(graph: Graph) -> Iterator[str]:
-    for kind, items in (("row", graph.rows), ("slot", graph.slots)):
+    kinds: tuple[tuple[str, tuple[Row | Outside, ...]], ...] = (("row", graph.rows), ("slot", graph.slots))
+    for kind, items in kinds:
         for number, item in enumerate(items):
             meaning = item.meaning
             said = (meaning.residency, meaning.phase, meaning.modality, meaning.layer)

@@ -68,13 +68,39 @@ def parse_template(text: str) -> Template:
         if not equals or head.strip() != f"%{len(nodes)}":
             raise ValueError(f"line {number + 1}: expected '%{len(nodes)} = op(…)', got {line!r}")
         try:
-            nodes.append(_Parser(body, number + 1).node())
+            parser = _Parser(body, number + 1)
+            nodes.append(parser.node())
         except RecursionError:
             raise ValueError(f"line {number + 1}: lists nest too deep") from None
+        if parser.kind != "end":
+            raise ValueError(f"line {number + 1}: {parser.token!r} after the node's end")
     try:
         return Template.decode(Template(tuple(nodes)).body)
     except OverflowError as error:
         raise ValueError(f"a number is too large: {error}") from None
+
+
+def print_node(node: Node) -> str:
+    """A node as its line has it, without the row's number."""
+    return _node(node)
+
+
+def parse_node(text: str, line: int = 1) -> tuple[Node, str]:
+    """Reads a node from the start of a text; returns it and what stands behind the `|` that ends it, or ''.
+
+    Raises:
+        ValueError: there is no node; names `line`.
+    """
+    try:
+        parser = _Parser(text, line)
+        node = parser.node()
+    except RecursionError:
+        raise ValueError(f"line {line}: lists nest too deep") from None
+    if parser.kind == "end":
+        return node, ""
+    if parser.token != "|":
+        raise ValueError(f"line {line}: {parser.token!r} after the node's end")
+    return node, text[parser.position :]
 
 
 class _Parser:
@@ -116,8 +142,6 @@ class _Parser:
                 self.take(",")
         self.take(")")
         layouts = self.layouts() if self.token == "{" else ()
-        if self.kind != "end":
-            raise ValueError(f"line {self.line}: {self.token!r} after the node's end")
         return Node(op, tuple(args), tuple(kwargs), layouts)
 
     def arg(self) -> Arg:

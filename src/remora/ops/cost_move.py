@@ -1,0 +1,174 @@
+"""Cost of what moves and maps: pointwise ops, copies, look-ups by index, fills, optimizers over lists."""
+
+from __future__ import annotations
+
+from remora.ir.annotated import Facts
+from remora.ops.cost_call import FREE, Call, Kind, Work, every, numel
+
+MATH_FLOPS = 10  # of one exp, tanh, pow or normal number; what a polynomial with its range reduction takes
+UPDATE_FLOPS = 12  # of one element in Adam
+
+
+def free(call: Call) -> Work:
+    """Sizes and strides change, or memory is taken and not written."""
+    return FREE
+
+
+def math(call: Call) -> Work:
+    return call.work(MATH_FLOPS * call.n_out, Kind.MATH)
+
+
+def fill(call: Call) -> Work:
+    """Written and not read."""
+    return call.work(0, Kind.MOVE, read=0)
+
+
+def draw(call: Call) -> Work:
+    """Random numbers."""
+    return call.work(MATH_FLOPS * call.n_out, Kind.MATH, read=0)
+
+
+def copy(call: Call) -> Work:
+    """Written over: of the target nothing is read."""
+    source = call.covered[1] if len(call.covered) > 1 else call.read
+    return call.work(0, Kind.MOVE, read=source)
+
+
+def move(call: Call) -> Work:
+    return call.work(0, Kind.MOVE)
+
+
+def look_up(call: Call) -> Work:
+    """Rows of a table by index: what is read is what comes out, and the indices; never the table."""
+    indices = sum(call.covered[1:])
+    return call.work(0, Kind.GATHER, read=min(call.covered[0], call.made) + indices)
+
+
+def bag(call: Call) -> Work:
+    """Rows of a table by index, added up by bags: as many rows as indices are read."""
+    table, indices = call.tensor(0), call.tensor(1)
+    width = table.shape[-1] if table.shape else 1
+    read = min(call.covered[0], numel(indices) * width * table.itemsize)
+    return call.work(numel(indices) * width, Kind.GATHER, read=read + sum(call.covered[1:]))
+
+
+def place(call: Call) -> Work:
+    """Values put where indices say: of the target only those places are written, unless the result is a copy."""
+    values, others = _values_nbytes(call), sum(call.covered[1:])
+    if call.written:
+        return call.work(0, Kind.GATHER, read=others, written=min(values, call.written))
+    return call.work(0, Kind.GATHER)
+
+
+def accumulate(call: Call) -> Work:
+    """As `place`, and what was there is read."""
+    values, others = _values_nbytes(call), sum(call.covered[1:])
+    if call.written:
+        touched = min(values, call.written)
+        flops = values // max(1, call.out.itemsize)
+        return call.work(flops, Kind.GATHER, read=others + touched, written=touched)
+    return call.work(call.n_out, Kind.GATHER)
+
+
+def _values_nbytes(call: Call) -> int:
+    """Bytes of the places that are touched: of the last tensor, or for a number, one for each index."""
+    last = call.covered[-1] if call.covered else 0
+    indices = [facts for facts in call.inputs[1:] if facts is not None]
+    places = max([numel(facts) for facts in indices], default=0) * call.out.itemsize
+    return max(last, places)
+
+
+def each(call: Call) -> Work:
+    """One kernel a tensor of the list, on devices without fused ones."""
+    first = call.args[0] if call.args else ()
+    count = len(first) if isinstance(first, tuple) else 1
+    return call.work(call.n_out, Kind.MOVE, kernels=max(1, count))
+
+
+def each_math(call: Call) -> Work:
+    done = each(call)
+    return Work(
+        MATH_FLOPS * done.flops, done.bytes_read, done.bytes_written, Kind.MATH, done.kernels, done.dtype
+    )
+
+
+def update(call: Call) -> Work:
+    """A fused optimizer: one pass over parameters, gradients and states."""
+    first = call.args[0] if call.args else ()
+    count = (
+        sum([numel(facts) for facts in first if isinstance(facts, Facts)]) if isinstance(first, tuple) else 0
+    )
+    return call.work(UPDATE_FLOPS * count, Kind.MOVE)
+
+
+def window(call: Call) -> Work:
+    """Each output element from a window of inputs, or from its neighbours: the input is read once."""
+    size = call.arg(1, "kernel_size")
+    taps = 4
+    if isinstance(size, tuple) and size and all(isinstance(n, int) for n in size):
+        dims = max(0, len(call.tensor(0).shape) - 2)
+        taps = 1
+        for n in size if len(size) > 1 else size * max(1, dims):
+            taps *= max(1, int(n))
+    return call.work(taps * call.n_out, Kind.REDUCE)
+
+
+_FREE = (
+    "empty empty_like empty_strided new_empty new_empty_strided empty_permuted transpose squeeze unsqueeze t "
+    "swapaxes swapdims as_strided detach resize _resize_output resize_as set set_data alias resized lift "
+    "lift_fresh _unsafe_view view expand permute"
+)
+_MATH = (
+    "exp exp2 expm1 log log2 log10 log1p pow sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh erf "
+    "erfc erfinv sigmoid logit gelu silu mish softplus elu selu celu log_sigmoid log_sigmoid_forward xlogy lgamma "
+    "digamma polygamma i0 i1 sinc hypot logaddexp logaddexp2 gelu_backward silu_backward mish_backward "
+    "softplus_backward elu_backward log_sigmoid_backward tanh_backward sigmoid_backward special_entr special_erfcx "
+    "special_ndtr special_log_ndtr angle float_power fmod remainder polar _thnn_fused_lstm_cell "
+    "_thnn_fused_gru_cell igamma igammac mvlgamma glu glu_backward binary_cross_entropy "
+    "binary_cross_entropy_with_logits frexp nextafter"
+)
+_DRAW = (
+    "rand rand_like randn randn_like randint randint_like randperm normal uniform exponential geometric cauchy "
+    "log_normal random bernoulli"
+)
+_FILL = (
+    "zeros zeros_like ones ones_like full full_like fill zero new_zeros new_ones new_full arange linspace eye"
+)
+_MOVE = (
+    "clone _to_copy contiguous cat stack repeat repeat_interleave flip roll tril triu constant_pad_nd pad "
+    "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d select_backward slice_backward "
+    "native_channel_shuffle pixel_shuffle pixel_unshuffle _reshape_copy _local_scalar_dense diag_embed "
+    "_conj_physical unfold_backward slice_scatter select_scatter as_strided_scatter diagonal_scatter"
+)
+_WINDOW = (
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
+    "_adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "grid_sampler grid_sampler_2d grid_sampler_3d im2col col2im max_pool2d_with_indices_backward "
+    "avg_pool2d_backward _adaptive_avg_pool2d_backward upsample_nearest2d_backward upsample_bilinear2d_backward"
+)
+_PLACE = "index_copy scatter index_put _index_put_impl index_fill masked_scatter put"
+_ACCUMULATE = "scatter_add scatter_reduce index_add index_reduce"
+_EACH = (
+    "add sub mul div neg abs maximum minimum addcdiv addcmul lerp sqrt reciprocal rsqrt copy zero clamp_max clamp_min "
+    "sign norm max round"
+)
+_EACH_MATH = "exp log pow tanh sigmoid sin cos erf expm1 log1p"
+
+RULES = {
+    **every(free, _FREE),
+    **every(math, _MATH),
+    **every(draw, _DRAW),
+    **every(fill, _FILL),
+    **every(move, _MOVE),
+    **every(window, _WINDOW),
+    **every(place, _PLACE),
+    **every(accumulate, _ACCUMULATE),
+    **{f"_foreach_{name}": each for name in _EACH.split()},
+    **{f"_foreach_{name}": each_math for name in _EACH_MATH.split()},
+    **every(update, "_fused_adam _fused_adamw _fused_sgd _fused_adagrad"),
+    **every(look_up, "embedding index_select gather index take take_along_dim _unsafe_index"),
+    **every(bag, "embedding_bag _embedding_bag _embedding_bag_forward_only"),
+    "copy": copy,
+}

@@ -1,0 +1,1 @@
+"""What tensors mean: recognisers, one a file, each with the evidence for what it says."""

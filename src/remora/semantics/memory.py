@@ -1,0 +1,37 @@
+"""What annotation remembers of a session's earlier graphs. Immutable: annotating gives the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from remora.ir.annotated import Phase, Residency
+from remora.ir.node import Node
+
+Maker = tuple[Node, int]
+_NONE: Mapping[int, Residency] = MappingProxyType({})
+_NO_PHASES: Mapping[Maker, Phase] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What was learned of values that more than one graph sees.
+
+    storages: what lives in a memory that stays (`Outside.storage`): weights, fixed caches, optimizer state.
+    candidates: rows (node, output) that look like a cache's and whose readers were not in their graph.
+    caches: rows whose output a later graph read as a cache. Where a program is cut between the row that grows a cache
+    and the attention that reads it, the row's own graph cannot tell.
+    phases: rows whose output a later graph went on with, towards a cache, and its phase: the first rows of a step may
+    be cut from its first attention.
+    phase: of the last graph that had a cache.
+    """
+
+    storages: Mapping[int, Residency] = field(default_factory=lambda: _NONE)
+    candidates: frozenset[Maker] = frozenset()
+    caches: frozenset[Maker] = frozenset()
+    phases: Mapping[Maker, Phase] = field(default_factory=lambda: _NO_PHASES)
+    phase: Phase | None = None
+
+
+EMPTY = Memory()
