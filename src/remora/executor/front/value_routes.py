@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import ClientError, web
 
-from remora.executor.front.arrivals import MAX_UNTAKEN, Reception
+from remora.executor.front.arrivals import MAX_UNTAKEN, Reception, fits_packet
 from remora.executor.front.blobs import MAX_UPLOADS
 from remora.executor.front.carrier import PROOF_HEADER, PUSH_SECRET_HEADER, proof_of
 from remora.executor.front.front import Front
@@ -82,8 +82,9 @@ class ValueRoutes:
     ) -> None:
         front, parcel = self._front, reception.parcel
         worker = front.workers.of_tenant[session.tenant]
-        await self._room(session)
-        self._reserve(session, parcel)
+        if not fits_packet(parcel):  # else it is admitted by the worker alone, as a Put is
+            await self._room(session)
+            self._reserve(session, parcel)
         handed_over = False
         try:
             views = await reception.prepare(worker.arrivals)
