@@ -325,6 +325,7 @@ def test_a_name_that_exists_is_not_overwritten(pair):
         name = await a.put(1, 1.0)
         await b.put(1, 2.0)
         await a.push(0, name)
+        await b.wait(name)
         failed = await b.failed()
         assert (failed.kind, "exists already" in failed.message) == ("protocol", True)
         await b.send(Recover(failed.failure))
