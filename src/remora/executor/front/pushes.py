@@ -122,7 +122,8 @@ class Pushes:
                 if not isinstance(way, str):
                     await self._tell_peer(session, out, way, out.failed or failed.message)
         finally:
-            self._release(session, Sent(out.push, reusable=failed is None))
+            if out.path:
+                self._release(session, Sent(out.push, reusable=failed is None))
             peers.under_way -= 1
             self._close_if_over(session.number, peers)
 
