@@ -372,6 +372,26 @@ def test_the_destination_dies(pair):
         asyncio.run(run())
 
 
+def test_the_destinations_worker_dies(pair):
+    with executor_process("--memory", "1GiB") as mortal:
+
+        async def run():
+            async with lanes(pair[0].url, mortal.url) as (a, b):
+                await a.peer(2, b)
+                name = await a.put(1, 1.0)
+                await a.push(2, name)
+                mortal.kill_worker()
+                assert isinstance(await b.failed(), Lost)
+                answer = await a.push(2, name)
+                assert (answer.kind, "there is no session" in answer.message) == ("refused", True)
+                await a.peer(3, b)
+                answer = await a.push(3, name)
+                assert (answer.kind, "has no such session" in answer.message) == ("refused", True)
+                b.caller, b.grant = a.caller, a.grant
+
+        asyncio.run(run())
+
+
 def test_the_source_dies_before_it_pushed(pair):
     """Its client hears so, and tells the destination, where the row that needed the value says why."""
     with executor_process("--memory", "1GiB") as mortal:

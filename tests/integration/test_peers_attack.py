@@ -189,7 +189,8 @@ def test_peers_that_do_not_answer_delay_their_own_pushes_only(executor, other):
             name = await lane.put(1, 1.0)
             for index in range(1, 5):
                 await lane.send(Peer(index, silent.url, "abc123", "secretsecret"))
-                await lane.start_push(index, name)
+            for turn in range(60):
+                await lane.start_push(1 + turn % 4, name)
             await lane.peer(0, good)
             started = time.monotonic()
             assert isinstance(await lane.push(0, name), Pushed)

@@ -64,7 +64,7 @@ class Buffers:
         path = self._folder / f"{self._prefix}-{secrets.token_hex(8)}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.posix_fallocate(fd, 0, whole)  # else a full volume would be a SIGBUS at the first write
+            _allocate(fd, whole)
             return Buffer(str(path), whole, mmap.mmap(fd, whole))
         except BaseException:
             path.unlink()
@@ -89,3 +89,13 @@ class Buffers:
         self._spare = [buffer for buffer in self._spare if buffer.spare_since >= before]
         for buffer in old:
             self.drop(buffer)
+
+
+def _allocate(fd: int, nbytes: int) -> None:
+    """Takes the memory now: on a full volume, the first write to a mapped page would be a SIGBUS. Raises OSError."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, nbytes)
+        return
+    zeros = bytes(min(nbytes, 1 << 20))  # macOS
+    while (left := nbytes - os.lseek(fd, 0, os.SEEK_CUR)) > 0:
+        os.write(fd, zeros[:left])

@@ -37,7 +37,7 @@ class Kind(enum.IntEnum):
     OTHERS = 6  # Others, for no session in particular
     ARRIVAL = 7  # Arrival: values that another executor has sent
     ABANDON = 8  # wire's Abandon
-    SENT = 9  # Sent, for no session in particular: a push is over
+    SENT = 9  # Sent, for no session in particular: a push that has a path is over
     # worker to front
     READY = 16  # WorkerReady
     REPLY = 17  # encoded tuple of ToClient
@@ -48,7 +48,7 @@ class Kind(enum.IntEnum):
     PEER = 22  # wire's Peer
     PUSH = 23  # Outgoing
     HOLD = 24  # one byte: whether the session's steps are to stay with the front for now
-    TAKEN = 25  # Taken: the arrival is a value now, or refused
+    TAKEN = 25  # Taken: an arrival that has paths is a value now, or refused
     RETURNED = 26  # Returned, for no session in particular
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
-from remora.errors import AuthError, ConnectError, Refused, RemoraError, SessionLost
+from remora.errors import AuthError, ConnectError, NobodyAnswers, Refused, RemoraError, SessionLost
 from remora.transport.address import Address
 from remora.transport.connection import Connection, Traffic, connect
 from remora.transport.interface import Buffer
@@ -95,7 +95,7 @@ class Exchange:
                     self._drop()
             except TimeoutError:
                 self._drop()
-                raise ConnectError(f"{self.address.text}: nobody answered within {limit_s:g} s") from None
+                raise NobodyAnswers(f"{self.address.text}: nobody answered within {limit_s:g} s") from None
             except RemoraError:
                 self._drop()
                 raise

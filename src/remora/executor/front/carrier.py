@@ -94,7 +94,7 @@ class HttpCarrier:
         try:
             return self._ask(path, [head, body])
         except ConnectError as error:
-            if type(error) is not ConnectError or self._closed:  # what was refused would be so again
+            if type(error) is not ConnectError or self._closed:  # refused, or silent: it would be so again
                 raise
             self._drop_idle()
             return self._ask(path, [head, body])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from remora.errors import ConnectError, Refused
-from remora.executor.front.carrier import Carrier, carrier_to
+from remora.executor.front.carrier import MAX_CONNECTIONS, Carrier, carrier_to
 from remora.executor.front.peers import PeerRule
 from remora.executor.front.refusal import Refuse
 from remora.executor.front.sessions import Session
@@ -22,7 +22,7 @@ log = logging.getLogger("remora.front")
 
 T = TypeVar("T")
 
-MAX_THREADS = 8  # a tenant; one that its peers keep waiting delays its own pushes only
+MAX_THREADS = 32  # a tenant; one that its peers keep waiting delays its own pushes only
 MAX_NAMED = 4  # values that a message names
 
 
@@ -40,6 +40,9 @@ class _Peers:
 
     named: dict[int, Peer] = field(default_factory=dict)
     ways: dict[int, Carrier | str] = field(default_factory=dict)
+    turns: dict[int, asyncio.Semaphore] = field(
+        default_factory=dict
+    )  # a silent peer holds up no other's pushes
     under_way: int = 0
     over: bool = False
 
@@ -112,13 +115,15 @@ class Pushes:
             elif out.failed:
                 failed = PushFailed(out.ticket, "value", _text(out, f"peer {way.peer}", out.failed))
             else:
-                failed = await self._carry(session, out, way)
+                async with peers.turns.setdefault(out.peer, asyncio.Semaphore(MAX_CONNECTIONS)):
+                    failed = await self._carry(session, out, way)
             if failed is not None:
                 self._reply(session, failed)
                 if not isinstance(way, str):
                     await self._tell_peer(session, out, way, out.failed or failed.message)
         finally:
-            self._release(session, Sent(out.push, reusable=failed is None))
+            if out.path:
+                self._release(session, Sent(out.push, reusable=failed is None))
             peers.under_way -= 1
             self._close_if_over(session.number, peers)
 

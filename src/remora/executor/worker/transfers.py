@@ -157,7 +157,8 @@ class Transfers:
             raise
         finally:
             session.device.returned.extend(path for path in arrival.paths[len(storages) :] if path)
-            session.device.outbox.tell(Kind.TAKEN, session.number, Taken(parcel.push))
+            if any(arrival.paths):  # else nothing was set aside for it
+                session.device.outbox.tell(Kind.TAKEN, session.number, Taken(parcel.push))
 
     def _make_storages(self, sizes: tuple[int, ...], arrival: Arrival, made: list[torch.Tensor]) -> None:
         device, at = self._session.device, 0
