@@ -17,13 +17,12 @@ from torch.nn import functional
 
 import remora
 from remora.bench import models, networks
-from remora.bench.graphs import graph_of
 from remora.bench.harness import Options, Report
 from remora.capture.recorder import Segment
 from remora.config import ClientSettings
-from remora.device.meta import TensorMeta
 from remora.device.module import torch_version
 from remora.device.sink import Moment
+from remora.ir.annotated import Graph, Outside
 from remora.plan import calibrate
 from remora.plan.devices import Device
 from remora.plan.duration import Duration, total
@@ -32,6 +31,7 @@ from remora.plan.probe_suite import CPU, GPU, suite
 from remora.plan.record import Key, Record
 from remora.pool.embedded import EmbeddedExecutor
 from remora.session.connect import current
+from remora.session.graphs import facts_of, graph_of
 from remora.session.link import Link
 from remora.transport.http import HttpTransport
 from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
@@ -115,10 +115,10 @@ def _answers(link: Link, told: calibrate.Script) -> dict[int, Marked]:
 
 @dataclass
 class Seen:
-    """A segment that was sent, with its slots' metadata at that time and the executor's clock before it."""
+    """A segment that was sent, as a graph, and the executor's clock before it."""
 
-    segment: Segment
-    metas: list[TensorMeta]
+    template: bytes
+    graph: Graph
     before: Moment
 
 
@@ -132,9 +132,9 @@ class Watch:
         self.seen: list[Seen] = []
 
     def __call__(self, segment: Segment) -> None:
-        self.seen.append(
-            Seen(segment, [value.meta for value in segment.slots], self.session.mark(settle=True))
-        )
+        slots = [Outside(facts_of(value.meta), at, value.uploaded) for at, value in enumerate(segment.slots)]
+        graph = graph_of(segment, slots)
+        self.seen.append(Seen(segment.captured.template.id, graph, self.session.mark(settle=True)))
 
     def run(self, program: Callable[[], Any]) -> list[tuple[Seen, float]]:
         """One run of a program: its segments, with the seconds that each one took the executor."""
@@ -164,9 +164,8 @@ def _judge(
     for trial in range(LEARNED + trials):
         modelled, corrected, measured_s = [], [], 0.0
         for seen, seconds in watch.run(program):
-            predicted = _predict(seen, device)
-            size = sum(meta.nbytes for meta in seen.metas).bit_length()
-            key = Key(seen.segment.captured.template.id, size, device.name)
+            predicted = _predict(seen.graph, device)
+            key = Key(seen.template, _bucket(seen.graph), device.name)
             modelled.append(predicted)
             corrected.append(record.correct(key, predicted))
             record.add(key, predicted.seconds, seconds)
@@ -182,11 +181,15 @@ def _judge(
     return [abs(ratio - 1.0) for ratio in learned]
 
 
-def _predict(seen: Seen, device: Device) -> Duration:
+def _predict(graph: Graph, device: Device) -> Duration:
     """By the model alone, without the message's own cost, which is not in the executor's busy seconds."""
-    graph = graph_of(seen.segment, seen.metas)
     predicted = costs(graph, (device,)).part(0).duration
     return Duration(predicted.seconds - device.run_s, predicted.errors)
+
+
+def _bucket(graph: Graph) -> int:
+    """The power of two of the bytes that the graph reads from outside."""
+    return sum(slot.facts.nbytes for slot in graph.slots).bit_length()
 
 
 def _programs(quick: bool) -> list[tuple[str, Callable[[], Any]]]:

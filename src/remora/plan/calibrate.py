@@ -20,7 +20,7 @@ from remora.wire.binding import SiteMemory, encode_run
 from remora.wire.messages import Define, Free, Mark, Marked, Site, ToExecutor
 
 VERSION = 1
-PASSES = 4  # over all probes, so that a disturbance hits each once; the first compiles, takes memory, does not count
+PASSES = 7  # over all probes, so that a disturbance hits each once; the first compiles, takes memory, does not count
 FASTEST = 1e18  # bytes per second that never bind: the arithmetic rate was measured with its bytes in cache
 KERNEL_S = 2e-6  # of the shortest kernel of an asynchronous device, which hides behind its launch
 RISING = (Kind.PRODUCT, Kind.ATTENTION)  # more operations a byte never make these slower: noise does

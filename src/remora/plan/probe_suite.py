@@ -150,7 +150,7 @@ def _products(bench: Bench, sizes: Sizes, dtype: str) -> None:
         return ("aten.mm.default", [Slot(x), Slot(weight)], (rows, columns))
 
     first = dtype == sizes.dtypes[0]
-    cold = [mm(one, weight, 1, n) for weight in weights] * 2
+    cold = [mm(one, weight, 1, n) for weight in weights]
     bench.probe(
         f"1 row, {sizes.weights} weights {dtype}",
         Sets.COLD if first else Sets.NOTHING,
@@ -213,9 +213,9 @@ def _convolutions(bench: Bench, sizes: Sizes, dtype: str) -> None:
         ("deep", _conv(deep, deepest, 1, 1, (b, 8 * c, side // 8, side // 8))),
     ):
         bench.probe(f"convolution {name}", Sets.FLOPS, Kind.CONVOLUTION, [call], dtype=dtype)
-    pool: list[Operand] = [Slot(x), [3, 3], [2, 2], [1, 1]]
+    pool: list[Operand] = [Slot(bench.noise(b, c, side, side)), [3, 3], [2, 2], [1, 1]]
     call = ("aten.max_pool2d.default", pool, (b, c, half, half))
-    bench.probe("pool", Sets.FLOPS, Kind.REDUCE, [call], dtype=dtype)
+    bench.probe("pool", Sets.FLOPS, Kind.REDUCE, [call])
 
 
 def _rows(bench: Bench, sizes: Sizes, dtype: str) -> None:
@@ -238,8 +238,8 @@ def _rows(bench: Bench, sizes: Sizes, dtype: str) -> None:
         ("tanh", Sets.FLOPS, Kind.MATH, ("aten.tanh.default", [some], shape)),
         ("look-up", Sets.HOT, Kind.GATHER, ("aten.embedding.default", [Slot(table), Slot(ids)], shape)),
         ("exp", Sets.NOTHING, Kind.MATH, ("aten.exp.default", [some], shape)),
-        ("sort", Sets.FLOPS, Kind.SORT, ("aten.msort.default", [Slot(weight)], (width,))),
+        ("sort", Sets.FLOPS, Kind.SORT, ("aten.msort.default", [Slot(bench.noise(width))], (width,))),
         ("mul", Sets.NOTHING, Kind.MOVE, ("aten.mul.Tensor", [some, some], shape)),
     ]
     for name, sets, kind, call in cases:
-        bench.probe(name, sets, kind, [call] * 4, dtype=dtype)
+        bench.probe(name, sets, kind, [call] * 4, dtype="float32" if kind is Kind.SORT else dtype)

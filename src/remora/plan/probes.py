@@ -71,6 +71,21 @@ class Bench:
         self.made.append(Row(node, (Facts(dtype, shape, ITEMSIZE[dtype]),), (None,)))
         return len(self.made) - 1
 
+    def noise(self, *shape: int) -> int:
+        """An input whose float32 values jump about: where they decide what is done, as in sorting. No generator is
+        drawn from, so the session's numbers stay what they are."""
+        count = prod(shape)
+        flat, facts = Facts("float32", (count,), 4), Facts("float32", shape, 4)
+        steps = len(self.made)
+        start = node_of("aten.arange.start_step", [0, count, 1], self.holes, _made_as("float32"))
+        self.made.append(Row(start, (flat,), (None,)))
+        apart = node_of("aten.mul.Scalar", [Ref(steps), 12.9898], self.holes)
+        self.made.append(Row(apart, (flat,), (None,)))
+        self.made.append(Row(node_of("aten.sin.default", [Ref(steps + 1)], self.holes), (flat,), (None,)))
+        shaped = node_of("aten.view.default", [Ref(steps + 2), list(shape)], self.holes)
+        self.made.append(Row(shaped, (facts,), (0,)))
+        return steps + 3
+
     def indices(self, count: int, step: int) -> int:
         """An input of row numbers 0, step, 2 step, …"""
         node = node_of("aten.arange.start_step", [0, count * step, step], self.holes, _made_as("int64"))
