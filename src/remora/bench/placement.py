@@ -24,8 +24,8 @@ from remora.errors import UsageError
 
 POLICIES = ("semantic", "data_aware", "least_loaded", "blind", "random", "split", "local", "explicit")
 TRIALS, DUEL_TRIALS, QUICK_TRIALS = 5, 15, 3
-COUNTED = ("seed", "llama-decode", "t5-generate", "gpt2-decode")  # compared on one and three executors too
-QUICK = ("seed", "gpt2-decode", "llama-decode", "deep-decode", "mlp-adam", "larger-than-one")
+COUNTED = ("seed", "llama-decode", "t5-generate")  # compared on one and three executors too
+QUICK = ("seed", "gpt2-decode", "deep-decode", "mlp-adam")
 
 
 @dataclass
@@ -106,7 +106,7 @@ def _measure(
         return results
     with forked([LOCAL, ONE, *(Arm(policy, 2) for policy in policies)], build, pool) as arms:
         results.policies = _rounds(report, arms, trials, rng)
-    if workload.name in COUNTED:
+    if workload.name in COUNTED[: 1 if quick else None]:
         for executors_ in (1, 3):
             with forked([LOCAL, *(Arm(policy, executors_) for policy in policies)], build, pool) as arms:
                 results.counts |= _rounds(report, arms, 1, rng)

@@ -118,6 +118,15 @@ class Placement:
         assert owner is not None
         return owner if owner in place.homes else min(place.homes)
 
+    def bring(self, key: Key, executor: int) -> None:
+        """Makes sure that an executor has a value."""
+        place = self.holdings.places[key]
+        if place.storage.owner is None:
+            self._bind(key[0], executor)
+        elif executor not in place.homes:
+            self._push(self.home(key), executor, [_name(key)])
+            self.holdings.arrived(key, executor)
+
     def _bind(self, segment: int, executor: int) -> None:
         """Sends an upload to the executor that owns it from then on."""
         upload, lane = self._uploads.pop(segment), self.lanes[executor]
@@ -142,7 +151,7 @@ class Placement:
         plan = self._plan(segment, keys, places)
         for slot, executor in plan.moves:
             self._move(places[slot].storage, executor)
-        numbers = [segment.number, *(self._number() for _ in plan.parts[1:])]
+        numbers = [self._number() for _ in plan.parts]
         for at, part in enumerate(plan.parts):
             self._run(segment, plan, at, part, numbers, keys)
         self._rename(segment, plan, numbers, places)
@@ -176,7 +185,6 @@ class Placement:
             tuple(n for pair in (*keep, *exported) for n in pair),
             (),
         )
-        lane.segments += 1
         for executor, row, out in plan.drops[at]:
             made_in, here = plan.found[row]
             self.lanes[executor].free([(numbers[made_in], here, out)])

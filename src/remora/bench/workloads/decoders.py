@@ -63,8 +63,8 @@ def _decode(
 
 def _gpt2(quick: bool) -> Build:
     if quick:
-        return _decode(lambda: models.gpt2(layers=3), 512, 2, 50257, until=560)
-    return _decode(models.gpt2, 512, 8, 50257, until=1023)
+        return _decode(lambda: models.gpt2(layers=2, vocabulary=4096), 512, 2, 4096, until=560)
+    return _decode(models.gpt2, 512, 4, 50257, until=1023)
 
 
 def _llama(quick: bool) -> Build:
@@ -124,7 +124,7 @@ WORKLOADS = (
         "GPT-2 124M, greedy, context 512 to 1023",
         _gpt2,
         "token",
-        8,
+        4,
         2,
         wins="phases: the cache stays",
     ),
