@@ -50,7 +50,7 @@ def run(options: Options, report: Report) -> None:
     torch.set_num_threads(1)
     try:
         url = options.url or executor.start()
-        device = _calibrated(report, url)
+        device = calibrated(report, url)
         remora.connect(url)
         record = Record()
         errors: list[float] = []
@@ -69,7 +69,7 @@ def run(options: Options, report: Report) -> None:
 # -- measuring the device
 
 
-def _calibrated(report: Report, url: str) -> Device:
+def calibrated(report: Report, url: str) -> Device:
     transport = HttpTransport(url, None)
     wants = OpenSession(PROTOCOL, OLDEST_PROTOCOL, torch_version())
     grant = transport.open_session(wants, 5.0)
@@ -164,7 +164,7 @@ def _judge(
     for trial in range(LEARNED + trials):
         modelled, corrected, measured_s = [], [], 0.0
         for seen, seconds in watch.run(program):
-            predicted = _predict(seen.graph, device)
+            predicted = predict(seen.graph, device)
             key = Key(seen.template, _bucket(seen.graph), device.name)
             modelled.append(predicted)
             corrected.append(record.correct(key, predicted))
@@ -181,7 +181,7 @@ def _judge(
     return [abs(ratio - 1.0) for ratio in learned]
 
 
-def _predict(graph: Graph, device: Device) -> Duration:
+def predict(graph: Graph, device: Device) -> Duration:
     """By the model alone, without the message's own cost, which is not in the executor's busy seconds."""
     predicted = costs(graph, (device,)).part(0).duration
     return Duration(predicted.seconds - device.run_s, predicted.errors)
@@ -194,10 +194,10 @@ def _bucket(graph: Graph) -> int:
 
 def _programs(quick: bool) -> list[tuple[str, Callable[[], Any]]]:
     torch.manual_seed(0)
-    return [*_perceptron(), *_resnet(), *_gpt2(quick)]
+    return [*perceptron(), *_resnet(), *_gpt2(quick)]
 
 
-def _perceptron() -> list[tuple[str, Callable[[], Any]]]:
+def perceptron() -> list[tuple[str, Callable[[], Any]]]:
     model = networks.mlp().to("remora")
     inputs, labels = torch.randn(64, 784).to("remora"), torch.randint(0, 10, (64,)).to("remora")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
