@@ -84,7 +84,7 @@ def test_the_script_numbers_what_it_sends_from_where_it_is_told():
     assert [message.segment for message in runs] == list(range(100, 100 + told.segments))
     assert marks == list(range(50, 50 + told.tickets))
     assert told.messages[-1] == Free(tuple(n for row in range(len(CPU.made)) for n in (100, row, 0)))
-    assert len(told.marks) == (calibrate.PASSES - 1) * len(CPU.probes)
+    assert len(told.marks) == (CPU.passes - 1) * len(CPU.probes)
 
 
 def test_the_best_pass_counts_by_the_clock_that_means_the_device():

@@ -63,8 +63,8 @@ def test_a_probe_repeats_one_kind_of_work(bench):
     """What a probe sets is its time by its rows, so they must be alike."""
     for probe in bench.probes:
         works = graph_work(probe.graph)
-        if probe.sets not in (Sets.CALL, Sets.NOTHING):
+        if probe.sets not in (Sets.CALL, Sets.VIEW, Sets.NOTHING):
             assert {(work.kind, work.flops, work.nbytes) for work in works} == {
                 (probe.kind, works[0].flops, works[0].nbytes)
             }, probe.name
-        assert all(work.kind is not Kind.FREE for work in works)
+        assert {work.kind is Kind.FREE for work in works} == {probe.sets is Sets.VIEW}

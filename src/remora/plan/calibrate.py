@@ -19,7 +19,6 @@ from remora.plan.probes import Bench, Probe, Sets
 from remora.wire.binding import SiteMemory, encode_run
 from remora.wire.messages import Define, Free, Mark, Marked, Site, ToExecutor
 
-PASSES = 7  # over all probes, so that a disturbance hits each once; the first compiles, takes memory, does not count
 FASTEST = 1e18  # bytes per second that never bind: the arithmetic rate was measured with its bytes in cache
 KERNEL_S = 2e-6  # of the shortest kernel of an asynchronous device, which hides behind its launch
 RISING = (Kind.PRODUCT, Kind.ATTENTION)  # more operations a byte never make these slower: noise does
@@ -79,7 +78,7 @@ def script(bench: Bench, segment: int = 1, template: int = 0, site: int = 0, tic
     made = writer.run(writer.define(bench.prepare), (), bench.holes, keep)
     marks = []
     places = [writer.define(probe.template) for probe in bench.probes]
-    for number in range(PASSES):
+    for number in range(bench.passes):
         before = writer.mark()
         for probe, place in zip(bench.probes, places, strict=True):
             writer.run(place, [(made, row, 0) for row in probe.inputs], probe.graph.holes)
@@ -148,7 +147,14 @@ def fit(
             )
     fitting = _Fit(bench, found, asynchronous)
     first = Device(
-        name, memory_nbytes, fitting.call_s, found.run_s, fitting.rates({}), cache_nbytes, asynchronous
+        name,
+        memory_nbytes,
+        fitting.call_s,
+        fitting.view_s,
+        found.run_s,
+        fitting.rates({}),
+        cache_nbytes,
+        asynchronous,
     )
     ratios = {probe.name: predict(first, probe) / found.seconds[probe.name] for probe in bench.probes}
     held = {probe.name: ratios[probe.name] for probe in bench.probes if probe.sets is Sets.NOTHING}
@@ -181,6 +187,7 @@ class _Fit:
         least = KERNEL_S if asynchronous else 1e-8
         self.fixed_s = {kind: max(least, seconds - self.repeated_s) for kind, seconds in fixed.items()}
         self.call_s = max(self._call_s(probe) for probe, _ in self._of(Sets.CALL))
+        self.view_s = min(self._per_row(probe) for probe, _ in self._of(Sets.VIEW))
 
     def _call_s(self, probe: Probe) -> float:
         """Of one row among different ones, without what its kernel takes at least."""

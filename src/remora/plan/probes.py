@@ -27,6 +27,7 @@ class Sets(Enum):
     """What a probe's time is taken for."""
 
     CALL = "call"  # a row as such, among others
+    VIEW = "view"  # a row that computes nothing
     FIXED = "fixed"  # a kernel on next to nothing
     HOT = "hot"  # bytes per second, from cache
     COLD = "cold"  # bytes per second, from memory
@@ -54,8 +55,13 @@ class Probe:
 
 @dataclass
 class Bench:
-    """All that is run on one device: what makes the inputs, then the probes."""
+    """All that is run on one device: what makes the inputs, then the probes.
 
+    passes: over all probes one after the other, so that a disturbance hits each of them once. The first compiles,
+    takes memory and does not count.
+    """
+
+    passes: int = 3
     made: list[Row] = field(default_factory=list)
     holes: list[Number] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
@@ -99,14 +105,16 @@ class Bench:
         kind: Kind,
         calls: list[Call],
         dtype: str = "float32",
+        views: bool = False,
     ) -> None:
-        """Adds a probe of some calls (op, operands, shape of the result). A Slot among the operands is an input."""
+        """Adds a probe of some calls (op, operands, shape of the result). A Slot among the operands is an input.
+        views: the results lie in the first input of each call."""
         inputs: dict[int, int] = {}
         holes: list[Number] = []
         rows = []
         for op, operands, shape in calls:
             node = node_of(op, [_slotted(operand, inputs) for operand in operands], holes)
-            rows.append(Row(node, (Facts(dtype, shape, ITEMSIZE[dtype]),), (None,)))
+            rows.append(Row(node, (Facts(dtype, shape, ITEMSIZE[dtype]),), (0 if views else None,)))
         slots = tuple(Outside(facts_of(self.made[made]), slot) for made, slot in inputs.items())
         graph = Graph(tuple(rows), slots, tuple(holes))
         self.probes.append(Probe(name, sets, kind, graph, tuple(inputs)))
