@@ -37,10 +37,9 @@ from remora.transport.http import HttpTransport
 from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
 from remora.wire.messages import DeviceFacts, DeviceQuery, Marked, OpenSession
 
-MEDIAN_BAR, WORST_BAR = 0.10, 0.30  # of the relative error, once templates have run
+MEDIAN_BAR, WORST_BAR = 0.10, 0.30  # of the relative errors of programs, once their templates have run
 CALIBRATION_S = {"cpu": 0.5, "cuda": 0.3}
 LEARNED = 3  # runs that the record sees before its predictions are judged
-CACHE_NBYTES = {"cpu": 32 << 20, "cuda": 50 << 20}
 
 
 def run(options: Options, report: Report) -> None:
@@ -55,7 +54,7 @@ def run(options: Options, report: Report) -> None:
         record = Record()
         errors: list[float] = []
         for name, program in _programs(options.quick):
-            errors += _judge(report, name, program, device, record, 5 if options.quick else 12)
+            errors.append(_judge(report, name, program, device, record, 5 if options.quick else 15))
         report.bar(
             "predicted / measured, all programs: median error", statistics.median(errors), "<=", MEDIAN_BAR
         )
@@ -93,7 +92,9 @@ def calibrated(report: Report, url: str) -> Device:
     report.row("calibration", kind, "s", [seconds])
     report.bar(f"calibration of a {kind} executor, s", seconds, "<=", CALIBRATION_S[kind])
     found = calibrate.measured(told, marked, kind != "cpu")
-    fitted = calibrate.fit(facts.name, bench, found, facts.total_nbytes, CACHE_NBYTES[kind], kind != "cpu")
+    fitted = calibrate.fit(
+        facts.name, bench, found, facts.total_nbytes, calibrate.CACHE_NBYTES[kind], kind != "cpu"
+    )
     for name, ratio in fitted.held_out.items():
         report.row(f"probe {name}: predicted / measured", kind, "x", [ratio])
     return fitted.device
@@ -156,11 +157,11 @@ class Watch:
 
 def _judge(
     report: Report, name: str, program: Callable[[], Any], device: Device, record: Record, trials: int
-) -> list[float]:
-    """Relative errors of the whole program's prediction, once it has been learned; reports those before too."""
+) -> float:
+    """Relative error of the whole program's prediction, by the median of its runs, once it has been learned."""
     watch = Watch()
     program()
-    raw, learned, took = [], [], []
+    raw, learned, took, inside = [], [], [], 0
     for trial in range(LEARNED + trials):
         modelled, corrected, measured_s = [], [], 0.0
         for seen, seconds in watch.run(program):
@@ -173,12 +174,15 @@ def _judge(
         raw.append(total(modelled).seconds / measured_s)
         took.append(measured_s * 1e3)
         if trial >= LEARNED:
-            learned.append(total(corrected).seconds / measured_s)
+            whole = total(corrected)
+            learned.append(whole.seconds / measured_s)
+            inside += abs(whole.seconds - measured_s) <= 2 * whole.sigma_s
     report.row(f"{name}: measured", "executor", "ms", took)
     report.row(f"{name}: predicted / measured", "model alone", "x", raw)
     report.row(f"{name}: predicted / measured", "with what was learned", "x", learned)
     report.say(f"{name}: model alone {statistics.median(raw):.2f}, learned {statistics.median(learned):.2f}")
-    return [abs(ratio - 1.0) for ratio in learned]
+    report.row(f"{name}: runs within two error bars", "with what was learned", "share", [inside / trials])
+    return abs(statistics.median(learned) - 1.0)
 
 
 def predict(graph: Graph, device: Device) -> Duration:

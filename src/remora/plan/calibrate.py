@@ -19,6 +19,10 @@ from remora.plan.probes import Bench, Probe, Sets
 from remora.wire.binding import SiteMemory, encode_run
 from remora.wire.messages import Define, Free, Mark, Marked, Site, ToExecutor
 
+CACHE_NBYTES = {
+    "cpu": 32 << 20,
+    "cuda": 50 << 20,
+}  # of the last level, where nobody says more: a server's, an H100's
 FASTEST = 1e18  # bytes per second that never bind: the arithmetic rate was measured with its bytes in cache
 KERNEL_S = 2e-6  # of the shortest kernel of an asynchronous device, which hides behind its launch
 RISING = (Kind.PRODUCT, Kind.ATTENTION)  # more operations a byte never make these slower: noise does
