@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from remora.ir.graph import Template
 from remora.ops.cost import Kind, graph_work
 from remora.plan import calibrate, probe_suite, probes
-from remora.plan.calibrate import Calibration, Measured, fit, fit_link, from_json, measured, script, to_json
+from remora.plan.calibrate import Measured, fit, fit_link, measured, script
+from remora.plan.kept import MAX_NBYTES, VERSION, Calibration, from_json, to_json
 from remora.plan.presets import preset
 from remora.plan.probes import Sets
-from remora.wire.messages import Define, Mark, Marked, Run
+from remora.wire.messages import Define, Free, Mark, Marked, Run
 
 CPU, GPU = probe_suite.suite(probe_suite.CPU), probe_suite.suite(probe_suite.GPU)
 
@@ -82,7 +83,8 @@ def test_the_script_numbers_what_it_sends_from_where_it_is_told():
     assert [message.template for message in defines] == list(range(7, 7 + told.templates))
     assert [message.segment for message in runs] == list(range(100, 100 + told.segments))
     assert marks == list(range(50, 50 + told.tickets))
-    assert len(told.marks) == (calibrate.PASSES - 1) * len(CPU.probes)
+    assert told.messages[-1] == Free(tuple(n for row in range(len(CPU.made)) for n in (100, row, 0)))
+    assert len(told.marks) == (CPU.passes - 1) * len(CPU.probes)
 
 
 def test_the_best_pass_counts_by_the_clock_that_means_the_device():
@@ -116,7 +118,7 @@ def test_noise_on_a_link_is_in_its_error_bar():
 
 def kept() -> Calibration:
     device = fit("cpu", CPU, true_seconds(CPU, "cpu-2core"), 1 << 33).device
-    return Calibration(calibrate.VERSION, "cpu, torch 2.13", device, {"": fit_link([(0, 0.1), (1000, 0.2)])})
+    return Calibration(VERSION, "cpu, torch 2.13", device, {"": fit_link([(0, 0.1), (1000, 0.2)])})
 
 
 def test_a_calibration_comes_back_from_disk_as_it_was():
@@ -135,7 +137,7 @@ def test_a_calibration_comes_back_from_disk_as_it_was():
         (lambda data: data.replace(b'"product":', b'"prodigy":', 1), "not a calibration"),
         (lambda data: data.replace(b'"version":1', b'"version":2', 1), "version 2; this is version 1"),
         (lambda data: data.replace(b"torch 2.13", b"torch 2.11", 1), "measured on 'cpu, torch 2.11'"),
-        (lambda data: data + b" " * calibrate.MAX_NBYTES, "the limit is"),
+        (lambda data: data + b" " * MAX_NBYTES, "the limit is"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(change, message):

@@ -24,7 +24,9 @@ def device(name: str = "d", call_s: float = 0.0, run_s: float = 0.0, **more) -> 
     """1 GFLOP/s, 1 MB/s from memory, 10 MB/s from cache."""
     product = Rates(0.0, flat(10 * MB), flat(MB), {"float32": flat(1e9)}, 0.1)
     move = Rates(0.0, flat(10 * MB), flat(MB), {}, 0.2)
-    return Device(name, 1 << 30, call_s, run_s, {Kind.PRODUCT: product, Kind.MOVE: move}, sigma=0.5, **more)
+    return Device(
+        name, 1 << 30, call_s, call_s / 2, run_s, {Kind.PRODUCT: product, Kind.MOVE: move}, sigma=0.5, **more
+    )
 
 
 def chain(text: str, facts: list[Facts], slots: list[Facts]) -> Graph:
@@ -64,7 +66,7 @@ def test_a_curve_is_log_linear_between_its_points_and_flat_beyond():
 
 def test_a_device_must_say_how_fast_it_moves_and_multiplies():
     with pytest.raises(ValueError, match="rate for product"):
-        Device("d", 1, 0.0, 0.0, {Kind.MOVE: Rates(0.0, flat(1.0), flat(1.0))})
+        Device("d", 1, 0.0, 0.0, 0.0, {Kind.MOVE: Rates(0.0, flat(1.0), flat(1.0))})
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(msgspec.json.encode(flat(1.0)).replace(b"1.0]", b"-1.0]"), type=Curve)
 
@@ -83,6 +85,12 @@ def test_calls_add_on_a_host_that_computes_and_hide_behind_kernels_elsewhere():
     assert launches.part(0).duration.seconds == pytest.approx(
         10.0 + 2.0
     )  # bound by launches, then the last kernel
+
+
+def test_rows_that_compute_nothing_take_the_host_less():
+    node = parse_template("%0 = aten.t.default($0)\n").nodes[0]
+    graph = Graph((Row(node, (f4(4, 4),), (0,)),), (Outside(f4(4, 4), 0),))
+    assert costs(graph, [device(call_s=0.5)]).part(0).duration.seconds == pytest.approx(0.25)
 
 
 def test_a_part_counts_its_own_rows():

@@ -20,7 +20,7 @@ QUARTER = MB // 4
 def device(name: str) -> Device:
     """Moves 1 MB a second, and nothing else takes time."""
     move = Rates(0.0, flat(MB), flat(MB))
-    return Device(name, 1 << 30, 0.0, 0.0, {Kind.MOVE: move, Kind.PRODUCT: move})
+    return Device(name, 1 << 30, 0.0, 0.0, 0.0, {Kind.MOVE: move, Kind.PRODUCT: move})
 
 
 POOL = Pool(

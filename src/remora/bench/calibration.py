@@ -17,13 +17,12 @@ from torch.nn import functional
 
 import remora
 from remora.bench import models, networks
-from remora.bench.graphs import graph_of
 from remora.bench.harness import Options, Report
 from remora.capture.recorder import Segment
 from remora.config import ClientSettings
-from remora.device.meta import TensorMeta
 from remora.device.module import torch_version
 from remora.device.sink import Moment
+from remora.ir.annotated import Graph, Outside
 from remora.plan import calibrate
 from remora.plan.devices import Device
 from remora.plan.duration import Duration, total
@@ -32,15 +31,15 @@ from remora.plan.probe_suite import CPU, GPU, suite
 from remora.plan.record import Key, Record
 from remora.pool.embedded import EmbeddedExecutor
 from remora.session.connect import current
+from remora.session.graphs import facts_of, graph_of
 from remora.session.link import Link
 from remora.transport.http import HttpTransport
 from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
 from remora.wire.messages import DeviceFacts, DeviceQuery, Marked, OpenSession
 
-MEDIAN_BAR, WORST_BAR = 0.10, 0.30  # of the relative error, once templates have run
+MEDIAN_BAR, WORST_BAR = 0.10, 0.30  # of the relative errors of programs, once their templates have run
 CALIBRATION_S = {"cpu": 0.5, "cuda": 0.3}
 LEARNED = 3  # runs that the record sees before its predictions are judged
-CACHE_NBYTES = {"cpu": 32 << 20, "cuda": 50 << 20}
 
 
 def run(options: Options, report: Report) -> None:
@@ -50,12 +49,12 @@ def run(options: Options, report: Report) -> None:
     torch.set_num_threads(1)
     try:
         url = options.url or executor.start()
-        device = _calibrated(report, url)
+        device = calibrated(report, url)
         remora.connect(url)
         record = Record()
         errors: list[float] = []
         for name, program in _programs(options.quick):
-            errors += _judge(report, name, program, device, record, 5 if options.quick else 12)
+            errors.append(_judge(report, name, program, device, record, 5 if options.quick else 15))
         report.bar(
             "predicted / measured, all programs: median error", statistics.median(errors), "<=", MEDIAN_BAR
         )
@@ -69,7 +68,7 @@ def run(options: Options, report: Report) -> None:
 # -- measuring the device
 
 
-def _calibrated(report: Report, url: str) -> Device:
+def calibrated(report: Report, url: str) -> Device:
     transport = HttpTransport(url, None)
     wants = OpenSession(PROTOCOL, OLDEST_PROTOCOL, torch_version())
     grant = transport.open_session(wants, 5.0)
@@ -93,7 +92,9 @@ def _calibrated(report: Report, url: str) -> Device:
     report.row("calibration", kind, "s", [seconds])
     report.bar(f"calibration of a {kind} executor, s", seconds, "<=", CALIBRATION_S[kind])
     found = calibrate.measured(told, marked, kind != "cpu")
-    fitted = calibrate.fit(facts.name, bench, found, facts.total_nbytes, CACHE_NBYTES[kind], kind != "cpu")
+    fitted = calibrate.fit(
+        facts.name, bench, found, facts.total_nbytes, calibrate.CACHE_NBYTES[kind], kind != "cpu"
+    )
     for name, ratio in fitted.held_out.items():
         report.row(f"probe {name}: predicted / measured", kind, "x", [ratio])
     return fitted.device
@@ -115,10 +116,10 @@ def _answers(link: Link, told: calibrate.Script) -> dict[int, Marked]:
 
 @dataclass
 class Seen:
-    """A segment that was sent, with its slots' metadata at that time and the executor's clock before it."""
+    """A segment that was sent, as a graph, and the executor's clock before it."""
 
-    segment: Segment
-    metas: list[TensorMeta]
+    template: bytes
+    graph: Graph
     before: Moment
 
 
@@ -132,9 +133,9 @@ class Watch:
         self.seen: list[Seen] = []
 
     def __call__(self, segment: Segment) -> None:
-        self.seen.append(
-            Seen(segment, [value.meta for value in segment.slots], self.session.mark(settle=True))
-        )
+        slots = [Outside(facts_of(value.meta), at, value.uploaded) for at, value in enumerate(segment.slots)]
+        graph = graph_of(segment, slots)
+        self.seen.append(Seen(segment.captured.template.id, graph, self.session.mark(settle=True)))
 
     def run(self, program: Callable[[], Any]) -> list[tuple[Seen, float]]:
         """One run of a program: its segments, with the seconds that each one took the executor."""
@@ -156,17 +157,16 @@ class Watch:
 
 def _judge(
     report: Report, name: str, program: Callable[[], Any], device: Device, record: Record, trials: int
-) -> list[float]:
-    """Relative errors of the whole program's prediction, once it has been learned; reports those before too."""
+) -> float:
+    """Relative error of the whole program's prediction, by the median of its runs, once it has been learned."""
     watch = Watch()
     program()
-    raw, learned, took = [], [], []
+    raw, learned, took, inside = [], [], [], 0
     for trial in range(LEARNED + trials):
         modelled, corrected, measured_s = [], [], 0.0
         for seen, seconds in watch.run(program):
-            predicted = _predict(seen, device)
-            size = sum(meta.nbytes for meta in seen.metas).bit_length()
-            key = Key(seen.segment.captured.template.id, size, device.name)
+            predicted = predict(seen.graph, device)
+            key = Key(seen.template, _bucket(seen.graph), device.name)
             modelled.append(predicted)
             corrected.append(record.correct(key, predicted))
             record.add(key, predicted.seconds, seconds)
@@ -174,27 +174,34 @@ def _judge(
         raw.append(total(modelled).seconds / measured_s)
         took.append(measured_s * 1e3)
         if trial >= LEARNED:
-            learned.append(total(corrected).seconds / measured_s)
+            whole = total(corrected)
+            learned.append(whole.seconds / measured_s)
+            inside += abs(whole.seconds - measured_s) <= 2 * whole.sigma_s
     report.row(f"{name}: measured", "executor", "ms", took)
     report.row(f"{name}: predicted / measured", "model alone", "x", raw)
     report.row(f"{name}: predicted / measured", "with what was learned", "x", learned)
     report.say(f"{name}: model alone {statistics.median(raw):.2f}, learned {statistics.median(learned):.2f}")
-    return [abs(ratio - 1.0) for ratio in learned]
+    report.row(f"{name}: runs within two error bars", "with what was learned", "share", [inside / trials])
+    return abs(statistics.median(learned) - 1.0)
 
 
-def _predict(seen: Seen, device: Device) -> Duration:
+def predict(graph: Graph, device: Device) -> Duration:
     """By the model alone, without the message's own cost, which is not in the executor's busy seconds."""
-    graph = graph_of(seen.segment, seen.metas)
     predicted = costs(graph, (device,)).part(0).duration
     return Duration(predicted.seconds - device.run_s, predicted.errors)
 
 
+def _bucket(graph: Graph) -> int:
+    """The power of two of the bytes that the graph reads from outside."""
+    return sum(slot.facts.nbytes for slot in graph.slots).bit_length()
+
+
 def _programs(quick: bool) -> list[tuple[str, Callable[[], Any]]]:
     torch.manual_seed(0)
-    return [*_perceptron(), *_resnet(), *_gpt2(quick)]
+    return [*perceptron(), *_resnet(), *_gpt2(quick)]
 
 
-def _perceptron() -> list[tuple[str, Callable[[], Any]]]:
+def perceptron() -> list[tuple[str, Callable[[], Any]]]:
     model = networks.mlp().to("remora")
     inputs, labels = torch.randn(64, 784).to("remora"), torch.randint(0, 10, (64,)).to("remora")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -34,7 +34,7 @@ def work(
         holes: the row's own numbers, in order.
         covered: bytes of memory that each input covers, where that is less than its shape says (`expand`).
     """
-    if row.outs and not row.writes and all(at is not None for at in row.shares):
+    if row.outs and all(at is not None for at in row.shares) and not _in_place(row.node.op):
         return FREE
     base = base_name(row.node.op)
     call = _bind(row, base, inputs, holes, covered)
@@ -60,6 +60,10 @@ def graph_work(graph: Graph) -> tuple[Work, ...]:
             nbytes = done.bytes_written if made is None else made.nbytes
             covered[number, out] = nbytes if shared is None else min(nbytes, reads[shared])
     return tuple(found)
+
+
+def _in_place(op: str) -> bool:
+    return op.split(".")[1].endswith("_")
 
 
 def base_name(op: str) -> str:

@@ -1,5 +1,5 @@
-"""From measured seconds to a device and its links: what is sent to an executor, what is made of its answers, and
-how that is kept. All of it pure; a session sends the messages and keeps the bytes.
+"""From measured seconds to a device and its links: what is sent to an executor, and what is made of its answers.
+Pure: a session sends the messages, and keeps what comes of them (plan/kept.py).
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from remora.plan.probes import Bench, Probe, Sets
 from remora.wire.binding import SiteMemory, encode_run
 from remora.wire.messages import Define, Free, Mark, Marked, Site, ToExecutor
 
-VERSION = 1
-PASSES = 4  # over all probes, so that a disturbance hits each once; the first compiles, takes memory, does not count
+CACHE_NBYTES = {
+    "cpu": 32 << 20,
+    "cuda": 50 << 20,
+}  # of the last level, where nobody says more: a server's, an H100's
 FASTEST = 1e18  # bytes per second that never bind: the arithmetic rate was measured with its bytes in cache
 KERNEL_S = 2e-6  # of the shortest kernel of an asynchronous device, which hides behind its launch
 RISING = (Kind.PRODUCT, Kind.ATTENTION)  # more operations a byte never make these slower: noise does
 SIGMA, FLOOR = 0.25, 0.1  # of kinds that no held-out probe checks; of those that one does, at least
-MAX_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def script(bench: Bench, segment: int = 1, template: int = 0, site: int = 0, tic
     made = writer.run(writer.define(bench.prepare), (), bench.holes, keep)
     marks = []
     places = [writer.define(probe.template) for probe in bench.probes]
-    for number in range(PASSES):
+    for number in range(bench.passes):
         before = writer.mark()
         for probe, place in zip(bench.probes, places, strict=True):
             writer.run(place, [(made, row, 0) for row in probe.inputs], probe.graph.holes)
@@ -150,7 +151,14 @@ def fit(
             )
     fitting = _Fit(bench, found, asynchronous)
     first = Device(
-        name, memory_nbytes, fitting.call_s, found.run_s, fitting.rates({}), cache_nbytes, asynchronous
+        name,
+        memory_nbytes,
+        fitting.call_s,
+        fitting.view_s,
+        found.run_s,
+        fitting.rates({}),
+        cache_nbytes,
+        asynchronous,
     )
     ratios = {probe.name: predict(first, probe) / found.seconds[probe.name] for probe in bench.probes}
     held = {probe.name: ratios[probe.name] for probe in bench.probes if probe.sets is Sets.NOTHING}
@@ -183,6 +191,7 @@ class _Fit:
         least = KERNEL_S if asynchronous else 1e-8
         self.fixed_s = {kind: max(least, seconds - self.repeated_s) for kind, seconds in fixed.items()}
         self.call_s = max(self._call_s(probe) for probe, _ in self._of(Sets.CALL))
+        self.view_s = min(self._per_row(probe) for probe, _ in self._of(Sets.VIEW))
 
     def _call_s(self, probe: Probe) -> float:
         """Of one row among different ones, without what its kernel takes at least."""
@@ -281,41 +290,3 @@ def fit_link(samples: Sequence[tuple[int, float]], round_trip: bool = False) -> 
     ]
     sigma = max(FLOOR, min(2.0, sqrt(fmean(miss * miss for miss in misses))))
     return Link(1.0 / per_byte_s, fixed_s / 2 if round_trip else fixed_s, 0.0, sigma)
-
-
-# -- what is kept on disk
-
-
-class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was measured of one executor. key: what it was measured on; another key means: measure again.
-
-    links: by the address of the other end; '' is the client.
-    """
-
-    version: int
-    key: str
-    device: Device
-    links: dict[str, Link] = {}
-
-
-def to_json(calibration: Calibration) -> bytes:
-    return msgspec.json.encode(calibration)
-
-
-def from_json(data: bytes, key: str) -> Calibration:
-    """Inverse of `to_json`.
-
-    Raises:
-        ValueError: it cannot be used, and why: damaged, of another version, or measured on something else.
-    """
-    if len(data) > MAX_NBYTES:
-        raise ValueError(f"a calibration of {len(data):,} bytes; the limit is {MAX_NBYTES:,}")
-    try:
-        found = msgspec.json.decode(data, type=Calibration)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"not a calibration: {error}") from None
-    if found.version != VERSION:
-        raise ValueError(f"a calibration of version {found.version}; this is version {VERSION}")
-    if found.key != key:
-        raise ValueError(f"measured on {found.key!r}, which is not {key!r}")
-    return found

@@ -82,14 +82,16 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An executor's device.
 
-    call_s: the interpreter's time for one row, on the host. run_s: of one message that runs a template.
+    call_s: the host's time for one row. view_s: for one that computes nothing. run_s: for one message that runs a
+    template.
     asynchronous: the host goes on while the device computes. cache_nbytes: what was touched within so many bytes of
-    traffic is still near; 0: it makes no difference. sigma: relative error of call_s and run_s.
+    traffic is still near; 0: it makes no difference. sigma: relative error of these three.
     """
 
     name: Name
     memory_nbytes: Nbytes
     call_s: Seconds
+    view_s: Seconds
     run_s: Seconds
     rates: dict[Kind, Rates]
     cache_nbytes: Nbytes = 0
@@ -100,6 +102,10 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for kind in (Kind.MOVE, Kind.PRODUCT):
             if kind not in self.rates:
                 raise ValueError(f"device {self.name!r} says nothing of its rate for {kind.value}")
+
+    def host_s(self, work: Work) -> float:
+        """Seconds of the host for a row."""
+        return self.view_s if work.kind is Kind.FREE else self.call_s
 
     def kernel_s(self, work: Work, cold_nbytes: int = 0) -> float:
         """Seconds of the row's kernels on the device: bound by arithmetic, or by bytes.

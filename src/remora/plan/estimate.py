@@ -25,35 +25,35 @@ class Costs:
 
     def row_s(self, device: int, row: int) -> float:
         """Seconds of one row by itself."""
-        call_s, kernel_s = self.devices[device].call_s, self.kernel_s[device][row]
-        return max(call_s, kernel_s) if self.devices[device].asynchronous else call_s + kernel_s
+        known, kernel_s = self.devices[device], self.kernel_s[device][row]
+        host_s = known.host_s(self.works[row])
+        return max(host_s, kernel_s) if known.asynchronous else host_s + kernel_s
 
     def part(self, device: int, rows: Iterable[int] | None = None) -> Estimate:
         """Rows that run as one template on a device; all of them if none are given."""
         known, kernel_s = self.devices[device], self.kernel_s[device]
         chosen = range(len(self.works)) if rows is None else rows
         host_s, device_s = known.run_s, 0.0
-        n_rows = flops = read = written = 0
+        flops = read = written = 0
         by_kind: dict[Kind, float] = {}
         for row in chosen:
             work, seconds = self.works[row], kernel_s[row]
-            n_rows += 1
             flops += work.flops
             read += work.bytes_read
             written += work.bytes_written
             by_kind[work.kind] = by_kind.get(work.kind, 0.0) + seconds
-            host_s += known.call_s
+            host_s += known.host_s(work)
             if seconds:
                 device_s = (max(device_s, host_s) if known.asynchronous else device_s) + seconds
         seconds = max(host_s, device_s) if known.asynchronous else host_s + device_s
-        duration = Duration(seconds, _errors(known, n_rows, by_kind, seconds))
+        duration = Duration(seconds, _errors(known, host_s, by_kind, seconds))
         return Estimate(flops, read, written, 0, duration)
 
 
-def _errors(device: Device, n_rows: int, by_kind: dict[Kind, float], seconds: float) -> dict[str, float]:
+def _errors(device: Device, host_s: float, by_kind: dict[Kind, float], seconds: float) -> dict[str, float]:
     """Each kind's share of the time, with that kind's relative error."""
     shares = {kind.value: (spent, device.sigma_of(kind)) for kind, spent in by_kind.items() if spent}
-    shares["calls"] = (device.run_s + n_rows * device.call_s, device.sigma)
+    shares["calls"] = (host_s, device.sigma)
     busy = sum(spent for spent, _ in shares.values())
     scale = seconds / busy if busy else 0.0
     return {f"{device.name}: {name}": spent * scale * sigma for name, (spent, sigma) in shares.items()}

@@ -42,6 +42,7 @@ class Published:
 
 GPU_CALL_S = 8e-6  # the executor's interpreter and a launch, on a server's processor
 CPU_CALL_S = 3e-6
+VIEW_SHARE = 0.4  # of a call, where nothing is launched
 
 DEVICES = {
     device.name: device
@@ -168,6 +169,7 @@ def _device(published: Published) -> Device:
         name=published.name,
         memory_nbytes=published.memory_nbytes,
         call_s=published.call_s,
+        view_s=VIEW_SHARE * published.call_s,
         run_s=5e-5,
         rates={
             Kind.PRODUCT: rates(PRODUCT_SHARE, PRODUCT_SIGMA),

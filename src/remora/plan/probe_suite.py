@@ -30,6 +30,7 @@ class Sizes:
     channels: int
     image: int
     batch: int
+    passes: int  # more where other processes disturb
 
 
 CPU = Sizes(
@@ -46,6 +47,7 @@ CPU = Sizes(
     64,
     56,
     1,
+    7,
 )
 GPU = Sizes(
     ("bfloat16", "float32"),
@@ -61,12 +63,13 @@ GPU = Sizes(
     256,
     56,
     32,
+    3,
 )
 
 
 def suite(sizes: Sizes) -> Bench:
     """What is to be run on a device of this kind."""
-    bench = Bench()
+    bench = Bench(sizes.passes)
     _small(bench)
     _stream(bench, sizes)
     for dtype in sizes.dtypes:
@@ -84,6 +87,7 @@ def _small(bench: Bench) -> None:
     image, filters, q = bench.tensor(1, 8, 8, 8), bench.tensor(8, 8, 3, 3), bench.tensor(1, 2, 4, 16)
     vector, table = Slot(x), Slot(square)
     bench.probe("mixed", Sets.CALL, Kind.MOVE, _mixed(table) * 12)
+    bench.probe("views", Sets.VIEW, Kind.FREE, _views(table) * 25, views=True)
     cases: list[tuple[str, Kind, Call, int]] = [
         ("add", Kind.MOVE, ("aten.add.Tensor", [vector, vector], (16,)), 200),
         ("tanh", Kind.MATH, ("aten.tanh.default", [vector], (16,)), 100),
@@ -95,6 +99,17 @@ def _small(bench: Bench) -> None:
     ]
     for name, kind, call, repeats in cases:
         bench.probe(f"small {name}", Sets.FIXED, kind, [call] * repeats)
+
+
+def _views(x: Slot) -> list[Call]:
+    return [
+        ("aten.view.default", [x, [4, 64]], (4, 64)),
+        ("aten.transpose.int", [x, 0, 1], (16, 16)),
+        ("aten.unsqueeze.default", [x, 0], (1, 16, 16)),
+        ("aten.slice.Tensor", [x, 1, 0, 8], (16, 8)),
+        ("aten.t.default", [x], (16, 16)),
+        ("aten.select.int", [x, 0, 3], (16,)),
+    ]
 
 
 _TWO = "add.Tensor mul.Tensor sub.Tensor div.Tensor maximum.default"
@@ -142,26 +157,18 @@ def _stream(bench: Bench, sizes: Sizes) -> None:
 def _products(bench: Bench, sizes: Sizes, dtype: str) -> None:
     """One row by many weights reads memory; by one weight, cache; many rows compute."""
     k, n = sizes.width, sizes.inner
-    weights = [bench.tensor(k, n, dtype=dtype) for _ in range(sizes.weights)]
     square, bias = bench.tensor(k, k, dtype=dtype), bench.tensor(k, dtype=dtype)
-    one = bench.tensor(1, k, dtype=dtype)
 
     def mm(x: int, weight: int, rows: int, columns: int) -> Call:
         return ("aten.mm.default", [Slot(x), Slot(weight)], (rows, columns))
 
-    first = dtype == sizes.dtypes[0]
-    cold = [mm(one, weight, 1, n) for weight in weights] * 2
-    bench.probe(
-        f"1 row, {sizes.weights} weights {dtype}",
-        Sets.COLD if first else Sets.NOTHING,
-        Kind.PRODUCT,
-        cold,
-        dtype=dtype,
-    )
-    hot = [mm(one, square, 1, k)] * 8
-    bench.probe(
-        f"1 row, 1 weight {dtype}", Sets.HOT if first else Sets.NOTHING, Kind.PRODUCT, hot, dtype=dtype
-    )
+    if dtype == sizes.dtypes[0]:
+        one = bench.tensor(1, k, dtype=dtype)
+        weights = [bench.tensor(k, n, dtype=dtype) for _ in range(sizes.weights)]
+        cold = [mm(one, weight, 1, n) for weight in weights]
+        bench.probe(f"1 row, {sizes.weights} weights", Sets.COLD, Kind.PRODUCT, cold, dtype=dtype)
+        hot = [mm(one, square, 1, k)] * 8
+        bench.probe("1 row, 1 weight", Sets.HOT, Kind.PRODUCT, hot, dtype=dtype)
     for rows in sizes.rows:
         x = bench.tensor(rows, k, dtype=dtype)
         repeats = 2 if rows < sizes.rows[-1] else 1
@@ -213,9 +220,9 @@ def _convolutions(bench: Bench, sizes: Sizes, dtype: str) -> None:
         ("deep", _conv(deep, deepest, 1, 1, (b, 8 * c, side // 8, side // 8))),
     ):
         bench.probe(f"convolution {name}", Sets.FLOPS, Kind.CONVOLUTION, [call], dtype=dtype)
-    pool: list[Operand] = [Slot(x), [3, 3], [2, 2], [1, 1]]
+    pool: list[Operand] = [Slot(bench.noise(b, c, side, side)), [3, 3], [2, 2], [1, 1]]
     call = ("aten.max_pool2d.default", pool, (b, c, half, half))
-    bench.probe("pool", Sets.FLOPS, Kind.REDUCE, [call], dtype=dtype)
+    bench.probe("pool", Sets.FLOPS, Kind.REDUCE, [call])
 
 
 def _rows(bench: Bench, sizes: Sizes, dtype: str) -> None:
@@ -238,8 +245,8 @@ def _rows(bench: Bench, sizes: Sizes, dtype: str) -> None:
         ("tanh", Sets.FLOPS, Kind.MATH, ("aten.tanh.default", [some], shape)),
         ("look-up", Sets.HOT, Kind.GATHER, ("aten.embedding.default", [Slot(table), Slot(ids)], shape)),
         ("exp", Sets.NOTHING, Kind.MATH, ("aten.exp.default", [some], shape)),
-        ("sort", Sets.FLOPS, Kind.SORT, ("aten.msort.default", [Slot(weight)], (width,))),
+        ("sort", Sets.FLOPS, Kind.SORT, ("aten.msort.default", [Slot(bench.noise(width))], (width,))),
         ("mul", Sets.NOTHING, Kind.MOVE, ("aten.mul.Tensor", [some, some], shape)),
     ]
     for name, sets, kind, call in cases:
-        bench.probe(name, sets, kind, [call] * 4, dtype=dtype)
+        bench.probe(name, sets, kind, [call] * 4, dtype="float32" if kind is Kind.SORT else dtype)

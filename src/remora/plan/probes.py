@@ -27,6 +27,7 @@ class Sets(Enum):
     """What a probe's time is taken for."""
 
     CALL = "call"  # a row as such, among others
+    VIEW = "view"  # a row that computes nothing
     FIXED = "fixed"  # a kernel on next to nothing
     HOT = "hot"  # bytes per second, from cache
     COLD = "cold"  # bytes per second, from memory
@@ -54,8 +55,13 @@ class Probe:
 
 @dataclass
 class Bench:
-    """All that is run on one device: what makes the inputs, then the probes."""
+    """All that is run on one device: what makes the inputs, then the probes.
 
+    passes: over all probes one after the other, so that a disturbance hits each of them once. The first compiles,
+    takes memory and does not count.
+    """
+
+    passes: int = 3
     made: list[Row] = field(default_factory=list)
     holes: list[Number] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
@@ -71,6 +77,21 @@ class Bench:
         self.made.append(Row(node, (Facts(dtype, shape, ITEMSIZE[dtype]),), (None,)))
         return len(self.made) - 1
 
+    def noise(self, *shape: int) -> int:
+        """An input whose float32 values jump about: where they decide what is done, as in sorting. No generator is
+        drawn from, so the session's numbers stay what they are."""
+        count = prod(shape)
+        flat, facts = Facts("float32", (count,), 4), Facts("float32", shape, 4)
+        steps = len(self.made)
+        start = node_of("aten.arange.start_step", [0, count, 1], self.holes, _made_as("float32"))
+        self.made.append(Row(start, (flat,), (None,)))
+        apart = node_of("aten.mul.Scalar", [Ref(steps), 12.9898], self.holes)
+        self.made.append(Row(apart, (flat,), (None,)))
+        self.made.append(Row(node_of("aten.sin.default", [Ref(steps + 1)], self.holes), (flat,), (None,)))
+        shaped = node_of("aten.view.default", [Ref(steps + 2), list(shape)], self.holes)
+        self.made.append(Row(shaped, (facts,), (0,)))
+        return steps + 3
+
     def indices(self, count: int, step: int) -> int:
         """An input of row numbers 0, step, 2 step, …"""
         node = node_of("aten.arange.start_step", [0, count * step, step], self.holes, _made_as("int64"))
@@ -84,14 +105,16 @@ class Bench:
         kind: Kind,
         calls: list[Call],
         dtype: str = "float32",
+        views: bool = False,
     ) -> None:
-        """Adds a probe of some calls (op, operands, shape of the result). A Slot among the operands is an input."""
+        """Adds a probe of some calls (op, operands, shape of the result). A Slot among the operands is an input.
+        views: the results lie in the first input of each call."""
         inputs: dict[int, int] = {}
         holes: list[Number] = []
         rows = []
         for op, operands, shape in calls:
             node = node_of(op, [_slotted(operand, inputs) for operand in operands], holes)
-            rows.append(Row(node, (Facts(dtype, shape, ITEMSIZE[dtype]),), (None,)))
+            rows.append(Row(node, (Facts(dtype, shape, ITEMSIZE[dtype]),), (0 if views else None,)))
         slots = tuple(Outside(facts_of(self.made[made]), slot) for made, slot in inputs.items())
         graph = Graph(tuple(rows), slots, tuple(holes))
         self.probes.append(Probe(name, sets, kind, graph, tuple(inputs)))

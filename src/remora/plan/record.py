@@ -64,6 +64,7 @@ class Record:
     def __init__(self) -> None:
         self._runs: dict[Key, _Runs] = {}
         self._sizes: dict[tuple[bytes, str], dict[int, Key]] = {}
+        self._devices: dict[str, tuple[float, float] | None] = {}  # until the next run there
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -83,6 +84,7 @@ class Record:
         runs.predicted_s, runs.measured_s, runs.corrected_s = predicted_s, measured_s, corrected.seconds
         runs.count += 1
         runs.logs.append(log(measured_s / predicted_s))
+        self._devices.pop(key.device, None)
 
     def correct(self, key: Key, predicted: Duration) -> Duration:
         """The model's prediction with what is known of this template, or of this device."""
@@ -94,16 +96,12 @@ class Record:
             seconds = predicted.seconds * exp(median(logs))
             name = f"{key.device}: template {key.template.hex()[:8]}"
             return Duration(seconds, {name: seconds * sigma})
-        others = [
-            median(runs.settled())
-            for known, runs in self._runs.items()
-            if known.device == key.device and runs.logs
-        ]
-        if len(others) < FEW:
+        others = self._device(key.device)
+        if others is None:
             return predicted
-        sigma = sqrt(_spread(others) ** 2 + DOUBT**2)
-        seconds = predicted.seconds * exp(median(others))
-        return Duration(seconds, {f"{key.device}: model": seconds * sigma})
+        middle, spread = others
+        seconds = predicted.seconds * exp(middle)
+        return Duration(seconds, {f"{key.device}: model": seconds * sqrt(spread**2 + DOUBT**2)})
 
     def entries(self) -> list[Entry]:
         """Every line, in the order in which templates first ran."""
@@ -118,6 +116,14 @@ class Record:
             )
             for key, runs in self._runs.items()
         ]
+
+    def _device(self, device: str) -> tuple[float, float] | None:
+        """Middle and spread of what the device's templates showed; None while they are few."""
+        if device not in self._devices:
+            ran = [runs for key, runs in self._runs.items() if key.device == device and runs.logs]
+            logs = [median(runs.settled()) for runs in ran]
+            self._devices[device] = (median(logs), _spread(logs)) if len(logs) >= FEW else None
+        return self._devices[device]
 
     def _nearest(self, key: Key) -> _Runs | None:
         """The runs at this size, or at the nearest that has run."""
