@@ -96,7 +96,9 @@ def _row(captured: CapturedTemplate, number: int, step: Step) -> Row:
             outs.append(None if meta is None else facts_of(meta))
             shares.append(_viewed(node, known, out) if outcome.is_view else None)
     module, source = ("", "") if where is None else (where.module, f"{where.file}:{where.line}")
-    writes = () if outcome.is_view else tuple(outcome.stale)  # of a view that no shadow can follow, all are stale
+    writes = (
+        () if outcome.is_view else tuple(outcome.stale)
+    )  # of a view that no shadow can follow, all are stale
     return Row(node, tuple(outs), tuple(shares), writes, module, source)
 
 
