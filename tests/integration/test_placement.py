@@ -104,6 +104,7 @@ def test_losses_are_those_of_local(pool, placement):
         optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
         x, y = torch.randn(8, 16).to(device), torch.randint(0, 4, (8,)).to(device)
         found = []
+        torch.manual_seed(1)  # the device's generator from its start, as the CPU's
         for _ in range(4):
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(torch.nn.functional.dropout(net(x), 0.1), y)
@@ -160,9 +161,9 @@ def test_an_executor_that_dies_is_named(executors):
             x.sum().item()
             mortal.process.kill()
             mortal.process.wait()
+            turns = (x.add_(1).sum().item() for _ in range(4))
             with pytest.raises(SessionLost, match=mortal.url):
-                for _ in range(4):
-                    x.add_(1).sum().item()
+                list(turns)
         finally:
             remora.disconnect()
 

@@ -7,7 +7,9 @@ for a template, a size and a whereabouts of its inputs.
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -92,6 +94,7 @@ class Placement:
         self._captured = itertools.count(-1, -1)
         self._uploads: dict[int, Upload] = {}  # oldest first
         self._pinned_nbytes = 0
+        self._bulk: deque[tuple[Lane, int, bytes, memoryview]] = deque()
         self._memory = EMPTY
         self._gates: dict[bytes, tuple[int, ...]] = {}
         self.pushes: dict[
@@ -135,11 +138,22 @@ class Placement:
         if upload.digest is None:
             lane.post(Put(segment, upload.dtype, upload.shape, upload.data), len(upload.data))
         else:
-            digest, data = upload.digest, memoryview(upload.data)
-            lane.link.persist(lambda: lane.uploads.ensure(digest, data))
-            lane.uploads.adopted(segment, digest)
-            lane.post(Adopt(segment, upload.dtype, upload.shape, digest))
+            self._bulk.append((lane, segment, upload.digest, memoryview(upload.data)))
+            lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
         self.holdings.arrived((segment, 0), executor)
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether bytes have to go before the messages that name them."""
+        return bool(self._bulk)
+
+    def send_bulk(self) -> None:
+        """Sends the bytes of uploads that were bound. May be interrupted, and goes on then when it is called again."""
+        while self._bulk:
+            lane, segment, digest, data = self._bulk[0]
+            lane.link.persist(functools.partial(lane.uploads.ensure, digest, data))
+            lane.uploads.adopted(segment, digest)
+            self._bulk.popleft()
 
     # -- segments
 

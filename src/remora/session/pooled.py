@@ -84,6 +84,7 @@ class PoolSession(Session):
             lane.commit()
 
     def _transmit(self) -> None:
+        self.placement.send_bulk()
         for lane in self.lanes:  # all first: one that waits for another's values acknowledges late
             lane.link.send()
         for lane in self.lanes:
@@ -143,6 +144,7 @@ class PoolSession(Session):
             self._commit()
             self.recorder.program_ends()
             self.placement.programs += 1
+        self.placement.send_bulk()
         for lane in self.lanes:
             lane.link.send()
         replies: dict[int, Reply] = {}
@@ -314,7 +316,7 @@ class PoolSession(Session):
         if not self.recorder.lock.acquire(blocking=False):
             return
         try:
-            if self.recorder.closed is None:
+            if self.recorder.closed is None and not self.placement.has_bulk:
                 self._free_ended()
                 self._commit()
                 for lane in self.lanes:
