@@ -146,7 +146,8 @@ class Watch:
             rows.append(self._row(node, self._steps[number], slots, rows))
         keep = frozenset(zip(segment.keep[::2], segment.keep[1::2], strict=True))
         wants = frozenset(value.name[1:] for value in self._wanted if value.segment == segment.number)
-        return Graph(tuple(rows), slots, tuple(segment.holes), keep, wants)
+        template = segment.captured.template.id.hex()
+        return Graph(tuple(rows), slots, tuple(segment.holes), keep, wants, template=template)
 
     def _outside(self, value: Value) -> Outside:
         name = value.segment, value.code
@@ -160,6 +161,7 @@ class Watch:
             known.storage,
             value.uploaded,
             known.made_by,
+            known.plan.captured.template if known.plan is not None else "",
             self.graphs - known.graph,
             known.storage in self._written,
             known.reads,

@@ -14,7 +14,7 @@ from remora.ir.annotated import Meaning, Phase, Residency
 from remora.ir.node import Ref, Slot
 from remora.semantics.attention import Attention
 from remora.semantics.meanings import Meanings
-from remora.semantics.memory import Memory
+from remora.semantics.memory import Maker, Memory, maker, maker_of
 from remora.semantics.reading import Arg, Reading, Root
 
 KV = Residency.KV_CACHE
@@ -42,19 +42,34 @@ def learn(reading: Reading, said: Meanings, sites: Iterable[Attention], memory: 
         slot = reading.graph.slots[number]
         if meaning.residency is KV:
             storages[slot.storage] = KV
-            if slot.made_by is not None:
-                made[slot.made_by] = KV
-    candidates = {
-        (row.node, 0)
-        for number, row in enumerate(reading.graph.rows)
-        if said.row(number).residency is not KV and _may_be_cache(reading, number)
-    }
+            if (made_by := maker_of(slot)) is not None:
+                made[made_by] = KV
+    candidates = dict(memory.candidates)
+    for number, row in enumerate(reading.graph.rows):
+        origin = reading.origin(Ref(number)) if row.outs and (number, 0) in reading.graph.keep else None
+        if not isinstance(origin, Ref) or said.row(origin.row).residency is KV:
+            continue
+        if _may_be_cache(reading, origin.row):
+            candidates[maker(reading.graph, number)] = maker(reading.graph, origin.row)
+    made.update(dict.fromkeys(_joins_read(reading, sites, memory), KV))
     return replace(
         memory,
         storages=storages if storages != memory.storages else memory.storages,
         made=made if made != memory.made else memory.made,
-        candidates=memory.candidates | candidates,
+        candidates=candidates if candidates != memory.candidates else memory.candidates,
     )
+
+
+def _joins_read(reading: Reading, sites: Iterable[Attention], memory: Memory) -> set[Maker]:
+    """Joins of earlier graphs of which an attention here reads a copy."""
+    found: set[Maker] = set()
+    for site in sites if memory.candidates else ():
+        for arg in (site.key, site.value):
+            origin = reading.origin(arg)
+            made_by = maker_of(reading.graph.slots[origin.index]) if isinstance(origin, Slot) else None
+            if made_by is not None and made_by in memory.candidates:
+                found.add(memory.candidates[made_by])
+    return found
 
 
 def _may_be_cache(reading: Reading, row: int) -> bool:
@@ -120,14 +135,11 @@ class _Search:
 
     def _known(self, number: int) -> bool:
         slot, memory = self.reading.graph.slots[number], self.reading.memory
+        made_by = maker_of(slot)
         return (
             slot.meaning.residency is KV
             or memory.storages.get(slot.storage) is KV
-            or (
-                slot.made_by is not None
-                and memory.made.get(slot.made_by) is KV
-                and len(slot.facts.shape) >= MIN_DIMS
-            )
+            or (made_by is not None and memory.made.get(made_by) is KV and len(slot.facts.shape) >= MIN_DIMS)
         )
 
     def read_by(self, site: Attention, what: str, arg: Arg) -> None:
@@ -183,7 +195,7 @@ class _Search:
             return
         if slot.uploaded:
             self.roots[root] = f"cache: came from the client, {by}"
-        elif slot.made_by in memory.candidates:
+        elif (made_by := maker_of(slot)) is not None and memory.candidates.get(made_by) == made_by:
             self.roots[root] = f"cache: kept by a join in an earlier graph, {by}"
         elif slot.reads and slot.age > 1:
             self.roots[root] = f"cache: made {slot.age} graphs ago, read {slot.reads} times before, {by}"
@@ -217,7 +229,7 @@ class _Search:
             roots = reading.roots[row]
             if row in self.rows or not roots or roots[0] not in reading.kept:
                 continue
-            if made.get((reading.graph.rows[row].node, 0)) is KV and _is_big(reading, Ref(row)):
+            if made.get(maker(reading.graph, row)) is KV and _is_big(reading, Ref(row)):
                 self.rows[row] = "cache: a later graph reads it as one"
 
     def meanings(self) -> Meanings:

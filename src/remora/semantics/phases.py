@@ -15,7 +15,7 @@ from remora.ir.node import Ref, Slot
 from remora.semantics.attention import PRODUCTS, Attention
 from remora.semantics.cache import puts_of
 from remora.semantics.meanings import Meanings
-from remora.semantics.memory import Memory
+from remora.semantics.memory import Memory, maker, maker_of
 from remora.semantics.optimizer import Training
 from remora.semantics.reading import Arg, Reading
 
@@ -106,12 +106,13 @@ def learn(reading: Reading, said: Meanings, decoder: Decoder | None, memory: Mem
     phases = dict(memory.phases)
     own = decoder.own if decoder is not None else frozenset()
     for number, slot in enumerate(reading.graph.slots):
-        if slot.meaning.phase is not Phase.FORWARD or slot.made_by is None:
+        made_by = maker_of(slot)
+        if slot.meaning.phase is not Phase.FORWARD or made_by is None:
             continue
         if _is_hidden(reading, said, number) and not own.isdisjoint(
             row for row, _ in reading.slot_readers[number]
         ):
-            phases[slot.made_by] = phase
+            phases[made_by] = phase
     return replace(memory, phase=phase, phases=phases if phases != memory.phases else memory.phases)
 
 
@@ -219,6 +220,8 @@ def _n_tokens(reading: Reading, site: Attention) -> int:
     origin = reading.origin(site.key)
     roots = {reading.root(arg) for arg in (origin, *map(Ref, reading.way(site.key)))}
     writers = sorted(row for root in roots for row in reading.writers.get(root, ()))
+    for copy in [row for row in writers if reading.ops[row] == "copy_"]:  # a window is made anew, then copied
+        writers += reading.writers.get(reading.root(reading.inputs[copy][-1]), [])
     puts = [row for row in writers if reading.ops[row] in ("index_copy_", "index_put_")]
     if puts:
         new = reading.shape(reading.inputs[puts[-1]][-1])
@@ -284,7 +287,7 @@ def _inherited(reading: Reading, known: Meanings) -> Meaning | None:
 def _learned(reading: Reading) -> tuple[int, Meaning] | None:
     """A row that a later graph went on with, and its phase."""
     for row, out in sorted(reading.graph.keep) if reading.memory.phases else ():
-        phase = reading.memory.phases.get((reading.graph.rows[row].node, out))
+        phase = reading.memory.phases.get(maker(reading.graph, row, out))
         if phase is not None:
             return row, Meaning(
                 phase=phase, evidence=(f"phase: a later graph goes on from row {row} in {phase}",)

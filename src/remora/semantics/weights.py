@@ -67,14 +67,15 @@ def _weight(reading: Reading, training: Training, root: Root, numbers: list[int]
         return None
     if known:
         return Meaning(Residency.WEIGHT, evidence=("weight: was one in an earlier graph, not written since",))
-    if not any(reading.is_float(Slot(number)) for number in numbers):
-        return None
     uploaded = any(_of_client(slot) for slot in slots)
     written = any(slot.written for slot in slots)
     if written and (uploaded or not all(_made_by_factory(reading, number) for number in numbers)):
         return None
+    is_float = any(reading.is_float(Slot(number)) for number in numbers)
     reason = _place(reading, numbers, uploaded)
-    if reason is None and uploaded:
+    if not is_float and len(slots[0].facts.shape) < 3:
+        return None  # ids, positions, masks of a batch
+    if reason is None and uploaded and is_float:
         reason = _read_again(reading, numbers)
     return None if reason is None else Meaning(Residency.WEIGHT, evidence=(f"weight: {reason}",))
 
@@ -120,7 +121,10 @@ def _uses(reading: Reading, number: int) -> list[tuple[int, int, bool]]:
     seen: set[int] = set()
     while pending:
         row, position, spread = pending.pop()
-        if not reading.carries(row) or (position and reading.ops[row] != "index"):
+        joins = reading.ops[row] == "cat" and all(
+            isinstance(reading.origin(arg), Slot) for arg in reading.inputs[row]
+        )
+        if not joins and (not reading.carries(row) or (position and reading.ops[row] != "index")):
             found.append((row, position, spread))
             continue
         if row in seen:
