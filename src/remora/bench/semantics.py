@@ -44,6 +44,12 @@ def _measure(report: Report, options: Options, url: str) -> None:
     cases = [case for case in CASES if options.only in (None, case.name)]
     if not cases:
         raise UsageError(f"no program {options.only!r}; there is: {', '.join(case.name for case in CASES)}")
+    if options.write is not None:
+        from remora.bench.semantics_golden import write
+
+        for path in write(options.write, url):
+            report.say(f"wrote {path}")
+        return
     total: Scores = {}
     said: dict[str, list[float]] = {}
     for case in cases:

@@ -34,6 +34,7 @@ class Plan:
     names: tuple[Name, ...]
     seconds: float
     annotations: int = 1
+    uses: int = 0
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Watch:
             self._learn(memory)
             if self.on_plan is not None:
                 self.on_plan(plan)
+        plan.uses += 1
         self._remember(segment, graph, plan)
 
     def _learn(self, memory: Memory) -> None:

@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 
 
 def bench(
-    experiment: Annotated[str, typer.Argument(help="Which one: decode, train, zoo, compat.")] = "decode",
+    experiment: Annotated[
+        str, typer.Argument(help="Which one: decode, train, zoo, compat, semantics.")
+    ] = "decode",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: under a minute.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
     url: Annotated[
         str | None, typer.Option(help="An executor that runs with --threads 1; none: one is started.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the trials.")] = 0,
-    only: Annotated[str | None, typer.Option(help="One architecture, for zoo; one op, for compat.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="One architecture, for zoo; one op, for compat; one program, for semantics."),
+    ] = None,
     write: Annotated[
-        Path | None, typer.Option(help="The file whose table compat makes anew: docs/compatibility.md.")
+        Path | None,
+        typer.Option(help="The file whose table compat makes anew; the folder of semantics' golden graphs."),
     ] = None,
 ) -> None:
     """Measure remote against local; the last line of output is JSON, exit code 1 means a bar was missed."""

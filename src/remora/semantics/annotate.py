@@ -13,7 +13,7 @@ from remora.semantics.meanings import Meanings, add
 from remora.semantics.memory import EMPTY, Memory, maker, maker_of
 from remora.semantics.reading import Reading, Root
 
-_ACTIVATION = Meaning(Residency.ACTIVATION, evidence=("activation: computed, and nothing else",))
+_ACTIVATION = Meaning(Residency.ACTIVATION, evidence=("activation: computed, nothing else",))
 _OUTPUT = Meaning(Residency.OUTPUT, evidence=("output: the client asked for its bytes",))
 _STAYS = frozenset({Residency.WEIGHT, Residency.KV_CACHE, Residency.OPTIMIZER_STATE})
 

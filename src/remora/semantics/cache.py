@@ -176,7 +176,7 @@ class _Search:
         grown = _grown_slot(reading, row)
         if grown is not None:
             slot = reading.graph.slots[grown]
-            again = slot.made_by is not None and slot.made_by[0] == reading.graph.rows[row].node
+            again = maker_of(slot) == maker(reading.graph, row)
             past = "this row's output of the step before" if again else "a value from an earlier graph"
             self.rows[row] = f"cache: {past} (slot {grown}) grows in row {row}, {by}"
             self.roots.setdefault(("slot", slot.storage, 0), f"cache: grows in row {row}, {by}")
