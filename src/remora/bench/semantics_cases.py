@@ -63,8 +63,12 @@ def generated(name: str, parts: dict[str, Any], **options: Any) -> Callable[[Tru
         )
         calls = [0]
 
+        cached = model.generation_config.use_cache
+
         def phase() -> Phase:
             calls[0] += 1
+            if not cached:  # each step computes the whole sequence anew
+                return Phase.FORWARD
             return Phase.PREFILL if calls[0] == 1 else Phase.DECODE
 
         caches: list[Any] = []
