@@ -143,10 +143,10 @@ def decoder(
         return None
     meaning = Meaning(phase=phase, evidence=(f"phase: {reason}",))
     inherited = _inherited(reading, known)
-    if inherited is not None and phase is not Phase.PREFILL:
-        meaning = inherited
+    if inherited is not None and not any(_takes_in(reading, site) for site in cached) and not states:
+        meaning = inherited  # a cut may have come between a cache and the attention that reads it
     followers = reading.behind({site.row for site in cached} | states)
-    own, chains = _ancestors(reading, cached, followers)
+    own, chains = _ancestors(reading, known, cached, followers)
     return Decoder(frozenset(own), frozenset(own | chains), meaning)
 
 
@@ -235,30 +235,41 @@ def _n_tokens(reading: Reading, site: Attention) -> int:
     return shape[-2] if len(shape) > 1 else 1
 
 
+def _takes_in(reading: Reading, site: Attention) -> bool:
+    """Whether new keys go into the cache in this graph."""
+    origin = reading.origin(site.key)
+    return isinstance(origin, Ref) or bool(reading.writers.get(reading.root(origin)))
+
+
 def _has_past(reading: Reading, known: Meanings, origin: Ref) -> bool:
     """Whether a cache's row has an earlier graph's cache in it."""
     return any(_is_kv(reading, known, arg) for arg in reading.inputs[origin.row])
 
 
-def _ancestors(reading: Reading, cached: list[Attention], start: set[int]) -> tuple[set[int], set[int]]:
+def _ancestors(
+    reading: Reading, known: Meanings, cached: list[Attention], start: set[int]
+) -> tuple[set[int], set[int]]:
     """What feeds the decoder's rows, and what makes its keys and values up to the layer that they come from: beyond
     that layer may be an encoder."""
-    cut: dict[int, set[int]] = {}
     chains: set[int] = set()
     for site in cached:
-        for arg, row in ((site.key, site.rows[0]), (site.value, site.rows[-1])):
-            if isinstance(arg, Ref):
-                cut.setdefault(row, set()).add(arg.row)
-                chains |= _chain(reading, arg.row)
+        for arg in (site.key, site.value):
+            makers = [*_row(arg), *reading.writers.get(reading.root(reading.origin(arg)), ())]
+            for row in makers:
+                chains |= _chain(reading, row)
     found = {row for site in cached for row in site.rows} | start
     pending = list(found)
     while pending:
         row = pending.pop()
         for source in reading.sources[row]:
-            if source not in found and source not in cut.get(row, ()):
+            if source not in found and known.row(source).residency is not KV:
                 found.add(source)
                 pending.append(source)
     return found, chains
+
+
+def _row(arg: Arg) -> tuple[int, ...]:
+    return (arg.row,) if isinstance(arg, Ref) else ()
 
 
 def _chain(reading: Reading, row: int) -> set[int]:
