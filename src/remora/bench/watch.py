@@ -63,7 +63,7 @@ class Watch:
     memory: Memory = EMPTY
     graphs: int = 0
     strip_paths: bool = False  # as a program without modules
-    on_plan: Callable[[Plan], None] | None = None
+    on_graph: Callable[[Graph], object] | None = None  # sees every graph as captured
 
     def __post_init__(self) -> None:
         self.values: dict[Name, _Known] = {}
@@ -98,6 +98,8 @@ class Watch:
 
     def _see(self, segment: Segment) -> None:
         graph = self._graph(segment)
+        if self.on_graph is not None:
+            self.on_graph(graph)
         size = sum(facts.nbytes for row in graph.rows for facts in row.outs if facts is not None)
         key = segment.captured.template.id, size.bit_length()
         plan = self.plans.get(key)
@@ -108,8 +110,6 @@ class Watch:
             plan = Plan(graph, annotated, segment.number, names, time.perf_counter() - started)
             self.plans[key] = plan
             self._learn(memory)
-            if self.on_plan is not None:
-                self.on_plan(plan)
         plan.uses += 1
         self._remember(segment, graph, plan)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import prod
 
 from remora.ir.annotated import Meaning, Phase, Residency
 from remora.ir.node import Ref, Slot
@@ -214,7 +215,8 @@ class _Search:
                 reading.carries(row)
                 and reading.roots[row][0] in reading.kept
                 and self._is_cache(reading.origin(Ref(row)))
-            ):
+                and prod(reading.shape(Ref(row))) <= prod(reading.shape(reading.origin(Ref(row))))
+            ):  # a larger one has its heads repeated for an attention
                 self.rows[row] = f"cache: {op} of a cache, is kept"
 
     def _is_cache(self, origin: Arg) -> bool:
@@ -231,6 +233,15 @@ class _Search:
                 continue
             if made.get(maker(reading.graph, row)) is KV and _is_big(reading, Ref(row)):
                 self.rows[row] = "cache: a later graph reads it as one"
+                self._beside(row)
+
+    def _beside(self, row: int) -> None:
+        """Keys beside values: a cut between scores and softmax hides who reads the keys."""
+        reading, rows = self.reading, self.reading.graph.rows
+        for other in range(len(rows)):
+            alike = rows[other].module == rows[row].module and rows[other].outs == rows[row].outs
+            if alike and rows[row].module and other not in self.rows and _may_be_cache(reading, other):
+                self.rows[other] = f"cache: beside that of row {row}, of its module and shape"
 
     def meanings(self) -> Meanings:
         """Every row and slot that lies in a cache's memory."""
