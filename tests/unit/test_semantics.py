@@ -284,6 +284,33 @@ def test_blocks_that_repeat_are_layers_where_there_are_no_paths() -> None:
     assert layers == [None, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
+def test_blocks_of_equal_ops_that_are_wired_otherwise_are_not_the_same_block() -> None:
+    head = ['$0 = float32[2,8] storage=0 age=1 from="aten.neg.default($0)"']
+    head += [f"${n} = float32[8,8] storage={n} uploaded" for n in range(1, 5)]
+    rows = ["%0 = aten.neg.default($0) | float32[2,8]"]
+    for n in range(4):
+        at = len(rows)
+        rows += [
+            f"%{at} = aten.linear.default(%{at - 1}, ${n + 1}) | float32[2,8]",
+            f"%{at + 1} = aten.relu.default(%{at}) | float32[2,8]",
+            f"%{at + 2} = aten.mul.Tensor(%{at + 1}, %{at + n % 2}) | float32[2,8]",
+        ]
+    layers = [row.layer for row in _meanings("\n".join(head + rows))[0]]
+    assert layers == [None, *[0] * 6, *[1] * 6]
+
+
+def test_momentum_that_began_as_a_copy_of_the_gradient_is_optimizer_state() -> None:
+    _, slots = _residencies("""
+        $0 = float32[8,4] storage=0 uploaded written age=3 reads=2 weight
+        $1 = float32[8,4] storage=1 age=1 from="aten.mm.default(%1, %2)" backward
+        $2 = float32[8,4] storage=2 age=3 reads=1 from="aten.clone.default(%4)" backward
+        %0 = aten.mul_.Tensor($2, float) | float32[8,4]<0 writes=0
+        %1 = aten.add_.Tensor($2, $1) | float32[8,4]<0 writes=0
+        %2 = aten.add_.Tensor($0, $2, alpha=float) | float32[8,4]<0 writes=0
+    """)
+    assert slots == ["weight", "activation", "optimizer_state"]
+
+
 def test_graph_that_breaks_a_stage_rule_is_refused() -> None:
     with pytest.raises(PlanError, match=r"row 0 .* reads slot 4 of 1"):
         _annotate("$0 = float32[2] storage=0\n%0 = aten.add.Tensor($0, $4) | float32[2]")
