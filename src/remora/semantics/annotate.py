@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from remora.ir.annotated import Graph, Meaning, Phase, Residency, Stage
+from remora.ir.annotated import Graph, Meaning, Phase, Residency, Row, Stage
 from remora.ir.stages import enter
 from remora.semantics import cache, layers, modality, optimizer, phases, recurrent, weights
 from remora.semantics.attention import attentions
@@ -50,7 +50,10 @@ def annotate(graph: Graph, memory: Memory = EMPTY) -> tuple[Graph, Memory]:
     add(known, _rest(reading, known))
     memory = phases.learn(reading, known, decoder, cache.learn(reading, known, sites, memory))
     memory = _learn_storages(graph, known, memory)
-    rows = tuple(replace(row, meaning=known.row(number)) for number, row in enumerate(graph.rows))
+    rows = tuple(  # spelled out: replace() takes longer than a recogniser
+        Row(row.node, row.outs, row.shares, row.writes, row.module, row.source, known.row(number))
+        for number, row in enumerate(graph.rows)
+    )
     slots = tuple(replace(slot, meaning=known.slot(number)) for number, slot in enumerate(graph.slots))
     return enter(replace(graph, rows=rows, slots=slots), Stage.ANNOTATED), memory
 
