@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from remora.executor.buffers import Buffers
 from remora.executor.hop import BlobFile, SessionTerms
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.session import Device, WorkerSession
+from remora.executor.worker.transfers import Outbox
 from remora.transport.stream import Stream
 from remora.wire.codec import decode_envelope, decode_to_executor, encode
 from remora.wire.messages import Grant, OpenSession, Status
@@ -40,6 +43,7 @@ def worker_device(limit_nbytes: int = LIMIT_NBYTES) -> tuple[Device, list[Worker
             lambda principal: f"Held by: {principal}",
             lambda: limit_nbytes - sum(s.values.used_nbytes for s in sessions),
             lambda number, digest, times: None,
+            Outbox(Buffers(Path(tempfile.gettempdir()), "test-push"), limit_nbytes, lambda *packet: None),
         ),
         sessions,
         bulks,
@@ -94,6 +98,9 @@ class WorkerEndpoint:
 
     def bulk(self, session: str, bulk: str) -> bytes:
         return self.bulks[bulk]
+
+    def abandon(self, session: str, names: tuple[int, ...], reason: str) -> None:
+        raise NotImplementedError("one executor receives nothing")
 
     def ops(self) -> dict[str, str]:
         return {}

@@ -23,6 +23,10 @@ class NobodyListens(ConnectError):
     """The host is there and nothing listens on the port."""
 
 
+class NobodyAnswers(ConnectError):
+    """The peer said nothing for as long as it was waited for."""
+
+
 class AuthError(ConnectError):
     """The executor refused the token."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from executor_process import Proxy, executor_process
 
 
@@ -10,6 +11,15 @@ from executor_process import Proxy, executor_process
 def executor():
     with executor_process("--memory", "2GiB") as executor:
         yield executor
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the executor of the tests: with more, PyTorch adds in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

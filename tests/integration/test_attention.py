@@ -21,15 +21,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """As the executor of the tests: with more, PyTorch adds in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _attend(device: str, options: dict[str, Any], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """The output and the gradients of query, key and value."""
     generator = torch.Generator().manual_seed(0)

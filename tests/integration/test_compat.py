@@ -19,6 +19,9 @@ with warnings.catch_warnings():
 
 from remora.bench.compat_compare import check, full_name
 
+# which forbids every other test to set PyTorch's flags
+torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
+
 OPS = {full_name(op): op for op in op_db}
 RANDOM_OPS_S = 10.0  # as many as fit into it
 
@@ -45,14 +48,6 @@ HARD = (
 )
 # As in docs/compatibility.md, each with its reason.
 FAIL = {"sparse.sampled_addmm", "sparse.mm.reduce", "to_sparse", "ormqr", "masked.prod"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.filterwarnings("ignore")

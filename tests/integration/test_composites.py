@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """As the executor of the tests: with more, PyTorch adds in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _random(*shape: int) -> torch.Tensor:

@@ -14,14 +14,6 @@ import torch
 from remora.bench import models
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def unet() -> Any:
     torch.manual_seed(0)
     return diffusers.UNet2DModel(

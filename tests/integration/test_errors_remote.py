@@ -110,22 +110,23 @@ def test_an_op_that_the_executor_refuses_is_named_and_the_rows_before_it_run(con
     from remora.wire.messages import Define, Fetch, Put, Run, Site
 
     session = current()
+    lane = session.lane
     nodes = (
         Node("aten.add.Tensor", (Slot(0), Slot(0))),
         Node("aten.from_file.default", (Const("/etc/passwd"), Const(False), Hole("int"))),
         Node("aten.cat.default", (Items((Ref(0), Ref(1))),)),
     )
-    n, at = len(session._defined), session._sites.count
+    n, at = len(lane._defined), lane._sites.count
     segments = [session.recorder.number() for _ in range(2)]
     with session.recorder.lock:
-        session._outbox += [
+        lane._outbox += [
             Put(segments[0], "float32", (1,), b"\0\0\x80\x3f"),
             Define(n, Template(nodes).body),
             Site(at, n),
             Run(segments[1], at, (0, 0, segments[0], 0, 0), (0, 4), (0, 0, 2, 0)),
         ]
-        session._defined[-1] = n
-        session._sites.count += 1
+        lane._defined[-1] = n
+        lane._sites.count += 1
         with pytest.raises(
             NotImplementedError, match=r"aten\.from_file\.default is not allowed.*touches the host"
         ):

@@ -19,12 +19,9 @@ from remora.ops.flags import PRISTINE, current, key_of, write
 
 @pytest.fixture(autouse=True)
 def untouched() -> Iterator[None]:
-    """One thread, as the executor of the tests; and every flag goes back to what it was."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Every flag goes back to what it was."""
     before = current()
     yield
-    torch.set_num_threads(threads)
     for setter, values in before:
         write(setter, values)
 

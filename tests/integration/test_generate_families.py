@@ -51,14 +51,6 @@ NOT = {
 FAMILIES = ("t5", "mixtral", "mamba", "llava")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _generate(model: Any, assistant: Any, name: str, mode: str, device: str) -> Any:
     inputs = {key: item.to(device) for key, item in specimens()[name].inputs().items() if key != "labels"}
     options = dict(MODES[mode])

@@ -22,14 +22,6 @@ SPECIAL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def tokenizer() -> Any:
     words = [*SPECIAL.values(), *(f"w{i}" for i in range(90))]
     fast = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))

@@ -23,15 +23,6 @@ WAIT = {"swin", "swinv2"}  # their pooling's as_strided_ in training is refused 
 NAMES = [name for name in zoo.quick(SEED, extra=8) if name not in WAIT]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As the executor of the tests: with more, PyTorch adds in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.filterwarnings("ignore")  # the models' own, about tiny configurations
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_generate_and_a_training_step_are_equal(connected: ModuleType, name: str) -> None:

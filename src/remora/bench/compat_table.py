@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ def kinds(results: list[Any]) -> dict[str, int]:
     return dict(Counter(result.failures[0]["kind"] for result in results if result.failures))
 
 
+_VERSIONS = re.compile(r" \(this is torch .*\)$")  # both are those of the bench
+
+
 def text(results: list[Any]) -> str:
     """A sentence with the count, and a table row an op that fails."""
     failed = [result for result in results if result.failures]
@@ -25,7 +29,8 @@ def text(results: list[Any]) -> str:
         lines += ["", "| op | what | cases | reason |", "|---|---|---|---|"]
         for result in sorted(failed, key=lambda result: result.name):
             first = result.failures[0]
-            reason = f"{first['case']}: {first['reason']}".replace("|", "\\|").replace("\n", " ")
+            said = _VERSIONS.sub("", first["reason"])
+            reason = f"{first['case'].strip()}: {said}".replace("|", "\\|").replace("\n", " ")
             cases = f"{len(result.failures)} of {result.compared}"
             lines.append(f"| `{result.name}` | {first['kind']} | {cases} | {reason} |")
     return "\n".join(lines)

@@ -12,6 +12,8 @@ EXPERIMENTS = {
     "zoo": "remora.bench.zoo",
     "compat": "remora.bench.compat",
     "semantics": "remora.bench.semantics",
+    "placement": "remora.bench.placement",
+    "calibration": "remora.bench.calibration",
 }
 
 

@@ -6,14 +6,16 @@ import importlib.metadata
 import operator
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
+
+from remora.bench.intervals import of_median
 
 T = TypeVar("T")
 COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -35,6 +37,7 @@ class Options:
 
     only: one architecture of `zoo`, op of `compat`, program of `semantics`. write: the file whose table `compat` makes
     anew, the folder of the golden graphs of `semantics`.
+    workloads, policies: of `placement`; none: all.
     """
 
     quick: bool = False
@@ -42,11 +45,13 @@ class Options:
     seed: int = 0
     only: str | None = None
     write: Path | None = None
+    workloads: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm of one measure: median, smallest and largest of the trials."""
+    """One arm of one measure: median, smallest and largest of the trials, and the median's 95 % interval."""
 
     measure: str
     arm: str
@@ -55,6 +60,8 @@ class Row:
     low: float
     high: float
     trials: int
+    low95: float
+    high95: float
 
 
 @dataclass(frozen=True)
@@ -86,9 +93,21 @@ class Report:
 
     def row(self, measure: str, arm: str, unit: str, values: Sequence[float]) -> float:
         """Adds a row; returns its median."""
-        median = statistics.median(values)
-        self.rows.append(Row(measure, arm, unit, median, min(values), max(values), len(values)))
-        return median
+        found = of_median(values)
+        self.rows.append(
+            Row(
+                measure,
+                arm,
+                unit,
+                found.median,
+                min(values),
+                max(values),
+                found.trials,
+                found.low,
+                found.high,
+            )
+        )
+        return found.median
 
     def bar(self, name: str, value: float, op: str, bar: float) -> None:
         bar_ = Bar(name, value, op, bar)
@@ -104,9 +123,14 @@ class Report:
         return {
             "experiment": self.experiment,
             "rows": [asdict(row) for row in self.rows],
-            "bars": [{**asdict(bar), "ok": bar.ok} for bar in self.bars],
+            "bars": [{**asdict(bar), "value": _finite(bar.value), "ok": bar.ok} for bar in self.bars],
             "versions": versions(),
         }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no word for what is not a number."""
+    return value if isfinite(value) else None
 
 
 def interleave(arms: Mapping[str, Callable[[], T]], trials: int, rng: random.Random) -> dict[str, list[T]]:

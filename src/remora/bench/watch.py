@@ -163,11 +163,11 @@ class Watch:
             known.storage,
             value.uploaded,
             known.made_by,
-            known.plan.captured.template if known.plan is not None else "",
             self.graphs - known.graph,
             known.storage in self._written,
             known.reads,
             known.meaning(),
+            known.plan.captured.template if known.plan is not None else "",
         )
 
     def _row(self, node: Node, step: Step, slots: tuple[Outside, ...], rows: list[Row]) -> Row:

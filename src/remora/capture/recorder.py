@@ -104,6 +104,8 @@ class Segment:
     holes: list[int | float]
     keep: tuple[int, ...]  # flat (row, out)
     frees: tuple[int, ...]  # flat (distance, row, out)
+    step: Step  # of its last row
+    kept: list[Value]  # the outputs in `keep`
 
     def uploaded(self) -> frozenset[int]:
         """Slots whose value came from the client."""
@@ -241,9 +243,10 @@ class Recorder:
         if not step.rows:
             return None
         captured = step.template or self._template(step)
-        keep = self._survivors()
+        kept = self._survivors()
+        keep = tuple(n for value in kept for n in (value.code >> OUT_BITS, value.code & OUT_MASK))
         flat = tuple(n for s, c in self.take_frees() for n in (self.segment - s, c >> OUT_BITS, c & OUT_MASK))
-        segment = Segment(self.segment, captured, list(self.slots), self.holes, keep, flat)
+        segment = Segment(self.segment, captured, list(self.slots), self.holes, keep, flat, step, kept)
         self._rows += step.rows
         self._starts_program = False
         self._open()
@@ -253,13 +256,12 @@ class Recorder:
         """A sync: the next segment is the first of a new program."""
         self._starts_program = True
 
-    def _survivors(self) -> tuple[int, ...]:
-        """The open segment's outputs that are still in use, flat (row, out); the executor keeps those."""
-        keep: list[int] = []
-        for value in [value for value in self.created if getrefcount(value) > _UNUSED]:
+    def _survivors(self) -> list[Value]:
+        """The open segment's outputs that are still in use; the executor keeps those."""
+        kept = [value for value in self.created if getrefcount(value) > _UNUSED]
+        for value in kept:
             value.__class__ = Kept  # from here on, its end is an event
-            keep += (value.code >> OUT_BITS, value.code & OUT_MASK)
-        return tuple(keep)
+        return kept
 
     def take_frees(self) -> list[tuple[int, int]]:
         """Names (segment, code) of kept values that died since the last call."""

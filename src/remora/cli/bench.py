@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def bench(
     experiment: Annotated[
-        str, typer.Argument(help="Which one: decode, train, zoo, compat, semantics.")
+        str,
+        typer.Argument(help="Which one: decode, train, zoo, compat, semantics, placement, calibration."),
     ] = "decode",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: under a minute.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
@@ -32,6 +33,12 @@ def bench(
         Path | None,
         typer.Option(help="The file whose table compat makes anew; the folder of semantics' golden graphs."),
     ] = None,
+    workload: Annotated[
+        list[str] | None, typer.Option(help="One of the suite, for placement; repeatable. None: all.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="One policy, for placement; repeatable. None: all.")
+    ] = None,
 ) -> None:
     """Measure remote against local; the last line of output is JSON, exit code 1 means a bar was missed."""
     from remora.bench.experiments import EXPERIMENTS, run
@@ -40,7 +47,9 @@ def bench(
     if experiment not in EXPERIMENTS:
         raise fail("bench", f"there is no experiment {experiment!r}; there is: {', '.join(EXPERIMENTS)}", 2)
     with failures_in_one_line("bench"):
-        report = run(experiment, Options(quick, url, seed, only, write))
+        report = run(
+            experiment, Options(quick, url, seed, only, write, tuple(workload or ()), tuple(policy or ()))
+        )
     if not as_json:
         _print_tables(report)
     typer.echo(json.dumps(report.content()))

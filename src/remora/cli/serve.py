@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from remora.executor.front.front import FrontOptions
+from remora.executor.front.peers import PeerRule, parse_peers
 from remora.executor.front.server import ServeOptions, run
 from remora.executor.front.tokens import Tokens, is_loopback, parse_tokens
 from remora.executor.front.worker_link import WorkerOptions
@@ -42,6 +43,12 @@ def serve(
         list[str] | None,
         typer.Option(help="Module that defines custom operators, which clients may then use; repeatable."),
     ] = None,
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="Executors that values may be sent to: any, none, or HOST[:PORT],… (a HOST may be 10.0.0.0/8)."
+        ),
+    ] = "any",
     lease: Annotated[float, typer.Option(help="Seconds that a silent session is kept.")] = 900.0,
     until_stdin_closes: Annotated[bool, typer.Option(help="Stop at the end of stdin.")] = False,
 ) -> None:
@@ -62,6 +69,7 @@ def serve(
                 ),
                 tokens=_tokens(host, token_file),
                 lease_s=_lease(lease),
+                peers=_peers(peers, host),
             ),
             host=host,
             port=port,
@@ -93,6 +101,13 @@ def _lease(lease: float) -> float:
     if not 0 < lease < float("inf"):
         raise ValueError(f"--lease {lease} is not a number of seconds above 0")
     return lease
+
+
+def _peers(text: str, host: str) -> PeerRule:
+    try:
+        return parse_peers(text, is_loopback(host))
+    except ValueError as error:
+        raise ValueError(f"--peers: {error}") from None
 
 
 def _tokens(host: str, token_file: Path | None) -> Tokens:

@@ -69,7 +69,7 @@ def _print_tables(url: str, answer: Status) -> None:
 
 
 def _counter_text(name: str, value: float) -> str:
-    if name.startswith("bytes"):
+    if "bytes" in name:
         return nbytes_text(int(value))
     return f"{value:.1f}" if name.endswith("_s") else f"{value:.0f}"
 

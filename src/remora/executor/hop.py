@@ -35,6 +35,9 @@ class Kind(enum.IntEnum):
     BLOB = 4  # BlobFile: the session may adopt it from now on
     BULK_READ = 5  # BulkRead: the file may go
     OTHERS = 6  # Others, for no session in particular
+    ARRIVAL = 7  # Arrival: values that another executor has sent
+    ABANDON = 8  # wire's Abandon
+    SENT = 9  # Sent, for no session in particular: a push that has a path is over
     # worker to front
     READY = 16  # WorkerReady
     REPLY = 17  # encoded tuple of ToClient
@@ -42,6 +45,11 @@ class Kind(enum.IntEnum):
     USAGE = 19  # Usage, at most every 100 ms, and after a session closed
     RELEASE = 20  # BlobRelease: no value of the session is made of the blob any more
     FATAL = 21  # Fatal: the session's op broke the device; the worker ends
+    PEER = 22  # wire's Peer
+    PUSH = 23  # Outgoing
+    HOLD = 24  # one byte: whether the session's steps are to stay with the front for now
+    TAKEN = 25  # Taken: an arrival that has paths is a value now, or refused
+    RETURNED = 26  # Returned, for no session in particular
 
 
 class SessionTerms(msgspec.Struct, frozen=True):
@@ -96,6 +104,48 @@ class Fatal(msgspec.Struct, frozen=True):
     shapes: str
     message: str
     late: bool
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """A push as the worker hands it over: its values' bytes lie at `path`, or in `data` if they are few.
+
+    names: flat. head: the encoded Parcel. failed: why there is nothing to send; the peer is to be told.
+    """
+
+    push: str
+    ticket: int
+    peer: int
+    names: tuple[int, ...]
+    head: bytes = b""
+    nbytes: int = 0
+    path: str = ""
+    data: bytes = b""
+    failed: str = ""
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """`reusable`: nobody reads the push's buffer any more."""
+
+    push: str
+    reusable: bool
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """head: an encoded Parcel, which was checked. paths: of each storage, empty if its bytes are next in `data`."""
+
+    head: bytes
+    paths: tuple[str, ...]
+    data: bytes
+
+
+class Taken(msgspec.Struct, frozen=True):
+    push: str
+
+
+class Returned(msgspec.Struct, frozen=True):
+    """Paths of arrivals that no value lies in any more."""
+
+    paths: tuple[str, ...]
 
 
 class Others(msgspec.Struct, frozen=True):

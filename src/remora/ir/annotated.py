@@ -120,11 +120,11 @@ class Outside:
     storage: int
     uploaded: bool = False
     made_by: tuple[Node, int] | None = None
-    made_in: str = ""
     age: int = 0
     written: bool = False
     reads: int = 0
     meaning: Meaning = NOTHING
+    made_in: str = ""
 
 
 @dataclass(frozen=True, slots=True)

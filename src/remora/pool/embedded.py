@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 
 from remora.errors import ConnectError
 
@@ -17,8 +18,9 @@ _READY = "remora executor ready at "
 class EmbeddedExecutor:
     """Starts when first needed, ends with this process (its standard input closes)."""
 
-    def __init__(self, *options: str) -> None:
-        self.options = options
+    def __init__(self, *options: str, behind: Sequence[str] = ()) -> None:
+        """options: of `remora serve`. behind: words that start the command, such as those of a namespace."""
+        self.options, self.behind = options, tuple(behind)
         self.address = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -31,7 +33,16 @@ class EmbeddedExecutor:
         if self._process is not None and self._process.poll() is None:
             return self.address
         threads = max(1, (os.cpu_count() or 2) - 1)  # one core is left to the program
-        command = [sys.executable, "-m", "remora.cli", "serve", "--port", "0", "--until-stdin-closes"]
+        command = [
+            *self.behind,
+            sys.executable,
+            "-m",
+            "remora.cli",
+            "serve",
+            "--port",
+            "0",
+            "--until-stdin-closes",
+        ]
         command += ["--threads", str(threads)]
         with tempfile.TemporaryFile() as log:  # not the program's stderr: nobody asked for an executor's log
             self._process = subprocess.Popen(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from weakref import WeakValueDictionary
@@ -12,33 +12,28 @@ from weakref import WeakValueDictionary
 from blake3 import blake3
 
 from remora.capture.interrupts import uninterrupted
-from remora.capture.recorder import CapturedTemplate, Recorder, Segment
+from remora.capture.recorder import Recorder, Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.config import ClientSettings
 from remora.device.census import living
 from remora.device.counters import counters
 from remora.device.sink import Fetched, Moment
 from remora.errors import ProtocolError, RemoraError
-from remora.session.failures import error_from, row_text, suspects_text
-from remora.session.link import Link, Reply, to_stderr
-from remora.session.ops import ExecutorOps
+from remora.session.lane import Lane
+from remora.session.link import Link, Reply
 from remora.session.progress import UploadProgress
-from remora.session.sites import Sites
 from remora.session.stats import Stats
 from remora.session.uploads import Uploads
 from remora.transport.interface import Transport
-from remora.wire.binding import encode_run
 from remora.wire.limits import MAX_INLINE_NBYTES
 from remora.wire.messages import (
     Adopt,
     Barrier,
     DefaultDtype,
-    Define,
     DeviceFacts,
     DeviceQuery,
     Fetch,
     Flag,
-    Free,
     Grant,
     LoadRng,
     Mark,
@@ -47,19 +42,12 @@ from remora.wire.messages import (
     MemoryQuery,
     Payload,
     Put,
-    Recover,
     SaveRng,
     Seed,
-    Site,
-    ToExecutor,
     Values,
 )
 
-OUTBOX_NBYTES = 256 << 10  # small uploads wait for company up to here,
-OUTBOX_MESSAGES = 1024  # or up to so many
-MAX_FREES = 4096  # names in one message
 Question = Fetch | Barrier | MemoryQuery | DeviceQuery
-REMEMBERED_SEGMENTS = 20_000  # whose provenance is kept while they may still fail
 
 
 class Session:
@@ -70,25 +58,41 @@ class Session:
     """
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
-        self.transport, self.grant = transport, grant
-        notice = to_stderr(transport.address)
-        self.link = Link(transport, grant, settings, notice, self._story, living=self._living)
-        self.recorder = Recorder(grant.session, self._commit_segment, self.link.transmit)
-        self.progress = UploadProgress(transport.address)
-        self.uploads = Uploads(transport, grant, self.progress.add)
-        self._ops = ExecutorOps(transport, grant, self.link.persist)
+        self._start([(transport, grant)], settings)
+
+    def _start(self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings) -> None:
+        self.progress = UploadProgress(opened[0][0].address)
+        self.lanes = [
+            Lane(transport, grant, settings, self._living, self.progress.add) for transport, grant in opened
+        ]
+        self.lane = self.lanes[0]
+        self.recorder = Recorder(self.grant.session, self._commit_segment, self._transmit)
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
         self._tickets = itertools.count(1)
-        self._outbox: list[ToExecutor] = []
-        self._outbox_nbytes = 0
-        self._defined: dict[int, int] = {}  # captured index to the template's index on the wire
-        self._sites = Sites()
         self._moments: WeakValueDictionary[int, Moment] = WeakValueDictionary()
         self._facts: DeviceFacts | None = None
         self.link.on_mark = self._marked
-        self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
+
+    def _transmit(self) -> None:
+        self.link.transmit()
+
+    @property
+    def link(self) -> Link:
+        return self.lane.link
+
+    @property
+    def transport(self) -> Transport:
+        return self.lane.transport
+
+    @property
+    def grant(self) -> Grant:
+        return self.lane.grant
+
+    @property
+    def uploads(self) -> Uploads:
+        return self.lane.uploads
 
     @property
     def executor_device(self) -> str:
@@ -98,7 +102,7 @@ class Session:
 
     def _commit_segment(self, segment: Segment) -> None:
         self._write(segment)
-        self._commit()
+        self.lane.commit()
 
     def _write(
         self, segment: Segment, wants: tuple[int, ...] | None = None, ticket: int | None = None
@@ -106,55 +110,18 @@ class Session:
         """Appends a segment's messages to the outbox."""
         if self.tap is not None:
             self.tap(segment)
-        captured = segment.captured
-        if captured.index not in self._defined:
-            self._outbox.append(Define(len(self._defined), captured.template.body))
-            self._defined[captured.index] = len(self._defined)
-        template = self._defined[captured.index]
-        names = segment.names()
-        site, new = self._sites.choose(template, segment.number, names)
-        if new:
-            self._outbox.append(Site(site.index, template))
-        number, frees = segment.number, segment.frees
-        self.uploads.freed(number - distance for distance in frees[::3])
-        if len(frees) > 3 * MAX_FREES:
-            groups = zip(frees[::3], frees[1::3], frees[2::3], strict=True)
-            self._free([(number - distance, row, out) for distance, row, out in groups])
-            frees = ()
-        run = encode_run(
-            site.memory,
-            number,
-            site.index,
-            names,
+        self.lane.run(
+            segment.captured,
+            segment.number,
+            segment.names(),
             segment.holes,
             segment.keep,
-            frees,
+            segment.frees,
+            segment.uploaded,
             wants,
             ticket,
-            segment.uploaded() | site.fixed if new else frozenset(),
         )
-        self._outbox.append(run)
-        self._sent[number] = captured
-        if len(self._sent) > REMEMBERED_SEGMENTS:
-            self._sent.popitem(last=False)
         self.segments += 1
-
-    def _free(self, names: Sequence[tuple[int, int, int]]) -> None:
-        for start in range(0, len(names), MAX_FREES):
-            group = names[start : start + MAX_FREES]
-            self._outbox.append(Free(tuple(number for name in group for number in name)))
-
-    def _commit(self) -> None:
-        if self._outbox:
-            self.link.commit(self._outbox)
-            self._outbox, self._outbox_nbytes = [], 0
-
-    def _post(self, message: ToExecutor, nbytes: int = 0) -> None:
-        """Puts a message in the outbox, which goes with the next segment or when it is full."""
-        self._outbox.append(message)
-        self._outbox_nbytes += nbytes
-        if self._outbox_nbytes > OUTBOX_NBYTES or len(self._outbox) >= OUTBOX_MESSAGES:
-            self._commit()
 
     # -- sync
 
@@ -165,7 +132,8 @@ class Session:
             names = tuple(number for value in values for number in value.name)
             reply = self._ask(Fetch(next(self._tickets), names, describe))
             assert isinstance(reply, Values)
-            return [self._fetched(*pair) for pair in zip(values, reply.values, strict=True)]
+            pairs = zip(values, reply.values, strict=True)
+            return [self._fetched(value, payload, self.lane) for value, payload in pairs]
 
     def _ask(self, question: Question) -> Reply:
         """Sends the open segment and a question behind it; blocks until it is answered.
@@ -180,36 +148,24 @@ class Session:
             if segment is not None:
                 self._write(segment, wants, question.ticket if wants else None)
             if wants is None:
-                self._outbox.append(question)
-            self._commit()
+                self.lane.say(question)
+            self.lane.commit()
             self.recorder.program_ends()
         self.link.transmit()
         reply = self.link.wait(question.ticket)
-        self._raise_failure()
+        self.lane.raise_failure()
         assert reply is not None
-        self._sent.clear()  # replies come in order: everything sent before has run
+        self.lane.answered()
         return reply
 
-    def _raise_failure(self) -> None:
-        failed = self.link.failed
-        if failed is None:
-            return
-        captured = self._sent.get(failed.segment)
-        with uninterrupted:
-            self.link.failed = None
-            self._sent.clear()
-            self.link.commit([Recover(failed.failure)])
-        self.link.transmit()
-        raise error_from(failed, captured, self.transport.address)
-
-    def _fetched(self, value: Value, payload: Payload) -> Fetched:
+    def _fetched(self, value: Value, payload: Payload, lane: Lane) -> Fetched:
         data: bytes | bytearray | None = payload.data
         if data is None and payload.bulk is not None:
             self._check_size(value, payload)
             data = bytearray(payload.nbytes)
-            self.link.round_trips += 1
+            lane.link.round_trips += 1
             bulk, into = payload.bulk, memoryview(data)
-            self.link.persist(lambda: self.transport.get_bulk(self.grant, bulk, into))
+            lane.link.persist(lambda: lane.transport.get_bulk(lane.grant, bulk, into))
         return Fetched(payload.dtype, payload.shape, payload.stride, data)
 
     def _check_size(self, value: Value, payload: Payload) -> None:
@@ -225,13 +181,6 @@ class Session:
             raise self.recorder.closed
         self.link.check_alive()
 
-    def _story(self, segment: int, row: int, late: bool = False) -> str:
-        captured = self._sent.get(segment)
-        if captured is None:
-            return ""
-        before = [(other, None) for number, other in self._sent.items() if number < segment]
-        return row_text(captured, row) + (suspects_text([*before, (captured, row)]) if late else "")
-
     def _living(self) -> str:
         found = living(self.grant.session)
         return f": {found}" if found else ""
@@ -244,7 +193,7 @@ class Session:
             self._check()
             with uninterrupted:
                 segment = self.recorder.number()
-                self._post(Put(segment, dtype, shape, data), len(data))
+                self.lane.post(Put(segment, dtype, shape, data), len(data))
             self.link.transmit()
             return segment
 
@@ -256,31 +205,31 @@ class Session:
             with uninterrupted:
                 segment = self.recorder.number()
                 self.uploads.adopted(segment, digest)
-                self._post(Adopt(segment, dtype, shape, digest))
+                self.lane.post(Adopt(segment, dtype, shape, digest))
             self.link.transmit()
             return segment
 
     # -- generator and order
 
     def seed(self, seed: int, generator: int = 0) -> None:
-        self._in_order(lambda: self._post(Seed(seed, generator)))
+        self._in_order(lambda: self.lane.post(Seed(seed, generator)))
 
     def save_rng(self, generator: int = 0) -> int:
         with self.recorder.lock:
             segment = self.recorder.number()
-            self._in_order(lambda: self._post(SaveRng(segment, generator)))
+            self._in_order(lambda: self.lane.post(SaveRng(segment, generator)))
             return segment
 
     def load_rng(self, value: Value, generator: int = 0) -> None:
         if value.home is not self.recorder:
             raise self.recorder.foreign(value)
-        self._in_order(lambda: self._post(LoadRng(generator, value.name)))
+        self._in_order(lambda: self.lane.post(LoadRng(generator, value.name)))
 
     def default_dtype(self, name: str) -> None:
-        self._in_order(lambda: self._post(DefaultDtype(name)))
+        self._in_order(lambda: self.lane.post(DefaultDtype(name)))
 
     def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
-        self._in_order(lambda: self._post(Flag(setter, values)))  # type: ignore[arg-type]
+        self._in_order(lambda: self.lane.post(Flag(setter, values)))  # type: ignore[arg-type]
 
     def _in_order(self, post: Callable[[], None]) -> None:
         """Posts a message behind all rows recorded so far; it goes with the next segment."""
@@ -301,7 +250,7 @@ class Session:
     def op_table(self) -> dict[str, str]:
         with self.recorder.lock:
             self._check()
-            return self._ops.table()
+            return self.lane.ops.table()
 
     def executor(self) -> str:
         return f"executor {self.transport.address} (torch {self.grant.torch})"
@@ -309,13 +258,13 @@ class Session:
     def op_schemas(self) -> dict[str, str]:
         with self.recorder.lock:
             self._check()
-            return self._ops.schemas()
+            return self.lane.ops.schemas()
 
     def mark(self, settle: bool = False) -> Moment:
         with self.recorder.lock:
             moment = Moment(next(self._tickets))
             self._moments[moment.ticket] = moment
-            self._in_order(lambda: self._post(Mark(moment.ticket, settle)))
+            self._in_order(lambda: self.lane.post(Mark(moment.ticket, settle)))
             return moment
 
     def passed(self, moment: Moment, wait: bool) -> bool:
@@ -323,14 +272,14 @@ class Session:
             with self.recorder.lock:
                 self._check()
                 with uninterrupted:
-                    self._commit()
+                    self.lane.commit()
                 self.link.transmit()
                 if wait:
                     self.link.wait_until(lambda: moment.at_s is not None)
                 else:
                     self.link.poll()
                 if moment.at_s is None:
-                    self._raise_failure()
+                    self.lane.raise_failure()
         return moment.at_s is not None
 
     def _marked(self, marked: Marked) -> None:
@@ -368,7 +317,7 @@ class Session:
     def _free_ended(self) -> None:
         frees = self.recorder.take_frees()
         self.uploads.freed(segment for segment, _ in frees)
-        self._free([(segment, code >> OUT_BITS, code & OUT_MASK) for segment, code in frees])
+        self.lane.free([(segment, code >> OUT_BITS, code & OUT_MASK) for segment, code in frees])
 
     def idle(self) -> None:
         """Called now and then: frees what died, takes in acks, renews the lease. Never waits for the program."""
@@ -378,22 +327,18 @@ class Session:
             if self.recorder.closed is not None:
                 return
             self._free_ended()
-            self._commit()
+            self.lane.commit()
             self.link.idle()
         finally:
             self.recorder.lock.release()
 
     def stats(self) -> Stats:
         with self.recorder.lock:
-            return Stats(
-                bytes_sent=self.link.bytes_sent + self.transport.bytes_sent,
-                bytes_received=self.link.bytes_received + self.transport.bytes_received,
-                round_trips=self.link.round_trips + self.uploads.round_trips + self._ops.round_trips,
+            return dataclasses.replace(
+                self.lane.stats(),
                 segments=self.segments,
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
-                weights_bytes=self.uploads.sent_nbytes,
-                reconnects=self.link.reconnects,
                 eager_frames=counters.eager_frames,
             )
 

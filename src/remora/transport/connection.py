@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -132,6 +133,10 @@ class Connection:
         assert mode == "rb"
         return io.BufferedReader(_Reader(self), 1 << 16)
 
+    @property
+    def peer_ip(self) -> str:
+        return str(self._sock.getpeername()[0])
+
     def close(self) -> None:
         """Ends the connection and wakes whoever waits on it."""
         with suppress(OSError):
@@ -150,11 +155,25 @@ class _Reader(io.RawIOBase):
         return self._connection.read_some(into)
 
 
-def connect(address: Address, tls: ssl.SSLContext | None, traffic: Traffic, timeout_s: float) -> Connection:
-    """Connects to `address`, TLS handshake included, within `timeout_s`. Raises ConnectError."""
+def connect(
+    address: Address,
+    tls: ssl.SSLContext | None,
+    traffic: Traffic,
+    timeout_s: float,
+    permit: Callable[[str], bool] | None = None,
+) -> Connection:
+    """Connects to `address`, TLS handshake included, within `timeout_s`. Raises ConnectError.
+
+    permit: of each IP address that the host name has, whether it may be spoken to.
+    """
     deadline = time.monotonic() + timeout_s
+    found = _resolve(address, timeout_s)
+    if permit is not None:
+        found = [entry for entry in found if permit(entry[4][0])]
+        if not found:
+            raise ConnectError(f"{address.text}: it is at no address that may be spoken to from here")
     try:
-        sock = _first_that_connects(_resolve(address, timeout_s), deadline)
+        sock = _first_that_connects(found, deadline)
     except TimeoutError:
         raise ConnectError(f"{address.text}: nobody answered within {timeout_s:g} s") from None
     except ConnectionRefusedError:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
-from remora.errors import AuthError, ConnectError, Refused, RemoraError, SessionLost
+from remora.errors import AuthError, ConnectError, NobodyAnswers, Refused, RemoraError, SessionLost
 from remora.transport.address import Address
 from remora.transport.connection import Connection, Traffic, connect
 from remora.transport.interface import Buffer
@@ -29,10 +29,16 @@ class Exchange:
         tls: None for plain HTTP.
         headers: sent with every request.
         traffic: counts the bytes.
+        permit: of each IP address that the host name has, whether it may be spoken to.
     """
 
     def __init__(
-        self, address: Address, tls: ssl.SSLContext | None, headers: Mapping[str, str], traffic: Traffic
+        self,
+        address: Address,
+        tls: ssl.SSLContext | None,
+        headers: Mapping[str, str],
+        traffic: Traffic,
+        permit: Callable[[str], bool] | None = None,
     ) -> None:
         self.address = address
         self._tls = tls
@@ -40,6 +46,8 @@ class Exchange:
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._traffic = traffic
+        self._permit = permit
+        self.connected_to = ""  # IP address of the last connection
 
     @contextmanager
     def request(
@@ -87,7 +95,7 @@ class Exchange:
                     self._drop()
             except TimeoutError:
                 self._drop()
-                raise ConnectError(f"{self.address.text}: nobody answered within {limit_s:g} s") from None
+                raise NobodyAnswers(f"{self.address.text}: nobody answered within {limit_s:g} s") from None
             except RemoraError:
                 self._drop()
                 raise
@@ -104,6 +112,12 @@ class Exchange:
             refusal = (
                 None  # else error and frame would hold each other, and all that the callers' frames hold
             )
+
+    def cut(self) -> None:
+        """As `close`, but waits for nobody."""
+        connection = self._connection
+        if connection is not None:
+            connection.close()
 
     def close(self) -> None:
         """Closes the connection; a request that another thread is waiting for ends with ConnectError."""
@@ -130,7 +144,8 @@ class Exchange:
         except OSError:
             self._drop()
         if self._connection is None:
-            self._connection = connect(self.address, self._tls, self._traffic, limit_s)
+            self._connection = connect(self.address, self._tls, self._traffic, limit_s, self._permit)
+            self.connected_to = self._connection.peer_ip
         return self._connection
 
     def _send(
@@ -210,4 +225,6 @@ def answered_error(address: Address, status: int, body: bytes) -> RemoraError:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, HTTPException) and not isinstance(error, OSError):
+        return f"it answered what is not HTTP, {type(error).__name__}"  # whose text is the peer's
     return str(error) or type(error).__name__

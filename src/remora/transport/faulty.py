@@ -152,6 +152,9 @@ class FaultyTransport:
     def get_bulk(self, grant: Grant, bulk: str, into: memoryview) -> None:
         self._reach(lambda: self._inner.get_bulk(grant, bulk, into))
 
+    def abandon(self, grant: Grant, names: tuple[int, ...], reason: str, timeout_s: float) -> None:
+        self._reach(lambda: self._inner.abandon(grant, names, reason, timeout_s))
+
     def op_table(self, timeout_s: float) -> dict[str, str]:
         return self._reach(lambda: self._inner.op_table(timeout_s))
 

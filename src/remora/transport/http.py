@@ -18,7 +18,7 @@ from remora.transport.exchange import Exchange, count_in, flat
 from remora.transport.interface import Channel
 from remora.transport.post import PostChannel
 from remora.transport.websocket import open_websocket
-from remora.wire.messages import BlobAnswer, BlobProof, BlobQuery, Grant, OpenSession, Status
+from remora.wire.messages import Abandon, BlobAnswer, BlobProof, BlobQuery, Grant, OpenSession, Status
 
 T = TypeVar("T")
 
@@ -161,6 +161,13 @@ class HttpTransport(Traffic):
                     done += n
 
         self._resume(get, lambda: done)
+
+    def abandon(self, grant: Grant, names: tuple[int, ...], reason: str, timeout_s: float) -> None:
+        body = [msgspec.json.encode(Abandon(names, reason[:4096]))]
+        headers = {**_JSON, "X-Remora-Secret": grant.push_secret}
+        path = f"{_route(grant)}/abandon"
+        with self._exchange.request("POST", path, body, headers, timeout_s=timeout_s):
+            pass
 
     def op_table(self, timeout_s: float) -> dict[str, str]:
         with self._exchange.request("GET", "/v1/ops", timeout_s=timeout_s) as response:

@@ -62,6 +62,8 @@ class Endpoint(Protocol):
     def bulk(self, session: str, bulk: str) -> Buffer:
         """Raises SessionLost; KeyError if there is no such value."""
 
+    def abandon(self, session: str, names: tuple[int, ...], reason: str) -> None: ...
+
     def ops(self) -> dict[str, str]: ...
 
     def op_schemas(self) -> dict[str, str]: ...
@@ -177,6 +179,9 @@ class InProcessTransport:
             raise ProtocolError(f"{self.address}: sent {text}")
         into[:] = source
         self.bytes_received += into.nbytes
+
+    def abandon(self, grant: Grant, names: tuple[int, ...], reason: str, timeout_s: float) -> None:
+        self._reach().abandon(grant.session, names, reason)
 
     def op_table(self, timeout_s: float) -> dict[str, str]:
         return self._reach().ops()

@@ -67,6 +67,9 @@ class Transport(Protocol):
     def get_bulk(self, grant: Grant, bulk: str, into: memoryview) -> None:
         """Reads a large value's bytes into `into`, whole."""
 
+    def abandon(self, grant: Grant, names: tuple[int, ...], reason: str, timeout_s: float) -> None:
+        """Tells the session, ahead of its steps, that pushed values will not come: groups (segment, row, out)."""
+
     def op_table(self, timeout_s: float) -> dict[str, str]:
         """Digest of each op's schema that the executor allows."""
 

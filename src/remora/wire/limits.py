@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PROTOCOL = 1
+PROTOCOL = 2
 OLDEST_PROTOCOL = 1
 
 MAX_FRAME_NBYTES = 8 << 20
@@ -16,4 +16,7 @@ MAX_GENERATORS = 4096  # a session, at a time
 MAX_UNACKED_FRAMES = 4096
 MAX_UNACKED_NBYTES = 64 << 20
 MAX_BLOB_NBYTES = 1 << 40
+MAX_PEERS = 64  # executors that a session may push values to
+MAX_PUSHED = 4096  # values in one push
+MAX_PARCEL_HEADER_NBYTES = 1 << 20
 BULK_CHUNK_NBYTES = 1 << 20

@@ -17,6 +17,7 @@ from remora.wire.limits import (
     MAX_INLINE_NBYTES,
     MAX_MESSAGES,
     MAX_NUMEL,
+    MAX_PEERS,
     MAX_SITES,
     MAX_TEMPLATES,
 )
@@ -35,6 +36,7 @@ TemplateIndex = Annotated[int, Meta(ge=0, lt=MAX_TEMPLATES)]
 SiteIndex = Annotated[int, Meta(ge=0, lt=MAX_SITES)]
 Ticket = Annotated[int, Meta(ge=0, le=1 << 53)]
 GeneratorIndex = Annotated[int, Meta(ge=0, lt=MAX_GENERATORS)]  # 0: the session's default generator
+PeerIndex = Annotated[int, Meta(ge=0, lt=MAX_PEERS)]
 Inline = Annotated[bytes, Meta(max_length=MAX_INLINE_NBYTES)]
 Flat = Annotated[tuple[int, ...], Meta(max_length=1 << 16)]  # groups of ints, laid out one after another
 Numbers = Annotated[tuple[int | float, ...], Meta(max_length=1 << 16)]
@@ -178,6 +180,43 @@ class Mark(msgspec.Struct, frozen=True, array_like=True, tag=16):
     settle: bool = False
 
 
+class Peer(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    """Executor `peer` of this session: where it listens, the client's session there and that one's push secret.
+
+    ca: PEM of the authority that signed its certificate; empty: those that the machine trusts.
+    """
+
+    peer: PeerIndex
+    url: Annotated[str, Meta(max_length=2048)]
+    session: Word
+    secret: Word
+    ca: Text = ""
+
+
+class Push(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    """Sends values, as they are here in the stream, to `peer` under the same names: groups (segment, row, out).
+
+    Values that share a storage share one there. A storage of which little is asked for is not sent whole,
+    unless `whole`: then its size, and every offset and stride, is the same there.
+    Answered by `Pushed` or `PushFailed`, always; every name must be awaited there, or abandoned.
+    """
+
+    ticket: Ticket
+    peer: PeerIndex
+    names: Flat
+    whole: bool = False
+
+
+class Await(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """What follows waits until all these values are there, or are known not to come: groups (segment, row, out).
+
+    source: who sends them, for the error of a row that reads one that did not come.
+    """
+
+    names: Flat
+    source: Annotated[str, Meta(max_length=200)] = ""
+
+
 ToExecutor = (
     Define
     | Site
@@ -196,6 +235,9 @@ ToExecutor = (
     | MemoryQuery
     | DeviceQuery
     | Mark
+    | Peer
+    | Push
+    | Await
 )
 
 # ------------------------------------------------------------------ executor to client
@@ -285,7 +327,27 @@ class Marked(msgspec.Struct, frozen=True, array_like=True, tag=6):
     busy_s: float
 
 
-ToClient = Values | Done | Failed | Lost | Memory | DeviceFacts | Marked
+class Pushed(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The peer has a push's bytes: how many they were, header and all, and how long the last try to send took."""
+
+    ticket: Ticket
+    nbytes: Nbytes
+    seconds: float
+
+
+class PushFailed(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """A push did not happen; the values here are what they were. The peer has been told, if it could be reached.
+
+    kind: unreachable (may be tried again, under another ticket), refused (by the peer, or by the rule about
+    peers here), value (it cannot be sent, or was never made).
+    """
+
+    ticket: Ticket
+    kind: Word
+    message: Text
+
+
+ToClient = Values | Done | Failed | Lost | Memory | DeviceFacts | Marked | Pushed | PushFailed
 
 # ------------------------------------------------------------------ frames
 
@@ -347,6 +409,17 @@ class Grant(msgspec.Struct, frozen=True):
     in_flight_nbytes: int
     principal: Word
     priority: int = 0
+    push_secret: Word = ""  # lets other executors add values to this session, and do nothing else
+
+
+class Abandon(msgspec.Struct, frozen=True):
+    """POST /v1/sessions/{id}/abandon, with the push secret: these values, groups (segment, row, out), will not come.
+
+    Out of the order of steps, since a session that waits for them takes no step. Values that have come stay.
+    """
+
+    names: Flat
+    reason: Annotated[str, Meta(max_length=4096)] = ""
 
 
 class BlobQuery(msgspec.Struct, frozen=True):
@@ -388,4 +461,5 @@ class Status(msgspec.Struct, frozen=True):
     used_nbytes: Nbytes
     sessions: int
     workers_started: int
-    principals: dict[str, dict[str, float]]  # principal to counters: bytes_in, bytes_out, device_s, segments
+    principals: dict[str, dict[str, float]]  # principal to counters
+    # bytes_in, bytes_out (client), device_s, segments; pushes, push_s, peer_bytes_out, arrivals, peer_bytes_in

@@ -16,6 +16,7 @@ from remora.executor.front.refusal import Refuse
 from remora.executor.front.request import MAX_JSON_NBYTES, PRINCIPAL, json_answer, json_body, session_of
 from remora.executor.front.step_routes import StepRoutes
 from remora.executor.front.tokens import tenant_of
+from remora.executor.front.value_routes import ABANDON, VALUES, ValueRoutes
 from remora.executor.hop import WorkerReady
 from remora.wire.limits import PROTOCOL
 from remora.wire.messages import OpenSession, Refusal, Status
@@ -29,7 +30,7 @@ def build_app(front: Front) -> web.Application:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if request.path != HEALTH:
+            if _guarded(request):
                 request[PRINCIPAL] = _principal(front, request)
             return await handler(request)
         except Refuse as refusal:
@@ -47,7 +48,7 @@ def build_app(front: Front) -> web.Application:
 
     app = web.Application(middlewares=[guard], client_max_size=MAX_JSON_NBYTES)
     control, steps = ControlRoutes(front), StepRoutes(front)
-    blobs, bulk = BlobRoutes(front), BulkRoutes(front)
+    blobs, bulk, values = BlobRoutes(front), BulkRoutes(front), ValueRoutes(front)
     session = "/v1/sessions/{session}"
     app.add_routes(
         [
@@ -64,9 +65,22 @@ def build_app(front: Front) -> web.Application:
             web.head(f"{session}/blobs/{{digest}}", blobs.head),
             web.put(f"{session}/blobs/{{digest}}", blobs.put),
             web.get(f"{session}/bulk/{{bulk}}", bulk.get, allow_head=False),
+            web.get(VALUES, values.prove, allow_head=False),
+            web.post(VALUES, values.take),
+            web.post(ABANDON, values.abandon),
         ]
     )
     return app
+
+
+def _guarded(request: web.Request) -> bool:
+    """Whether a token is asked for. What other executors call is opened by a session's push secret alone: they
+    have no token of the client's."""
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else ""
+    if path in (VALUES, ABANDON) and "Origin" not in request.headers:
+        return False
+    return request.path != HEALTH
 
 
 def _principal(front: Front, request: web.Request) -> str:

@@ -58,8 +58,18 @@ class BlobTable:
     def held(self, tenant: str, digests: Iterable[str]) -> tuple[str, ...]:
         return tuple(d for d in digests if (tenant, d) in self._blobs)
 
-    def reserve(self, session: int, principal: str, digest: str, nbytes: int, memory: Memory) -> list[Blob]:
+    def reserve(
+        self,
+        session: int,
+        principal: str,
+        digest: str,
+        nbytes: int,
+        memory: Memory,
+        most: int = MAX_UPLOADS,
+    ) -> list[Blob]:
         """Sets memory aside for an upload. Returns the blobs that are forgotten for it: remove their files.
+
+        most: how many the session may have unfinished.
 
         Raises:
             Refuse: too large, too many uploads, or no memory even without the cache.
@@ -68,8 +78,8 @@ class BlobTable:
             raise Refuse("busy", f"blob {digest} is just being uploaded by this session")
         if nbytes > MAX_BLOB_NBYTES:
             raise Refuse("memory", f"a blob of {nbytes} bytes; the limit is {MAX_BLOB_NBYTES}")
-        if sum(number == session for number, _ in self._reserved) >= MAX_UPLOADS:
-            raise Refuse("limit", f"the session has {MAX_UPLOADS} unfinished uploads, which is the limit")
+        if sum(number == session for number, _ in self._reserved) >= most:
+            raise Refuse("limit", f"the session has {most} unfinished uploads, which is the limit")
         tenant = tenant_of(principal)
         reserved = [size for who, size in self._reserved.values() if tenant_of(who) == tenant]
         if len(reserved) >= MAX_TENANT_UPLOADS:

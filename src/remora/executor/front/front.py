@@ -9,15 +9,19 @@ import socket
 import time
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from remora import __version__
+from remora.executor.buffers import SPARE_S
+from remora.executor.front.arrivals import Reception
 from remora.executor.front.blobs import Blob, BlobTable, Memory
 from remora.executor.front.channel import REPLACED, Channel
 from remora.executor.front.keeper import Worker, Workers
+from remora.executor.front.peers import PeerRule
+from remora.executor.front.pushes import Counted, Pushes
 from remora.executor.front.refusal import Refuse
 from remora.executor.front.sessions import Session, SessionTable
 from remora.executor.front.tokens import Tokens, tenant_of
@@ -31,7 +35,11 @@ from remora.executor.hop import (
     Fatal,
     Kind,
     Others,
+    Outgoing,
+    Returned,
+    Sent,
     SessionTerms,
+    Taken,
     Usage,
     WorkerReady,
 )
@@ -43,7 +51,7 @@ from remora.wire.limits import (
     OLDEST_PROTOCOL,
     PROTOCOL,
 )
-from remora.wire.messages import Grant, Lost, OpenSession
+from remora.wire.messages import Grant, Lost, OpenSession, Peer, ToClient
 
 log = logging.getLogger("remora.front")
 
@@ -58,6 +66,7 @@ class FrontOptions:
     tokens: Tokens
     lease_s: float = 900.0
     session_quota: int = 64
+    peers: PeerRule = field(default_factory=PeerRule)  # which other executors values may be pushed to
 
 
 class Front:
@@ -75,6 +84,11 @@ class Front:
         self.blobs = BlobTable()
         self.uploads: dict[tuple[int, str], Upload] = {}
         self.channels: dict[int, Channel] = {}
+        self.flowing: dict[int, asyncio.Event] = {}  # of sessions whose worker wants no steps for now
+        self.pushes = Pushes(options.peers, self._tell, self._sent, self._count_push)
+        self.receptions: dict[tuple[int, str], Reception] = {}  # by session and push
+        self.untaken: dict[int, set[str]] = defaultdict(set)  # pushes that came, by session
+        self.took = asyncio.Event()  # one of them was taken
         self.counters: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.draining = False  # no new sessions
         self.started = asyncio.Event()  # a worker has been ready once
@@ -130,6 +144,9 @@ class Front:
         if kind is Kind.USAGE:
             self._note_usage(worker, msgspec.msgpack.decode(payload, type=Usage))
             return
+        if kind is Kind.RETURNED:
+            worker.arrivals.returned(msgspec.msgpack.decode(payload, type=Returned).paths, self.now())
+            return
         session = self.table.by_number.get(number)
         if session is not None and session.tenant != worker.tenant:
             raise ValueError(f"session {number} belongs to another worker")
@@ -137,6 +154,16 @@ class Front:
             self._reply(session, payload)
         elif kind is Kind.RELEASE and session is not None:
             self._release(session, msgspec.msgpack.decode(payload, type=BlobRelease))
+        elif kind is Kind.PUSH:
+            out = msgspec.msgpack.decode(payload, type=Outgoing)
+            if out.path and Path(out.path).parent != link.folder:
+                raise ValueError(f"push {out.push} lies outside the worker's folder")
+            if session is not None:
+                self.pushes.start(session, out)
+            else:
+                link.send(Kind.SENT, 0, Sent(out.push, reusable=True))
+        elif session is not None and kind in (Kind.PEER, Kind.TAKEN, Kind.HOLD):
+            self._take_small(session, kind, payload)
         elif kind is Kind.BULK:
             bulk = msgspec.msgpack.decode(payload, type=BulkFile)
             if Path(bulk.path).parent != link.folder:
@@ -145,6 +172,21 @@ class Front:
                 Path(bulk.path).unlink(missing_ok=True)
             else:
                 session.bulks[bulk.bulk] = bulk
+
+    def _take_small(self, session: Session, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.PEER:
+            self.pushes.name_peer(session, msgspec.msgpack.decode(payload, type=Peer))
+        elif kind is Kind.TAKEN:
+            self.taken(session, msgspec.msgpack.decode(payload, type=Taken).push)
+        elif payload == b"\1":
+            self.flowing[session.number] = asyncio.Event()
+        else:
+            self._let_flow(session)
+
+    def _let_flow(self, session: Session) -> None:
+        held = self.flowing.pop(session.number, None)
+        if held is not None:
+            held.set()
 
     def _reply(self, session: Session, payload: bytes) -> None:
         session.stepped_at = None
@@ -228,6 +270,7 @@ class Front:
             in_flight_frames=MAX_UNACKED_FRAMES,
             in_flight_nbytes=MAX_UNACKED_NBYTES,
             principal=principal,
+            push_secret=session.push_secret,
         )
 
     def end(self, session: Session, reason: str, ran: Progress | None = None, late: bool = False) -> None:
@@ -239,6 +282,10 @@ class Front:
             channel.push(session.stream.send(encode((lost,))))
             channel.close(1000, reason)
         self.send(Kind.CLOSE, session)
+        self._let_flow(session)
+        self.pushes.end(session.number)
+        self.untaken.pop(session.number, None)
+        self.took.set()
         for number, digest in [key for key in self.uploads if key[0] == session.number]:
             self._drop_soon(number, digest)
         self.blobs.release(session.number, self.now())
@@ -263,6 +310,8 @@ class Front:
         for session in self.table.by_number.values():
             for bulk in session.bulks_to_drop(None, now):
                 self.drop_bulk(session, bulk)
+        for worker in self.workers.of_tenant.values():
+            worker.arrivals.buffers.drop_spare(now - SPARE_S)
 
     # ---- steps
 
@@ -286,6 +335,9 @@ class Front:
         if session.stream.receive(envelope):
             session.stepped_at = self.now()
             self.send(Kind.STEP, session, bytes(envelope.messages))
+            held = self.flowing.get(session.number)
+            if held is not None:
+                await held.wait()
             worker = self.workers.of_tenant.get(session.tenant)
             if worker is not None and worker.link.full:
                 await worker.link.writable()
@@ -331,6 +383,27 @@ class Front:
     def drop_bulk(self, session: Session, bulk: BulkFile) -> None:
         Path(bulk.path).unlink(missing_ok=True)
         self.send(Kind.BULK_READ, session, BulkRead(bulk.bulk))
+
+    # ---- values to and from other executors
+
+    def taken(self, session: Session, push: str) -> None:
+        """The worker counts an arrival's values now, or it did not come: nothing is set aside for it any more."""
+        self.blobs.unreserve(session.number, f"push {push}")
+        if session.number in self.untaken:
+            self.untaken[session.number].discard(push)
+        self.took.set()
+
+    def _tell(self, session: Session, message: ToClient) -> None:
+        if session.number in self.table.by_number:
+            self._reply(session, encode((message,)))
+
+    def _sent(self, session: Session, sent: Sent) -> None:
+        worker = self.workers.of_tenant.get(session.tenant)
+        if worker is not None:
+            worker.link.send(Kind.SENT, 0, sent)
+
+    def _count_push(self, session: Session, counted: Counted) -> None:
+        self.count(session, pushes=1, peer_bytes_out=counted.nbytes, push_s=counted.seconds)
 
     def unlink(self, blobs: list[Blob]) -> None:
         for blob in blobs:

@@ -71,6 +71,21 @@ class Intake:
                     take(view[:got])
             nbytes -= got
 
+    def receive_into(self, views: list[memoryview]) -> None:
+        """As `receive`, straight into memory, one view after another."""
+        early = memoryview(self._early)
+        for view in views:
+            n = min(len(early), len(view))
+            view[:n], early, left = early[:n], early[n:], view[n:]
+            try:
+                while left:
+                    got = self._socket.recv_into(left)
+                    if not got:
+                        raise ConnectionResetError("the body ended early")
+                    left = left[got:]
+            except TimeoutError:
+                raise ConnectionAbortedError(f"nothing came for {STALL_S:g} s") from None
+
     def stop(self) -> None:
         """Cuts the connection, which ends `receive`. May come at any time, also after `close`."""
         with suppress(OSError):

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from remora.executor.front.arrivals import Arrivals
 from remora.executor.front.refusal import Refuse
 from remora.executor.front.worker_link import (
     Progress,
@@ -41,6 +42,10 @@ class Worker:
     used_nbytes: int = 0
     told_nbytes: int = 0  # what it last heard of the others' use
     taken_at: float = 0.0
+    arrivals: Arrivals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.arrivals = Arrivals(self.link.folder)
 
 
 class Workers:

@@ -138,6 +138,7 @@ async def _drain(front: Front) -> None:
         await asyncio.sleep(0.02)
     for session in list(front.table.by_number.values()):
         front.end(session, "executor is shutting down")
+    front.pushes.close()
     await asyncio.sleep(0.1)  # for the channels to say so
     if front.background:
         await asyncio.wait(front.background)

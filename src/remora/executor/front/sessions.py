@@ -16,6 +16,7 @@ from remora.executor.hop import BulkFile
 from remora.transport.stream import Stream
 
 MAX_GONE = 1024  # ended sessions whose reason is remembered
+MAX_ARRIVED = 4096  # pushes that are remembered: many more than can be under way
 BULK_GRACE_S = 5.0
 
 
@@ -30,6 +31,7 @@ class Session:
     lease_s: float
     renewed_at: float
     nonce: bytes  # keys this session's proofs of possession
+    push_secret: str  # for other executors, to add values and for nothing else
     epoch: int = 0  # of the last connection; a Grant names 1 as the first to use
     stream: Stream = field(default_factory=Stream)
     bulks: dict[str, BulkFile] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Session:
     used_nbytes: int = 0
     device_s: float = 0.0
     segments: int = 0
+    arrived: OrderedDict[str, None] = field(default_factory=OrderedDict)  # pushes, which may come twice
 
     @property
     def tenant(self) -> str:
@@ -55,6 +58,12 @@ class Session:
         """
         if epoch < 1 or epoch < self.epoch or (epoch == self.epoch and not same_allowed):
             raise Refuse("protocol", f"epoch {epoch} is not newer than epoch {self.epoch} of this session")
+
+    def note_arrival(self, push: str) -> None:
+        """The push has come whole: a second try of it is not to be acted on."""
+        self.arrived[push] = None
+        while len(self.arrived) > MAX_ARRIVED:
+            self.arrived.popitem(last=False)
 
     def bulks_to_drop(self, asked: str | None, now: float) -> list[BulkFile]:
         """Files that were read whole and are not needed for a second try any more.
@@ -110,6 +119,7 @@ class SessionTable:
             lease_s=self.lease_s,
             renewed_at=now,
             nonce=secrets.token_bytes(32),
+            push_secret=secrets.token_urlsafe(24),
         )
         self.by_number[session.number] = self._by_id[session.id] = session
         return session
@@ -145,6 +155,21 @@ class SessionTable:
         if not _same(session.secret, secret) or session.principal != principal:
             raise Refuse("session", f"session {id} is not yours: wrong secret or principal")
         session.renew(now)
+        return session
+
+    def find_for_push(self, id: str, push_secret: str | None) -> Session:
+        """The session that another executor may add values to; does not renew its lease.
+
+        push_secret: None finds it for who has yet to prove that it knows the secret.
+
+        Raises:
+            Refuse: no such session, or a bad secret.
+        """
+        session = self._by_id.get(id)
+        if session is None:
+            raise Refuse("session", f"there is no session {id[:32]!r}; it may have ended")
+        if push_secret is not None and not _same(session.push_secret, push_secret):
+            raise Refuse("session", f"session {id} has another push secret")
         return session
 
     def end(self, session: Session, reason: str, now: float) -> None:

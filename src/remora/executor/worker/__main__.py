@@ -14,13 +14,15 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import torch
 
 from remora.errors import ProtocolError
+from remora.executor.buffers import SPARE_S, Buffers
 from remora.executor.hop import (
     BEAT,
     BEAT_AT,
@@ -32,6 +34,7 @@ from remora.executor.hop import (
     OPS_AT,
     PROGRESS,
     PROGRESS_NBYTES,
+    Arrival,
     BlobFile,
     BlobRelease,
     BulkFile,
@@ -39,6 +42,8 @@ from remora.executor.hop import (
     Fatal,
     Kind,
     Others,
+    Returned,
+    Sent,
     SessionTerms,
     Usage,
     WorkerReady,
@@ -49,16 +54,18 @@ from remora.executor.worker.failure import DeviceBroken, MemoryLimit
 from remora.executor.worker.memory import Maps, device_memory_nbytes, limit_allocator
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.session import Device, WorkerSession
+from remora.executor.worker.transfers import Outbox
 from remora.ops.permission import op_table, table_digest
 from remora.ops.schema import resolve
 from remora.wire.codec import decode_to_executor, encode
-from remora.wire.messages import Define, Failed, Run, ToClient, ToExecutor, Values
+from remora.wire.messages import Abandon, Define, Failed, Run, ToClient, ToExecutor, Values
 
 USAGE_EVERY_S = 0.1
 MAX_TENANT_TEMPLATES_NBYTES = 64 << 20  # encoded; a session alone has less (worker/session.py)
 MAX_NAMED = 256  # templates whose op names are at hand
 BROKEN = 70  # exit code after a fatal error of the device
 MARKS_EVERY_S = 0.0005
+MAX_HELD_NBYTES = 8 << 20  # of steps that wait here for values; beyond it, the front keeps them
 
 
 class Packets:
@@ -90,6 +97,16 @@ class Packets:
         return not self._buffer and not select.select([self.hop], [], [], timeout_s)[0]
 
 
+@dataclass
+class Held:
+    """Steps of a session that waits for values. messages: the rest of the step that said so. full: the front knows."""
+
+    messages: tuple[ToExecutor, ...]
+    bodies: deque[bytes] = field(default_factory=deque)
+    nbytes: int = 0
+    full: bool = False
+
+
 class Worker:
     """The loop: one packet at a time, in order."""
 
@@ -119,7 +136,9 @@ class Worker:
             self.held,
             self.room_nbytes,
             self.release,
+            Outbox(Buffers(folder, "push", memory_nbytes // 4), memory_nbytes, self.tell),
         )
+        self._held: dict[int, Held] = {}  # sessions whose stream stands still
         self._blobs_nbytes: int | None = None
         self._named: dict[tuple[int, int], bytes] = {}  # (session, template): its ops
         self._noted = b""
@@ -132,6 +151,8 @@ class Worker:
                 self.tell_marks()
             if self.usage_due and packets.quiet(USAGE_EVERY_S):
                 self.usage()
+            while self.device.outbox.buffers.spare_nbytes and packets.quiet(SPARE_S):
+                self.device.outbox.drop_spare()
             packet = packets.next()
             if packet is None:
                 return
@@ -146,11 +167,28 @@ class Worker:
             self.others_nbytes = msgspec.msgpack.decode(body, type=Others).nbytes
             self.give_back()
             return
+        if kind is Kind.SENT:
+            sent = msgspec.msgpack.decode(body, type=Sent)
+            self.device.outbox.sent(sent.push, sent.reusable)
+            return
         session = self.sessions.get(number)
         if session is None:  # it has ended meanwhile
+            if kind is Kind.ARRIVAL:
+                arrival = msgspec.msgpack.decode(body, type=Arrival)
+                self.device.returned.extend(path for path in arrival.paths if path)
+                self.return_buffers()
             return
         if kind is Kind.STEP:
-            self.step(session, body)
+            held = self._held.get(number)
+            if held is not None:
+                self.hold(number, held, body)
+            else:
+                self.step(session, body)
+        elif kind is Kind.ARRIVAL:
+            self.arrive(session, msgspec.msgpack.decode(body, type=Arrival))
+        elif kind is Kind.ABANDON:
+            session.transfers.abandon(msgspec.msgpack.decode(body, type=Abandon))
+            self.go_on(session)
         elif kind is Kind.BLOB:
             session.allow_blob(msgspec.msgpack.decode(body, type=BlobFile))
             self._blobs_nbytes = None
@@ -160,19 +198,25 @@ class Worker:
                 (self.folder / bulk).unlink(missing_ok=True)
         elif kind is Kind.CLOSE:
             del self.sessions[number]
+            self._held.pop(number, None)
             self._named = {key: ops for key, ops in self._named.items() if key[0] != number}
             session.close()
             self._blobs_nbytes = None
+            self.return_buffers()
             self.usage()
 
     def step(self, session: WorkerSession, body: bytes) -> None:
-        replies: list[ToClient] = []
         try:
             messages = decode_to_executor(body)
         except ProtocolError as error:
             messages = ()
             self.reply(session, [session.refuse(error)])
-        for message in messages:
+        self.act(session, messages)
+
+    def act(self, session: WorkerSession, messages: tuple[ToExecutor, ...]) -> None:
+        """Acts on messages, as far as the session has not to wait."""
+        replies: list[ToClient | None] = []
+        for place, message in enumerate(messages, 1):
             self.note(session, message)
             try:
                 reply = self.within_quota(session, message) or session.handle(message)
@@ -184,12 +228,67 @@ class Worker:
                 replies.clear()
             else:
                 replies.append(reply)
+            if session.transfers.waiting.missing:
+                self._held[session.number] = Held(messages[place:])
+                break
         PROGRESS.pack_into(self.progress, 0, 0, 0, 0)
         self.reply(session, replies)
         self.tell_marks()
+        self.return_buffers()
         self.usage_due = True
         if time.monotonic() - self.usage_at > USAGE_EVERY_S:
             self.usage()
+
+    # ---- values from other executors
+
+    def arrive(self, session: WorkerSession, arrival: Arrival) -> None:
+        try:
+            session.transfers.arrive(arrival)
+        except Exception as error:
+            try:
+                refused = session.refuse(error)
+            except DeviceBroken as broken:
+                self.last_words(session, broken)
+                raise SystemExit(BROKEN) from broken
+            self.reply(session, [refused])
+        self.return_buffers()
+        self.usage_due = True
+        self.go_on(session)
+
+    def hold(self, number: int, held: Held, body: bytes) -> None:
+        """Keeps a step for later; other sessions go on meanwhile."""
+        held.bodies.append(body)
+        held.nbytes += len(body)
+        if held.nbytes > MAX_HELD_NBYTES and not held.full:
+            held.full = True
+            self.hop.sendall(packet(Kind.HOLD, number, b"\1"))
+
+    def go_on(self, session: WorkerSession) -> None:
+        """Takes up the steps that waited, if nothing is missing any more."""
+        number = session.number
+        held = self._held.get(number)
+        if held is None or session.transfers.waiting.held:
+            return
+        del self._held[number]
+        self.act(session, held.messages)
+        while held.bodies and number not in self._held:
+            self.step(session, held.bodies.popleft())
+        again = self._held.get(number)
+        if again is not None:  # it waits once more
+            again.bodies, again.nbytes = held.bodies, sum(map(len, held.bodies))
+            again.full = held.full and again.nbytes > MAX_HELD_NBYTES
+        if held.full and not (again and again.full):
+            self.hop.sendall(packet(Kind.HOLD, number, b"\0"))
+
+    def tell(self, kind: Kind, number: int, content: msgspec.Struct) -> None:
+        self.hop.sendall(packet(kind, number, content))
+
+    def return_buffers(self) -> None:
+        """Tells the front which buffers of arrivals no value lies in any more."""
+        if self.device.returned:
+            paths = tuple(self.device.returned)
+            self.device.returned.clear()
+            self.hop.sendall(packet(Kind.RETURNED, 0, Returned(paths)))
 
     def note(self, session: WorkerSession, message: ToExecutor) -> None:
         """Writes down what runs now, for the front to read if this process does not come back from it."""
@@ -281,6 +380,7 @@ class Worker:
     def spill(self, session: WorkerSession, data: memoryview) -> str:
         """Writes a large value where the front can send it from."""
         waiting_nbytes = sum(sum(other.bulks.values()) for other in self.sessions.values())
+        waiting_nbytes += self.device.outbox.nbytes
         if waiting_nbytes + data.nbytes > self.limit_nbytes:
             raise MemoryLimit(f"asked for {data.nbytes:,} bytes; {waiting_nbytes:,} wait to be read already")
         bulk = f"bulk-{secrets.token_hex(8)}"

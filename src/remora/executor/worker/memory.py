@@ -7,6 +7,7 @@ import os
 import sys
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,12 +57,31 @@ class Maps:
         weakref.finalize(mapped, self._ended, path, nbytes)
         return mapped
 
+    def share(self, path: str, nbytes: int, ended: Callable[[], object]) -> mmap.mmap:
+        """The start of a file that is nobody else's now, as memory to write to; `ended`: nothing reads it any more.
+
+        Shared memory does not count for the process's limit, so that is lowered by it.
+
+        Raises:
+            OSError: there is no memory, or no such file.
+        """
+        with open(path, "rb+") as file:
+            mapped = mmap.mmap(file.fileno(), nbytes)
+        _raise_limit(-nbytes)
+        weakref.finalize(mapped, _unshared, nbytes, ended)
+        return mapped
+
     def _ended(self, path: str, nbytes: int) -> None:
         self._living[path] -= 1
         if self._living[path]:
             _raise_limit(-nbytes)
         else:
             del self._living[path]
+
+
+def _unshared(nbytes: int, ended: Callable[[], object]) -> None:
+    _raise_limit(nbytes)
+    ended()
 
 
 def _raise_limit(nbytes: int) -> None:

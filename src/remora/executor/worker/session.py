@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from remora.executor.worker.flags import Flags
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
+from remora.executor.worker.transfers import Outbox, Transfers
 from remora.executor.worker.values import Values, checked_dtype, from_bytes, from_file
 from remora.ir.graph import Template
 from remora.ir.node import Slot
@@ -26,6 +29,7 @@ from remora.wire.binding import Bound, Name, SiteMemory, decode_run, groups
 from remora.wire.limits import MAX_DIMS, MAX_INLINE_NBYTES
 from remora.wire.messages import (
     Adopt,
+    Await,
     Barrier,
     DefaultDtype,
     Define,
@@ -40,6 +44,8 @@ from remora.wire.messages import (
     Memory,
     MemoryQuery,
     Payload,
+    Peer,
+    Push,
     Put,
     Recover,
     Run,
@@ -68,6 +74,7 @@ class Device:
     spill: writes a large value's bytes where the front can send them from, and returns the bulk's name.
     held: who holds how much, for a principal to read. room_nbytes: what values may still take.
     release: tells the front that a session needs a blob no longer, and how often it was offered.
+    outbox: what goes to other executors. returned: paths of what came from them and is needed no longer.
     """
 
     device: torch.device
@@ -78,11 +85,24 @@ class Device:
     held: Callable[[str], str]
     room_nbytes: Callable[[], int]
     release: Callable[[int, bytes, int], None]
+    outbox: Outbox
+    returned: list[str] = field(default_factory=list)
     flags: Flags = field(default_factory=Flags)
     marks: Marks = field(init=False)
 
     def __post_init__(self) -> None:
         self.marks = Marks(self.device)
+
+    def adopt(self, path: str, nbytes: int) -> torch.Tensor:
+        """What another executor sent, as uint8 in a storage of its own: mapped on a CPU. Raises OSError."""
+        ended = partial(self.returned.append, path)
+        if self.device.type == "cpu":
+            return torch.frombuffer(self.maps.share(path, nbytes, ended), dtype=torch.uint8)
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), nbytes, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        tensor = torch.frombuffer(mapped, dtype=torch.uint8).to(self.device)
+        ended()
+        return tensor
 
 
 @dataclass
@@ -114,6 +134,7 @@ class WorkerSession:
         self.device_s = 0.0
         self.segments = 0
         self.restrided = [0]
+        self.transfers = Transfers(self)
         self._last_run = 0
         self.templates_nbytes = 0
         self._bound = 0
@@ -135,6 +156,9 @@ class WorkerSession:
             Mark: self._mark,
             MemoryQuery: self._memory,
             DeviceQuery: self._facts,
+            Peer: self.transfers.peer,
+            Push: self.transfers.push,
+            Await: self.transfers.wait,
         }
 
     def allow_blob(self, blob: BlobFile) -> None:
@@ -284,7 +308,8 @@ class WorkerSession:
         defined.programs[keep] = program
         return program
 
-    def _look_up(self, names: list[Name]) -> list[torch.Tensor]:
+    def look_up(self, names: list[Name]) -> list[torch.Tensor]:
+        """Raises RemoraError with what is known about one that is not there."""
         tensors = self.values.tensors
         for name in names:
             if name not in tensors:
@@ -292,6 +317,9 @@ class WorkerSession:
         return [tensors[name] for name in names]
 
     def _story(self, name: Name) -> str:
+        did_not_come = self.transfers.waiting.story(name)
+        if did_not_come is not None:
+            return did_not_come
         cause = self.skipped.get(name[0])
         if cause is not None:
             what = f"{cause.op}: {cause.message}" if cause.op else cause.message
@@ -301,7 +329,7 @@ class WorkerSession:
     # -- values
 
     def _put(self, message: Put) -> None:
-        self._admit(len(message.data))
+        self.admit(len(message.data))
         tensor = from_bytes(message.dtype, message.shape, message.data, self.device.device)
         self.values.keep((message.segment, 0, 0), tensor)
 
@@ -311,14 +339,14 @@ class WorkerSession:
             raise ProtocolError(f"value {name} exists already")
         blob = self.blobs.find(message.digest)
         mapped = device.type == "cpu"
-        self._admit(0 if mapped else blob.nbytes)
+        self.admit(0 if mapped else blob.nbytes)
         tensor = from_file(message.dtype, message.shape, blob.path, blob.nbytes, device, self.device.maps)
         self.values.keep(name, tensor, counts=not mapped)
         self.blobs.adopt(message.digest, name)
 
-    def _admit(self, nbytes: int) -> None:
-        """Raises MemoryLimit: the session, or the device, cannot take one more value of so many bytes."""
-        if nbytes > self.device.room_nbytes() or len(self.values.tensors) >= MAX_VALUES:
+    def admit(self, nbytes: int, values: int = 1) -> None:
+        """Raises MemoryLimit: the session, or the device, cannot take so many more values and bytes."""
+        if nbytes > self.device.room_nbytes() or len(self.values.tensors) + values > MAX_VALUES:
             raise MemoryLimit(f"asked for {nbytes:,} bytes")
 
     def _fetch(self, message: Fetch) -> ToClient | None:
@@ -332,7 +360,7 @@ class WorkerSession:
             raise ProtocolError(f"{len(names)} values asked for at once; the limit is {MAX_FETCHED}")
         inline_nbytes = 0
         payloads = []
-        for tensor in self._look_up(names):
+        for tensor in self.look_up(names):
             payload = self._payload(tensor, describe, MAX_REPLY_INLINE_NBYTES - inline_nbytes)
             inline_nbytes += len(payload.data or b"")
             payloads.append(payload)
@@ -383,13 +411,13 @@ class WorkerSession:
         if name in self.values.tensors:
             raise ProtocolError(f"value {name} exists already")
         state = self.device.generators.state(self, message.generator)
-        self._admit(state.nbytes)
+        self.admit(state.nbytes)
         self.values.keep(name, state)
         return None
 
     def _load_rng(self, message: LoadRng) -> None:
         if self.failed is None:
-            (state,) = self._look_up([message.name])
+            (state,) = self.look_up([message.name])
             self.device.generators.restore(self, state.cpu(), message.generator)
 
     def _generator(self, index: int) -> torch.Generator:

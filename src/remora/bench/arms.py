@@ -1,0 +1,265 @@
+"""Arms: one workload under several placements at once, each in a process of its own, stepped in turn.
+
+A session belongs to a process, and arms that take turns need one each that stays warm. The processes are forks of
+this one, so the workload's model is made once and shared until it is moved; this process itself never connects.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from remora.bench.links import Executors
+from remora.bench.netns import Traffic
+from remora.bench.workloads import Build, Outputs
+from remora.plan.explain import Explanation, from_json
+
+OPEN_S, STEP_S = 180.0, 180.0  # an arm that takes longer hangs: it is ended, and counts as failed
+_WARM_UPS = 2
+
+
+class ArmFailed(Exception):
+    """An arm that did not do what it was asked; holds its own error."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """policy: as `remora.connect` takes it; None: no placement, so one executor by itself, or none: local PyTorch.
+    executors: how many of the pool."""
+
+    policy: str | None
+    executors: int
+
+    @property
+    def name(self) -> str:
+        if not self.executors:
+            return "local"
+        return "one executor" if self.policy is None else f"{self.policy} on {self.executors}"
+
+    @property
+    def device(self) -> str:
+        """explicit: the whole program on the last executor, by its index."""
+        if not self.executors:
+            return "cpu"
+        return f"remora:{self.executors - 1}" if self.policy == "explicit" else "remora"
+
+
+LOCAL, ONE = Arm(None, 0), Arm(None, 1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step. cpu_s: of the client's process. digests: of each output. spent: what `remora.stats()` counted.
+
+    passed: what the kernel counted between the ends of the links; None where nobody counts.
+    """
+
+    seconds: float
+    cpu_s: float
+    digests: tuple[str, ...]
+    spent: dict[str, int]
+    passed: Traffic | None = None
+
+    def between_executors(self) -> float:
+        """Bytes between executors: the kernel's count, else the session's own; not a number if it has none."""
+        if self.passed is not None:
+            return self.passed.between_executors
+        return self.spent.get("peer_bytes", float("nan"))
+
+
+@dataclass
+class Measured:
+    """All of one arm. first: digests of the steps that warmed it up. error: why there is no more, or ''."""
+
+    arm: Arm
+    first: tuple[str, ...] = ()
+    trials: list[Trial] = field(default_factory=list)
+    explanation: Explanation | None = None
+    error: str = ""
+
+
+class ArmProcess:
+    """A fork that holds one arm's session and workload. Blocking; one request at a time."""
+
+    def __init__(self, arm: Arm, build: Build, pool: Executors) -> None:
+        self.arm, self.pool = arm, pool
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _child(theirs, arm, build, pool)
+        theirs.close()
+        self._socket = ours
+        self._lines = ours.makefile("r")
+
+    def open(self) -> tuple[str, ...]:
+        """Connects, builds the workload, and warms up; digests of those first steps."""
+        return tuple(self._ask({"do": "open"}, OPEN_S)["digests"])
+
+    def step(self, progress: float) -> Trial:
+        """One step, timed; `progress` as in Running.prepare.
+
+        Raises:
+            ArmFailed: with the arm's error.
+            Impossible: the links carried more than they can.
+        """
+        self._ask({"do": "prepare", "progress": progress}, OPEN_S)
+        before = self.pool.traffic() if self.pool.traffic else None
+        done = self._ask({"do": "step"}, STEP_S)
+        passed = None
+        if self.pool.traffic and before is not None:
+            passed = self.pool.traffic() - before
+            self.pool.check(self.arm.name, passed, done["seconds"])
+        return Trial(done["seconds"], done["cpu_s"], tuple(done["digests"]), done["spent"], passed)
+
+    def explain(self) -> Explanation:
+        return from_json(self._ask({"do": "explain"}, STEP_S)["explanation"])
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    def _ask(self, request: dict[str, Any], within_s: float) -> dict[str, Any]:
+        self._socket.settimeout(within_s)
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            line = self._lines.readline()
+        except TimeoutError:
+            os.kill(self._pid, 9)
+            raise ArmFailed(f"no answer to {request['do']} within {within_s:.0f} s") from None
+        except OSError as error:
+            raise ArmFailed(f"its process is gone: {error}") from None
+        if not line:
+            raise ArmFailed(f"its process ended while it was asked to {request['do']}")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise ArmFailed(reply["error"])
+        return reply
+
+    def close(self) -> None:
+        """The end of its socket ends it; what does not end by itself is ended."""
+        self._lines.close()
+        self._socket.close()
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            with suppress(ChildProcessError):
+                if os.waitpid(self._pid, os.WNOHANG)[0] == 0:
+                    time.sleep(0.005)
+                    continue
+            return
+        os.kill(self._pid, 9)
+        os.waitpid(self._pid, 0)
+
+
+@contextmanager
+def forked(arms: Sequence[Arm], build: Build, pool: Executors) -> Iterator[list[ArmProcess]]:
+    """A process for each arm, for as long as the context."""
+    processes: list[ArmProcess] = []
+    try:
+        for arm in arms:
+            processes.append(ArmProcess(arm, build, pool))
+        yield processes
+    finally:
+        for process in processes:
+            process.close()
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Of dtype, shape and every bit."""
+    bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{tensor.dtype} {list(tensor.shape)} {blake3(memoryview(bits)).hexdigest(16)}"
+
+
+def _child(asked: socket.socket, arm: Arm, build: Build, pool: Executors) -> None:
+    """Never returns: what lies above on the stack is the parent's."""
+    try:
+        gc.freeze()  # what is inherited closes nothing here
+        os.dup2(2, 1)  # the parent's stdout is for its own JSON
+        _close_all_but(0, 1, 2, asked.fileno())
+        with asked.makefile("rw") as lines:
+            _answer(lines, _Session(arm, build, pool))
+    except BaseException as error:
+        print(f"arm {arm.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
+
+
+def _close_all_but(*kept: int) -> None:
+    """The executors' input among them: they end when the last copy of it closes."""
+    for name in os.listdir("/dev/fd"):
+        if int(name) not in kept:
+            with suppress(OSError):  # the listing's own
+                os.close(int(name))
+
+
+def _answer(lines: Any, session: _Session) -> None:
+    for line in lines:
+        request = json.loads(line)
+        try:
+            reply = getattr(session, request.pop("do"))(**request) or {}
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        lines.write(json.dumps(reply) + "\n")
+        lines.flush()
+    session.close()
+
+
+class _Session:
+    """What an arm's process does."""
+
+    def __init__(self, arm: Arm, build: Build, pool: Executors) -> None:
+        self.arm, self.build, self.pool = arm, build, pool
+
+    def open(self) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        import remora
+
+        urls = self.pool.urls[: self.arm.executors]
+        if self.arm.policy is not None:
+            remora.connect(urls, self.pool.token, placement=self.arm.policy)
+        elif urls:
+            remora.connect(urls[0], self.pool.token)
+        self.running = self.build(self.arm.device)
+        self.running.prepare(0.0)
+        return {"digests": [digest(tensor) for _ in range(_WARM_UPS) for tensor in self.running.step()]}
+
+    def prepare(self, progress: float) -> None:
+        self.running.prepare(progress)
+        if self.arm.executors:
+            torch.remora.synchronize()  # type: ignore[attr-defined]
+
+    def step(self) -> dict[str, Any]:
+        import remora
+
+        before = remora.stats()
+        cpu_s, started = time.process_time(), time.perf_counter()
+        outputs: Outputs = self.running.step()
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
+        return {
+            "seconds": seconds,
+            "cpu_s": cpu_s,
+            "digests": [digest(tensor) for tensor in outputs],
+            "spent": asdict(remora.stats() - before),
+        }
+
+    def explain(self) -> dict[str, Any]:
+        import remora
+
+        return {"explanation": remora.explain().to_json()}
+
+    def close(self) -> None:
+        import remora
+
+        remora.disconnect()

@@ -1,0 +1,275 @@
+"""What the numbers of `placement` must reach: rows for every arm, one bar for each line of the promise.
+
+What was not measured is not a number, and not a number misses every bar.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from remora.bench import intervals
+from remora.bench.arms import LOCAL, ONE, Arm, Measured, Trial
+from remora.bench.harness import Report
+
+if TYPE_CHECKING:
+    from remora.bench.placement import Results
+
+NAN = float("nan")
+SEMANTIC, BLIND = Arm("semantic", 2), Arm("blind", 2)
+RIVALS = tuple(Arm(policy, 2) for policy in ("random", "split", "least_loaded", "data_aware"))
+DATA_AWARE = Arm("data_aware", 2)
+GPT2, DEEP = "gpt2-decode", "deep-decode"
+_COUNT_SLACK_NBYTES = 1 << 16  # of other arms' heartbeats and of TCP's own
+
+
+def judge(report: Report, found: Sequence[Results], policies: Sequence[str]) -> None:
+    """Rows and bars of all workloads. Bars of what was not asked for are left out, each with a line that says so."""
+    for results in found:
+        _rows(report, results)
+    for results in found:
+        _identical(report, results)
+        if results.workload.memory_nbytes:
+            _larger(report, results)
+    usual = [results for results in found if not results.workload.memory_nbytes]
+    by_name = {results.workload.name: results for results in usual}
+    if "semantic" not in policies:
+        report.say("semantic was not asked for: no bar compares it")
+        return
+    for results in usual:
+        _against_rivals(report, results, policies)
+        _against_one(report, results)
+    if GPT2 in by_name and "blind" in policies:
+        _against_blind(report, by_name[GPT2])
+    if DEEP in by_name:
+        _own_cost(report, by_name[DEEP])
+    _warm(report, found)
+    _cost_model(report, found)
+
+
+def _rows(report: Report, results: Results) -> None:
+    name, units = results.workload.name, results.units
+    for part, measured in (("", results.policies), (", duel", results.duel)):
+        for arm, of in measured.items():
+            if not of.trials:
+                continue
+            unit = results.workload.unit
+            report.row(f"{name}{part}", arm.name, f"ms/{unit}", _ms(of, units))
+            report.row(
+                f"{name}{part}: client CPU",
+                arm.name,
+                f"ms/{unit}",
+                _each(of, lambda t: t.cpu_s * 1e3 / units),
+            )
+            if arm.executors:
+                client = _each(of, lambda t: (t.spent["bytes_sent"] + t.spent["bytes_received"]) / units)
+                report.row(f"{name}{part}: client", arm.name, f"B/{unit}", client)
+            if arm.executors > 1:
+                between = _each(of, lambda t: t.between_executors() / units)
+                report.row(f"{name}{part}: between executors", arm.name, f"B/{unit}", between)
+
+
+def _identical(report: Report, results: Results) -> None:
+    """Every output of every step of every arm, bit for bit, and no arm that failed."""
+    name = results.workload.name
+    failed, differ, compared = [], [], 0
+    whole = (results.policies, results.counts, results.duel)
+    for part in whole[:1] if results.workload.memory_nbytes else whole:
+        expected = _digests(part.get(LOCAL))
+        for arm, of in part.items():
+            if of.error:
+                failed.append(f"{arm.name}: {of.error}")
+            got = _digests(of)
+            compared += len(got)
+            if any(digest != expected.get(step) for step, digest in got.items()):
+                differ.append(arm.name)
+    report.bar(f"{name}: arms that failed{_named(failed)}", len(failed), "==", 0)
+    report.bar(
+        f"{name}: arms whose outputs differ from local, {compared} compared{_named(differ)}",
+        len(differ),
+        "==",
+        0,
+    )
+
+
+def _digests(of: Measured | None) -> dict[tuple[int, int], str]:
+    """By step (-1: the first ones) and output."""
+    if of is None:
+        return {}
+    steps = [of.first, *(trial.digests for trial in of.trials)]
+    return {
+        (step - 1, out): digest for step, digests in enumerate(steps) for out, digest in enumerate(digests)
+    }
+
+
+def _larger(report: Report, results: Results) -> None:
+    """A model of 2.3 times an executor: runs on three, is refused on two with the arithmetic."""
+    name = results.workload.name
+    ran = [
+        of for arm, of in results.policies.items() if arm.policy == "semantic" and of.trials and not of.error
+    ]
+    report.bar(f"{name}: arms of 3 executors that ran it", len(ran), ">=", 1)
+    refusals = [of.error for of in results.counts.values()]
+    right = [e for e in refusals if e.startswith("PlanError") and len(re.findall(r"\d[\d.,]*", e)) >= 3]
+    report.bar(
+        f"{name}: pools of 2 that refuse it with the arithmetic{_named(refusals)}", len(right), ">=", 1
+    )
+    local = _digests(results.duel.get(LOCAL))
+    for arm, of in results.duel.items():
+        if arm.policy is not None:
+            right_ = all(local.get(step) == digest for step, digest in _digests(of).items())
+            outcome = of.error or ("ran, and is right" if right_ else "ran, and is WRONG")
+            report.say(f"  {name}: {arm.name}: {outcome}; semantic wins because {results.workload.wins}")
+
+
+def _against_rivals(report: Report, results: Results, policies: Sequence[str]) -> None:
+    """Never slower than the best of them by more than the interval: an interval that lies above 1 is slower."""
+    rivals = [arm for arm in RIVALS if arm.policy in policies]
+    if not rivals:
+        return
+    semantic = results.policies.get(SEMANTIC)
+    known = [results.policies[arm] for arm in rivals if _complete(results.policies.get(arm))]
+    name = results.workload.name
+    if not known or len(known) < len(rivals) or not _complete(semantic):
+        report.bar(
+            f"{name}: semantic / best of {len(rivals)} rivals, low end (arms are missing)", NAN, "<=", 1.0
+        )
+        return
+    assert semantic is not None
+    best = min(known, key=lambda of: statistics.median(_ms(of, 1)))
+    ratio = intervals.of_ratio(_ms(semantic, 1), _ms(best, 1))
+    what = f"semantic / {best.arm.name}, the best rival, low end of {_shown(ratio)}"
+    report.bar(f"{name}: {what}", ratio.low, "<=", 1.0)
+    if DATA_AWARE in rivals and results.workload.wins:
+        over = intervals.of_ratio(_ms(semantic, 1), _ms(results.policies[DATA_AWARE], 1))
+        report.say(
+            f"  {name}: semantic / data_aware {_shown(over)}; expected to win: {results.workload.wins}"
+        )
+
+
+def _against_one(report: Report, results: Results) -> None:
+    one, semantic = results.duel.get(ONE), results.duel.get(SEMANTIC)
+    what = f"{results.workload.name}: one executor / semantic on 2"
+    if one is None or semantic is None or not (_complete(one) and _complete(semantic)):
+        report.bar(f"{what}, low end (arms are missing)", NAN, ">=", 0.98)
+        return
+    ratio = intervals.of_ratio(_ms(one, 1), _ms(semantic, 1))
+    report.bar(f"{what}, low end of {_shown(ratio)}", ratio.low, ">=", 0.98)
+
+
+def _against_blind(report: Report, results: Results) -> None:
+    """What knowing the cache is worth."""
+    blind, semantic = (results.policies.get(arm) for arm in (BLIND, SEMANTIC))
+    time_, nbytes = NAN, NAN
+    shown = "arms are missing"
+    if blind is not None and semantic is not None and _complete(blind) and _complete(semantic):
+        ratio = intervals.of_ratio(_ms(blind, 1), _ms(semantic, 1))
+        time_, shown = ratio.low, f"low end of {_shown(ratio)}"
+        most = statistics.median(_each(blind, Trial.between_executors))
+        least = statistics.median(_each(semantic, Trial.between_executors))
+        nbytes = most / max(least, 1.0) if not math.isnan(least) else NAN
+    report.bar(f"{GPT2}: blind / semantic, time of a token, {shown}", time_, ">=", 10)
+    report.bar(f"{GPT2}: blind / semantic, bytes between executors a token", nbytes, ">=", 1000)
+
+
+def _own_cost(report: Report, results: Results) -> None:
+    """The client's CPU with a planner against the client without one, where almost nothing else is done."""
+    one, alone = results.duel.get(ONE), results.duel.get(Arm("semantic", 1))
+    ratio = NAN
+    if one is not None and alone is not None and _complete(one) and _complete(alone):
+        ratio = intervals.of_ratio(_each(alone, lambda t: t.cpu_s), _each(one, lambda t: t.cpu_s)).median
+    report.bar(f"{DEEP}: client CPU of a warm step, semantic on 1 / without placement", ratio, "<=", 1.03)
+    planned = [
+        template.planning_s
+        for of in (*results.policies.values(), *results.duel.values())
+        if of.explanation is not None
+        for template in of.explanation.templates
+        if template.planning_s is not None
+    ]
+    report.bar(
+        f"{DEEP}: planning a new template of 32 layers, s, worst of {len(planned)}",
+        max(planned, default=NAN),
+        "<=",
+        0.5,
+    )
+
+
+def _warm(report: Report, found: Sequence[Results]) -> None:
+    """Nothing is planned in a timed step; the session's own count of moved bytes is the kernel's."""
+    plans: list[float] = []
+    counted: list[bool] = []
+    wrong = []
+    for results in found:
+        for of in (*results.policies.values(), *results.duel.values()):
+            if of.arm.policy is None:
+                continue
+            plans += [trial.spent.get("plans", NAN) for trial in of.trials]
+            agree = [_agree(trial) for trial in of.trials if trial.passed is not None]
+            counted += agree
+            if not all(agree):
+                wrong.append(f"{results.workload.name}, {of.arm.name}")
+    report.bar(f"plans made in {len(plans)} warm steps", sum(plans) if plans else NAN, "==", 0)
+    if any(of.passed for results in found for arm in results.policies.values() for of in arm.trials):
+        what = f"steps of {len(counted)} whose peer_bytes are not what the kernel counted{_named(wrong)}"
+        report.bar(what, counted.count(False) if counted else NAN, "==", 0)
+    else:
+        report.say("the links are not the kernel's, so nothing checks peer_bytes")
+
+
+def _agree(trial: Trial) -> bool:
+    """Headers and acknowledgements are the kernel's alone: up to a tenth, and a little."""
+    counted, passed = trial.spent.get("peer_bytes", NAN), trial.between_executors()
+    return passed / 1.1 - _COUNT_SLACK_NBYTES <= counted <= passed + _COUNT_SLACK_NBYTES
+
+
+def _cost_model(report: Report, found: Sequence[Results]) -> None:
+    """Predicted over measured, of all runs of each arm's templates together."""
+    errors: dict[str, float] = {}
+    for results in found:
+        for of in results.policies.values():
+            if of.arm.policy is None or of.explanation is None:
+                continue
+            both = [
+                (t.predicted_s * t.runs, t.measured_s * t.runs)
+                for t in of.explanation.templates
+                if t.predicted_s is not None and t.measured_s is not None
+            ]
+            measured = sum(m for _, m in both)
+            if measured:
+                errors[f"{results.workload.name}, {of.arm.name}"] = abs(
+                    sum(p for p, _ in both) / measured - 1
+                )
+    median, worst, which = NAN, NAN, ""
+    if errors:
+        median, which = statistics.median(errors.values()), max(errors, key=lambda name: errors[name])
+        worst = errors[which]
+        report.row("cost model: |predicted / measured - 1|", "all", "", list(errors.values()))
+    report.bar(f"cost model: median error of {len(errors)} arms", median, "<=", 0.10)
+    report.bar(f"cost model: worst error{_named([which] if which else [])}", worst, "<=", 0.30)
+
+
+def _complete(of: Measured | None) -> bool:
+    return of is not None and bool(of.trials) and not of.error
+
+
+def _each(of: Measured, number: Callable[[Trial], float]) -> list[float]:
+    return [number(trial) for trial in of.trials]
+
+
+def _ms(of: Measured, units: int) -> list[float]:
+    return _each(of, lambda trial: trial.seconds * 1e3 / units)
+
+
+def _shown(interval: intervals.Interval) -> str:
+    return f"{interval.median:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _named(names: Iterable[str]) -> str:
+    """' (a; b; …)' for a bar's name, short."""
+    unique = list(dict.fromkeys(names))
+    if not unique:
+        return ""
+    return f" ({'; '.join(name[:120] for name in unique[:3])}{'; …' if len(unique) > 3 else ''})"

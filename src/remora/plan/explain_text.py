@@ -1,0 +1,210 @@
+"""An explanation as text: aligned, 100 columns wide, free of control characters."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from remora.plan.explain import CLIENT, Choice, Executor, Explanation, Phase, Template
+
+COLUMNS = 100
+# Up to the first whole number between dots, and what follows it.
+_NUMBER = re.compile(r"(?as)(.*?)(?:(?<!\w)([1-9]\d{0,8}|0)(?!\w)(.*))?\Z")
+_TEMPLATES_SHOWN = 20
+_MORE = ", and {:,} more"
+
+
+def print_explanation(tree: Explanation) -> str:
+    """The whole tree, ending in a newline."""
+    lines = [_headline(tree), "", "Executors"]
+    for number, executor in enumerate(tree.executors):
+        lines += _executor(number, executor)
+    if tree.phases:
+        lines += ["", _columns("Phases", "predicted", "measured", "error")]
+        for phase in tree.phases:
+            lines += _phase(phase)
+    if tree.choices:
+        lines += ["", "Choices"]
+        for choice in tree.choices:
+            lines += _choice(choice)
+    if tree.templates:
+        lines += ["", _columns("Templates", "predicted", "measured", "error")]
+        lines += _templates(tree.templates)
+    if tree.notes:
+        lines += ["", "Notes"]
+        for note in tree.notes:
+            lines += _wrapped("  ", note)
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def amount(nbytes: int) -> str:
+    """'3.0 KiB', '497.8 MiB', '12 B'."""
+    if nbytes < 1024:
+        return f"{nbytes} B"
+    value, units = float(nbytes), ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+    power = 0
+    while value >= 1023.95 and power + 1 < len(units):  # what would print as 1024.0 is 1.0 of the next
+        value, power = value / 1024, power + 1
+    return f"{value:.1f} {units[power]}"
+
+
+def duration(seconds: float | None) -> str:
+    """'12.3 ms', '45.0 us', '3.21 s'; '-' for None."""
+    if seconds is None:
+        return "-"
+    if seconds == 0:
+        return "0 s"
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if seconds * scale >= 0.9995:
+            return (
+                f"{seconds * scale:.3g} {unit}" if seconds * scale < 1000 else f"{seconds * scale:.0f} {unit}"
+            )
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def error_of(predicted_s: float | None, measured_s: float | None) -> str:
+    """How far the prediction was off, '+3.2 %'; '-' where one is missing."""
+    if predicted_s is None or not measured_s:
+        return "-"
+    return f"{(predicted_s / measured_s - 1) * 100:+.1f} %"
+
+
+def plain(text: str, width: int = COLUMNS) -> str:
+    """The text without anything that a terminal would act on, its middle left out where it is too long."""
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    if len(shown) <= width:
+        return shown
+    tail = (width - 1) // 2
+    return shown[: width - 1 - tail] + "…" + (shown[-tail:] if tail else "")
+
+
+def place(executor: int) -> str:
+    return "client" if executor == CLIENT else str(executor)
+
+
+def times(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _headline(tree: Explanation) -> str:
+    text = f"Policy {plain(tree.policy, 30)}, {times(len(tree.executors), 'executor')}"
+    if tree.templates:
+        text += f", {times(len(tree.templates), 'template')} planned"
+        planning = [t.planning_s for t in tree.templates if t.planning_s is not None]
+        if planning:
+            text += f" in {duration(sum(planning))}"
+    return text
+
+
+def _columns(left: str, *right: str) -> str:
+    """`left`, then short cells at the right edge."""
+    cells = "".join(f"{cell:>11}" for cell in right)
+    return f"{left:<{COLUMNS - len(cells)}}{cells}"
+
+
+def _timed(left: str, predicted_s: float | None, measured_s: float | None) -> str:
+    return _columns(
+        plain(left, COLUMNS - 34),
+        duration(predicted_s),
+        duration(measured_s),
+        error_of(predicted_s, measured_s),
+    )
+
+
+def _executor(number: int, executor: Executor) -> Iterator[str]:
+    holds = amount(executor.nbytes)
+    if executor.memory_nbytes is not None:
+        holds += f" of {amount(executor.memory_nbytes)}"
+    yield f"{number:>3}  {plain(executor.address, 48):<48}  {plain(executor.device, 18):<18}  {holds}"
+    for held in executor.held:
+        count = times(held.count, "value")
+        head = f"       {plain(held.residency, 16):<16} {amount(held.nbytes):>10}  {count:<11}  "
+        yield head + (_some(held.names, COLUMNS - len(head)) if held.names else "")
+    if not executor.held:
+        yield "       nothing lives here"
+
+
+def _some(names: Sequence[str], room: int) -> str:
+    """As many of the names as fit into `room` characters, at least one; those of repeated blocks folded."""
+    folded = [plain(name, max(room - len(_MORE), 1)) for name in fold(names)]
+    shown = len(folded)
+    while shown > 1 and len(_listed(folded, shown)) > room:
+        shown -= 1
+    return _listed(folded, shown)
+
+
+def _listed(names: Sequence[str], shown: int) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (_MORE.format(more) if more else "")
+
+
+def fold(names: Sequence[str]) -> list[str]:
+    """Names that differ in one number alone become one: h.0, h.1, h.2 is h.{0..2}, and h.0, h.2 is h.{0,2}."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for name in names:
+        if not name:
+            continue
+        head, number, tail = _NUMBER.match(name).groups()  # type: ignore[union-attr]  # it matches any text
+        groups.setdefault((head, tail) if number else (name,), []).append(int(number or 0))
+    return [key[0] + _range(numbers) + key[1] if len(key) == 2 else key[0] for key, numbers in groups.items()]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    ordered = sorted(set(numbers))
+    if len(ordered) == 1:
+        return str(ordered[0])
+    whole = ordered[-1] - ordered[0] + 1 == len(ordered)
+    return "{" + (f"{ordered[0]}..{ordered[-1]}" if whole else ",".join(map(str, ordered))) + "}"
+
+
+def _phase(phase: Phase) -> Iterator[str]:
+    moved = f", {amount(phase.nbytes)} moved" if phase.transfers else ", nothing moved"
+    yield _timed(
+        f"  {plain(phase.name, 16)}: {times(phase.steps, 'step')}{moved}", phase.predicted_s, phase.measured_s
+    )
+    for transfer in phase.transfers:
+        each = transfer.nbytes // max(transfer.count, 1)
+        yield _timed(
+            f"    {place(transfer.source):>6} -> {place(transfer.target):<6} {plain(transfer.residency, 16):<16}"
+            f" {amount(transfer.nbytes):>10} = {transfer.count:,} x {amount(each)}",
+            transfer.predicted_s,
+            transfer.measured_s,
+        )
+
+
+def _choice(choice: Choice) -> Iterator[str]:
+    cost = f", predicted {duration(choice.predicted_s)}" if choice.predicted_s is not None else ""
+    yield from _wrapped("  ", f"{choice.subject}: {choice.chosen}{cost}")
+    yield from _wrapped("      because ", choice.reason)
+    if not choice.alternative:
+        yield "      no alternative"
+        return
+    against = ""
+    if choice.alternative_s is not None:
+        against = f", predicted {duration(choice.alternative_s)}"
+        if choice.predicted_s:
+            against += f" ({choice.alternative_s / choice.predicted_s:.3g}x)"
+    yield from _wrapped("      instead of ", f"{choice.alternative}{against}")
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    room = COLUMNS - len(head)
+    lines = textwrap.wrap(plain(text, 2000), room) or [""]
+    return [(head if not at else " " * len(head)) + line for at, line in enumerate(lines)]
+
+
+def _templates(templates: Sequence[Template]) -> Iterator[str]:
+    """The ones that took the longest, first."""
+    by_time = sorted(templates, key=lambda t: -(t.measured_s or t.predicted_s or 0.0) * t.runs)
+    for template in by_time[:_TEMPLATES_SHOWN]:
+        where = ",".join(map(str, template.executors)) or "-"
+        yield _timed(
+            f"  {plain(template.id, 12):<12} {plain(template.phase, 10):<10} {times(template.rows, 'row'):>11}"
+            f" on {plain(where, 9):<9} {times(template.runs, 'run'):>12}",
+            template.predicted_s,
+            template.measured_s,
+        )
+    hidden = by_time[_TEMPLATES_SHOWN:]
+    if hidden:
+        yield f"  and {times(len(hidden), 'more template')}, {times(sum(t.runs for t in hidden), 'run')}"

@@ -1,0 +1,28 @@
+"""What a policy knows beside the graph: where values are, and how full and busy the executors are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The pool at the moment when a graph is to be placed.
+
+    owners: for each slot the executor where its memory is, or None for an upload that is on none yet.
+    homes: for each slot all executors that hold its value, the owner among them.
+    held_nbytes, limits_nbytes, queued: per executor: bytes of values, what the grant allows, segments on their way.
+    program: how many programs (from sync to sync) came before. generators: where random numbers are drawn.
+    """
+
+    owners: tuple[int | None, ...]
+    homes: tuple[frozenset[int], ...]
+    held_nbytes: tuple[int, ...]
+    limits_nbytes: tuple[int, ...]
+    queued: tuple[int, ...]
+    program: int = 0
+    generators: int = 0
+
+    @property
+    def n_executors(self) -> int:
+        return len(self.held_nbytes)

@@ -1,0 +1,125 @@
+"""From a captured segment to the planner's graph: shapes, shared memory and provenance of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from remora.capture.recorder import CapturedTemplate, Segment, Step
+from remora.ir.annotated import Facts, Graph, Outside, Row
+from remora.ir.graph import Template
+from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot
+from remora.ops.dtypes import NAMES
+from remora.ops.schema import OpTraits, resolve, traits
+
+
+def graph_of(
+    segment: Segment, slots: Sequence[Outside], wants: frozenset[tuple[int, int]] = frozenset()
+) -> Graph:
+    """The graph of a segment that was just cut. `slots`: what is known of each value that it reads."""
+    steps = _steps(segment.step)
+    rows = tuple(_row(segment.captured, number, step) for number, step in enumerate(steps))
+    keep = frozenset(zip(segment.keep[::2], segment.keep[1::2], strict=True))
+    return Graph(rows, tuple(slots), tuple(segment.holes), keep, wants)
+
+
+def facts_of(meta: Any) -> Facts:
+    """Facts of a value's metadata (device/meta.py: TensorMeta)."""
+    return Facts(NAMES[meta.dtype], tuple(meta.shape), meta.dtype.itemsize)
+
+
+def random_rows(graph: Graph) -> tuple[int, ...]:
+    """Rows that draw random numbers."""
+    holes = iter(graph.holes)
+    found = []
+    for number, row in enumerate(graph.rows):
+        values = [_number(arg, holes) for arg in row.node.args]
+        for _, arg in row.node.kwargs:
+            _number(arg, holes)
+        if _traits(row.node).draws(values):
+            found.append(number)
+    return tuple(found)
+
+
+def dropout_holes(template: Template) -> tuple[int, ...]:
+    """Holes on whose value it depends whether a row draws random numbers."""
+    found, hole = [], 0
+    for node in template.nodes:
+        place = _traits(node).dropout_arg if _traits(node).random else None
+        for at, arg in enumerate(node.args):
+            if at == place and isinstance(arg, Hole):
+                found.append(hole)
+            hole += _n_holes(arg)
+        hole += sum(_n_holes(arg) for _, arg in node.kwargs)
+    return tuple(found)
+
+
+def _number(arg: Arg, holes: Iterator[int | float]) -> Any:
+    """What an argument's value is if it is a number or a constant; takes its holes from the rest."""
+    match arg:
+        case Hole():
+            return next(holes)
+        case Const(value):
+            return value
+        case Items(items):
+            for item in items:
+                _number(item, holes)
+    return arg
+
+
+def _n_holes(arg: Arg) -> int:
+    return sum(map(_n_holes, arg.items)) if isinstance(arg, Items) else isinstance(arg, Hole)
+
+
+def _steps(last: Step) -> list[Step]:
+    steps: list[Step] = []
+    at: Step | None = last
+    while at is not None and at.node is not None:
+        steps.append(at)
+        at = at.parent
+    steps.reverse()
+    return steps
+
+
+def _row(captured: CapturedTemplate, number: int, step: Step) -> Row:
+    node, outcome = step.node, step.outcome
+    assert node is not None
+    known, where = _traits(node), captured.where[number]
+    metas = step.metas or []
+    outs: list[Facts | None] = []
+    shares: list[int | None] = []
+    for out, meta in enumerate(outcome.outs):
+        if isinstance(meta, int):
+            outs.append(facts_of(metas[meta]))
+            shares.append(meta)
+        else:
+            outs.append(None if meta is None else facts_of(meta))
+            shares.append(_viewed(node, known, out) if outcome.is_view else None)
+    module, source = ("", "") if where is None else (where.module, f"{where.file}:{where.line}")
+    writes = (
+        () if outcome.is_view else tuple(outcome.stale)
+    )  # of a view that no shadow can follow, all are stale
+    return Row(node, tuple(outs), tuple(shares), writes, module, source)
+
+
+def _traits(node: Node) -> OpTraits:
+    return traits(resolve(node.op))
+
+
+def _viewed(node: Node, known: OpTraits, out: int) -> int:
+    """The tensor input whose memory an output of a view lies in."""
+    places = [place for returned, place in known.views if returned == out] or [
+        place for _, place in known.views[:1]
+    ]
+    place = places[0] if places else 0  # of the first argument, if the schema does not say
+    if isinstance(place, str):
+        before = [*node.args, *(arg for name, arg in node.kwargs if name != place)]
+    else:
+        before = list(node.args[:place])
+    return sum(map(_n_tensors, before))
+
+
+def _n_tensors(arg: Arg) -> int:
+    if isinstance(arg, Items):
+        return sum(map(_n_tensors, arg.items))
+    return isinstance(arg, Ref | Slot)

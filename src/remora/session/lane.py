@@ -1,0 +1,143 @@
+"""A session's side of one executor: its link, what it was told, and what waits to be sent to it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+
+from remora.capture.interrupts import uninterrupted
+from remora.capture.recorder import CapturedTemplate
+from remora.config import ClientSettings
+from remora.session.failures import error_from, row_text, suspects_text
+from remora.session.link import Link, to_stderr
+from remora.session.ops import ExecutorOps
+from remora.session.sites import Sites
+from remora.session.stats import Stats
+from remora.session.uploads import Uploads
+from remora.transport.interface import Transport
+from remora.wire.binding import Name, encode_run
+from remora.wire.messages import Define, Free, Grant, Recover, Site, ToExecutor
+
+OUTBOX_NBYTES = 256 << 10  # small uploads wait for company up to here,
+OUTBOX_MESSAGES = 1024  # or up to so many
+MAX_FREES = 4096  # names in one message
+REMEMBERED_SEGMENTS = 20_000  # whose provenance is kept while they may still fail
+
+
+class Lane:
+    """Messages to one executor, in order. The session's lock is held around every call.
+
+    Args:
+        living: which of the session's values the program still holds, in words.
+        progress: told of bytes uploaded.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        grant: Grant,
+        settings: ClientSettings,
+        living: Callable[[], str],
+        progress: Callable[[int], None],
+    ) -> None:
+        self.transport, self.grant = transport, grant
+        self.link = Link(transport, grant, settings, to_stderr(transport.address), self._story, living=living)
+        self.uploads = Uploads(transport, grant, progress)
+        self.ops = ExecutorOps(transport, grant, self.link.persist)
+        self._outbox: list[ToExecutor] = []
+        self._outbox_nbytes = 0
+        self._defined: dict[int, int] = {}  # captured index to the template's index on the wire
+        self._sites = Sites()
+        self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
+
+    def run(
+        self,
+        captured: CapturedTemplate,
+        number: int,
+        names: list[Name],
+        holes: list[int | float],
+        keep: tuple[int, ...],
+        frees: tuple[int, ...],
+        uploaded: Callable[[], Collection[int]] = frozenset,
+        wants: tuple[int, ...] | None = None,
+        ticket: int | None = None,
+    ) -> None:
+        """Runs a template as segment `number`; the other arguments as in wire.messages.Run.
+
+        uploaded: gives the slots whose value came from the client.
+        """
+        if captured.index not in self._defined:
+            self._outbox.append(Define(len(self._defined), captured.template.body))
+            self._defined[captured.index] = len(self._defined)
+        template = self._defined[captured.index]
+        site, new = self._sites.choose(template, number, names)
+        if new:
+            self._outbox.append(Site(site.index, template))
+        self.uploads.freed(number - distance for distance in frees[::3])
+        if len(frees) > 3 * MAX_FREES:
+            groups = zip(frees[::3], frees[1::3], frees[2::3], strict=True)
+            self.free([(number - distance, row, out) for distance, row, out in groups])
+            frees = ()
+        stay = frozenset(uploaded()) | site.fixed if new else frozenset()
+        self._outbox.append(
+            encode_run(site.memory, number, site.index, names, holes, keep, frees, wants, ticket, stay)
+        )
+        self._sent[number] = captured
+        if len(self._sent) > REMEMBERED_SEGMENTS:
+            self._sent.popitem(last=False)
+
+    def free(self, names: Sequence[Name]) -> None:
+        for start in range(0, len(names), MAX_FREES):
+            group = names[start : start + MAX_FREES]
+            self._outbox.append(Free(tuple(number for name in group for number in name)))
+
+    def post(self, message: ToExecutor, nbytes: int = 0) -> None:
+        """Puts a message in the outbox, which goes with the next segment or when it is full."""
+        self._outbox.append(message)
+        self._outbox_nbytes += nbytes
+        if self._outbox_nbytes > OUTBOX_NBYTES or len(self._outbox) >= OUTBOX_MESSAGES:
+            self.commit()
+
+    def say(self, message: ToExecutor) -> None:
+        """Puts a message in the outbox."""
+        self._outbox.append(message)
+
+    def commit(self) -> None:
+        """What is in the outbox will be sent from now on, whatever happens."""
+        if self._outbox:
+            self.link.commit(self._outbox)
+            self._outbox, self._outbox_nbytes = [], 0
+
+    def raise_failure(self) -> None:
+        """Raises what the executor said of a row, if it did; segments from here on run again."""
+        failed = self.link.failed
+        if failed is None:
+            return
+        captured = self._sent.get(failed.segment)
+        with uninterrupted:
+            self.link.failed = None
+            self._sent.clear()
+            self.link.commit([Recover(failed.failure)])
+        self.link.transmit()
+        raise error_from(failed, captured, self.transport.address)
+
+    def answered(self) -> None:
+        """Replies come in order: everything sent before has run."""
+        self._sent.clear()
+
+    def stats(self) -> Stats:
+        """What went over this lane."""
+        return Stats(
+            bytes_sent=self.link.bytes_sent + self.transport.bytes_sent,
+            bytes_received=self.link.bytes_received + self.transport.bytes_received,
+            round_trips=self.link.round_trips + self.uploads.round_trips + self.ops.round_trips,
+            weights_bytes=self.uploads.sent_nbytes,
+            reconnects=self.link.reconnects,
+        )
+
+    def _story(self, segment: int, row: int, late: bool = False) -> str:
+        captured = self._sent.get(segment)
+        if captured is None:
+            return ""
+        before = [(other, None) for number, other in self._sent.items() if number < segment]
+        return row_text(captured, row) + (suspects_text([*before, (captured, row)]) if late else "")
