@@ -44,6 +44,7 @@ _outside = st.builds(
     _count,
     uploaded=st.booleans(),
     made_by=st.none() | st.tuples(_node, st.integers(0, 3)),
+    made_in=_text,
     age=_count,
     written=st.booleans(),
     reads=_count,
@@ -67,7 +68,7 @@ def graphs(draw: st.DrawFn) -> Graph:
     executors = tuple(draw(st.integers(-1, 9)) for _ in rows) if draw(st.booleans()) else ()
     slots = tuple(draw(st.lists(_outside, max_size=3)))
     stage = draw(st.sampled_from(Stage))
-    return Graph(rows, slots, draw(holes), draw(_outputs), draw(_outputs), stage, executors)
+    return Graph(rows, slots, draw(holes), draw(_outputs), draw(_outputs), stage, executors, draw(_text))
 
 
 @given(graphs())
@@ -105,10 +106,10 @@ def test_every_field_has_a_place_in_the_text() -> None:
         *("node", "outs", "shares", "writes", "module", "source", "meaning")
     }
     assert {field.name for field in fields(Outside)} == {
-        *("facts", "storage", "uploaded", "made_by", "age", "written", "reads", "meaning")
+        *("facts", "storage", "uploaded", "made_by", "made_in", "age", "written", "reads", "meaning")
     }
     assert {field.name for field in fields(Graph)} == {
-        *("rows", "slots", "holes", "keep", "wants", "stage", "executors")
+        *("rows", "slots", "holes", "keep", "wants", "stage", "executors", "template")
     }
 
 

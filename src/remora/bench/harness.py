@@ -35,7 +35,8 @@ class Impossible(Exception):
 class Options:
     """What the command line asks of an experiment. url: None starts an executor of its own.
 
-    only: one architecture of `zoo`, one op of `compat`. write: the file whose table `compat` makes anew.
+    only: one architecture of `zoo`, op of `compat`, program of `semantics`. write: the file whose table `compat` makes
+    anew, the folder of the golden graphs of `semantics`.
     workloads, policies: of `placement`; none: all.
     """
 

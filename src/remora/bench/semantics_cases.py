@@ -49,7 +49,7 @@ def generated(name: str, parts: dict[str, Any], **options: Any) -> Callable[[Tru
     """`generate` of a specimen; the phase is that of the number of the call, encoders apart."""
 
     def run(truth: Truth) -> None:
-        model, inputs = _specimen(name)
+        model, inputs = _specimen(name, **options.get("changes", {}))
         padded = options.get("padded", False)
         if not padded and "attention_mask" in inputs:
             inputs = {"input_ids": ids()}
@@ -63,8 +63,12 @@ def generated(name: str, parts: dict[str, Any], **options: Any) -> Callable[[Tru
         )
         calls = [0]
 
+        cached = model.generation_config.use_cache
+
         def phase() -> Phase:
             calls[0] += 1
+            if not cached:  # each step computes the whole sequence anew
+                return Phase.FORWARD
             return Phase.PREFILL if calls[0] == 1 else Phase.DECODE
 
         caches: list[Any] = []
@@ -84,7 +88,7 @@ def generated(name: str, parts: dict[str, Any], **options: Any) -> Callable[[Tru
             truth.hook(model.get_encoder(), "phase", Phase.FORWARD)
         there = {key: item.to(DEVICE) for key, item in inputs.items()}
         truth.inputs(there)
-        rest = {key: item for key, item in options.items() if key != "padded"}
+        rest = {key: item for key, item in options.items() if key not in ("padded", "changes")}
         model.generate(**there, max_new_tokens=NEW_TOKENS, do_sample=False, **rest).cpu()
         truth.cache(caches)  # as the last step left them
 
@@ -278,23 +282,23 @@ def attention_without_cache(truth: Truth) -> None:
             x.sum().item()
 
 
-def _adam(parameters: Any) -> torch.optim.Optimizer:
+def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-2)
 
 
-def _adam_per_tensor(parameters: Any) -> torch.optim.Optimizer:
+def adam_per_tensor(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-2, foreach=False)
 
 
-def _adamw(parameters: Any) -> torch.optim.Optimizer:
+def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-2)
 
 
-def _sgd(parameters: Any) -> torch.optim.Optimizer:
+def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-2)
 
 
-def _momentum(parameters: Any) -> torch.optim.Optimizer:
+def momentum(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, weight_decay=1e-3)
 
 
@@ -351,11 +355,11 @@ CASES = (
     Case("dlrm tables", recommended(False), "sparse"),
     Case("mamba", generated("mamba", WHOLE), "state space"),
     Case("mamba2", generated("mamba2", WHOLE), "state space"),
-    Case("mlp adam", trained(perceptron, points, _adam), "training"),
-    Case("mlp adam one by one", trained(perceptron, points, _adam_per_tensor), "training"),
-    Case("mlp sgd", trained(perceptron, points, _sgd), "training"),
-    Case("llama adamw", trained(decoder, tokens, _adamw), "training"),
-    Case("convolutions momentum", trained(Classifier, labelled_pixels, _momentum), "training"),
+    Case("mlp adam", trained(perceptron, points, adam), "training"),
+    Case("mlp adam one by one", trained(perceptron, points, adam_per_tensor), "training"),
+    Case("mlp sgd", trained(perceptron, points, sgd), "training"),
+    Case("llama adamw", trained(decoder, tokens, adamw), "training"),
+    Case("convolutions momentum", trained(Classifier, labelled_pixels, momentum), "training"),
     Case("cat without attention", joined_without_attention, "negative"),
     Case("running mean", running_mean, "negative"),
     Case("attention without cache", attention_without_cache, "negative"),

@@ -34,6 +34,7 @@ class Plan:
     names: tuple[Name, ...]
     seconds: float
     annotations: int = 1
+    uses: int = 0
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Watch:
     memory: Memory = EMPTY
     graphs: int = 0
     strip_paths: bool = False  # as a program without modules
-    on_plan: Callable[[Plan], None] | None = None
+    on_graph: Callable[[Graph], object] | None = None  # sees every graph as captured
 
     def __post_init__(self) -> None:
         self.values: dict[Name, _Known] = {}
@@ -97,6 +98,8 @@ class Watch:
 
     def _see(self, segment: Segment) -> None:
         graph = self._graph(segment)
+        if self.on_graph is not None:
+            self.on_graph(graph)
         size = sum(facts.nbytes for row in graph.rows for facts in row.outs if facts is not None)
         key = segment.captured.template.id, size.bit_length()
         plan = self.plans.get(key)
@@ -107,8 +110,7 @@ class Watch:
             plan = Plan(graph, annotated, segment.number, names, time.perf_counter() - started)
             self.plans[key] = plan
             self._learn(memory)
-            if self.on_plan is not None:
-                self.on_plan(plan)
+        plan.uses += 1
         self._remember(segment, graph, plan)
 
     def _learn(self, memory: Memory) -> None:
@@ -146,7 +148,8 @@ class Watch:
             rows.append(self._row(node, self._steps[number], slots, rows))
         keep = frozenset(zip(segment.keep[::2], segment.keep[1::2], strict=True))
         wants = frozenset(value.name[1:] for value in self._wanted if value.segment == segment.number)
-        return Graph(tuple(rows), slots, tuple(segment.holes), keep, wants)
+        template = segment.captured.template.id.hex()
+        return Graph(tuple(rows), slots, tuple(segment.holes), keep, wants, template=template)
 
     def _outside(self, value: Value) -> Outside:
         name = value.segment, value.code
@@ -164,6 +167,7 @@ class Watch:
             known.storage in self._written,
             known.reads,
             known.meaning(),
+            known.plan.captured.template if known.plan is not None else "",
         )
 
     def _row(self, node: Node, step: Step, slots: tuple[Outside, ...], rows: list[Row]) -> Row:

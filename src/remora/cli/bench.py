@@ -25,9 +25,13 @@ def bench(
         str | None, typer.Option(help="An executor that runs with --threads 1; none: one is started.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the trials.")] = 0,
-    only: Annotated[str | None, typer.Option(help="One architecture, for zoo; one op, for compat.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="One architecture, for zoo; one op, for compat; one program, for semantics."),
+    ] = None,
     write: Annotated[
-        Path | None, typer.Option(help="The file whose table compat makes anew: docs/compatibility.md.")
+        Path | None,
+        typer.Option(help="The file whose table compat makes anew; the folder of semantics' golden graphs."),
     ] = None,
     workload: Annotated[
         list[str] | None, typer.Option(help="One of the suite, for placement; repeatable. None: all.")

@@ -109,7 +109,8 @@ class Outside:
     """A value that the graph reads and that was there before.
 
     storage: equal for slots that share memory. uploaded: it came from the client. made_by: the node that made it in
-    an earlier graph of this session, and its output, or None if it was uploaded. age: how many graphs ago it was made.
+    an earlier graph of this session, and its output, or None if it was uploaded. made_in: the template of that graph,
+    as Graph.template. age: how many graphs ago it was made.
     written: whether any row so far has written its memory. reads: in how many graphs it was read before this one.
     meaning: of a captured graph, what was said of the row that made it, or of the slot that it was in the last graph
     that read it; of an annotated one, what is said now.
@@ -123,12 +124,14 @@ class Outside:
     written: bool = False
     reads: int = 0
     meaning: Meaning = NOTHING
+    made_in: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
     """Rows over slots, with the numbers of one use of the template.
 
+    template: its id in hex, '' if nobody needs to know a graph's values from those of another graph.
     holes: the numbers bound in this use, in row order. keep: outputs (row, out) that live on. wants: outputs (row, out)
     whose bytes go to the client. executors: of each row, once placed.
     """
@@ -140,6 +143,7 @@ class Graph:
     wants: frozenset[tuple[int, int]] = frozenset()
     stage: Stage = Stage.CAPTURED
     executors: tuple[int, ...] = field(default=())
+    template: str = ""
 
     def facts(self, arg: Ref | Slot) -> Facts | None:
         """What an input looks like."""

@@ -1,7 +1,7 @@
 """Text form of an annotated graph: one slot or row a line; prints and parses back to an equal graph.
 
-    graph ANNOTATED holes=[-2, 0.5] keep=%1 wants=%2
-    $0 = float32[1,4,8,16] storage=0 age=1 reads=1 from="aten.cat.default([$3, %7], int)" kv_cache "cache: …"
+    graph ANNOTATED template="9c0f" holes=[-2, 0.5] keep=%1 wants=%2
+    $0 = float32[1,4,8,16] storage=0 age=1 reads=1 from="aten.cat.default([$3, %7], int)" in="9c0f" kv_cache "cache: …"
     $1 = float32[16,16] storage=1 uploaded weight layer=0 "weight: …"
     %0 = aten.linear.default($2, $1) | float32[1,1,16] module="model.layers.0.attn.k" source="a.py:3" decode "phase: …"
     %1 = aten.cat.default([$0, %0], int) | float32[1,5,8,16] kv_cache "cache: …"
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from remora.ir.annotated import Facts, Graph, Meaning, Modality, Outside, Phase, Residency, Row, Stage
@@ -54,6 +54,7 @@ def print_graph(graph: Graph) -> str:
 
 def _head(graph: Graph) -> str:
     parts = ["graph", graph.stage.name]
+    parts += [f"template={json.dumps(graph.template)}"] if graph.template else []
     if graph.holes:
         parts.append(f"holes={json.dumps(graph.holes)}")
     parts += [
@@ -72,6 +73,7 @@ def _outside(slot: Outside) -> str:
         node, out = slot.made_by
         parts.append(f"from={json.dumps(print_node(node))}")
         parts += [f"out={out}"] if out else []
+    parts += [f"in={json.dumps(slot.made_in)}"] if slot.made_in else []
     return " ".join((*parts, *_meaning(slot.meaning)))
 
 
@@ -113,7 +115,7 @@ def parse_graph(text: str) -> Graph:
     if not lines:
         raise ValueError("line 1: expected 'graph STAGE', got nothing")
     number, head = lines[0]
-    stage, holes, keep, wants = _parse_head(head, number)
+    whole = _parse_head(head, number)
     slots: list[Outside] = []
     rows: list[Row] = []
     executors: list[int] = []
@@ -131,7 +133,7 @@ def parse_graph(text: str) -> Graph:
             )
     if len(executors) not in (0, len(rows)):
         raise ValueError(f"line {number}: {len(rows)} rows, {len(executors)} executors")
-    return Graph(tuple(rows), tuple(slots), holes, keep, wants, stage, tuple(executors))
+    return replace(whole, rows=tuple(rows), slots=tuple(slots), executors=tuple(executors))
 
 
 @dataclass(frozen=True)
@@ -173,13 +175,12 @@ def _tokens(text: str, line: int) -> list[_Token]:
     return found
 
 
-def _parse_head(
-    text: str, line: int
-) -> tuple[Stage, tuple[int | float, ...], frozenset[tuple[int, int]], frozenset[tuple[int, int]]]:
+def _parse_head(text: str, line: int) -> Graph:
     first, *tokens = _tokens(text, line)
     if first.value != "graph" or not tokens or tokens[0].value not in Stage.__members__:
         raise ValueError(f"line {line}: expected 'graph STAGE', got {text[:80]!r}")
     holes: tuple[int | float, ...] = ()
+    template = ""
     outputs: dict[str, frozenset[tuple[int, int]]] = {"keep": frozenset(), "wants": frozenset()}
     for token in tokens[1:]:
         if token.name == "holes":
@@ -187,6 +188,8 @@ def _parse_head(
             if not all(type(hole) in (int, float) for hole in loaded):
                 raise token.wrong("list of numbers")
             holes = tuple(loaded)
+        elif token.name == "template":
+            template = token.string()
         elif token.name in outputs:
             matches = [_OUTPUT.fullmatch(part) for part in token.value.split(",")]
             if any(match is None for match in matches):
@@ -194,7 +197,8 @@ def _parse_head(
             outputs[token.name] = frozenset((int(m[1]), int(m[2] or 0)) for m in matches if m is not None)
         else:
             raise token.wrong("part of a graph")
-    return Stage[tokens[0].value], holes, outputs["keep"], outputs["wants"]
+    stage = Stage[tokens[0].value]
+    return Graph((), (), holes, outputs["keep"], outputs["wants"], stage, template=template)
 
 
 def _parse_outside(text: str, line: int) -> Outside:
@@ -216,6 +220,8 @@ def _parse_outside(text: str, line: int) -> Outside:
                 raise token.wrong("node")
         elif token.name == "out":
             out = token.number()
+        elif token.name == "in":
+            found["made_in"] = token.string()
         elif not token.name and token.value in ("uploaded", "written"):
             found[token.value] = True
         else:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from remora.ir.annotated import Graph, Meaning, Phase, Residency, Stage
+from remora.ir.annotated import Graph, Meaning, Phase, Residency, Row, Stage
 from remora.ir.stages import enter
 from remora.semantics import cache, layers, modality, optimizer, phases, recurrent, weights
 from remora.semantics.attention import attentions
 from remora.semantics.gradients import gradients
 from remora.semantics.meanings import Meanings, add
-from remora.semantics.memory import EMPTY, Memory
+from remora.semantics.memory import EMPTY, Memory, maker, maker_of
 from remora.semantics.reading import Reading, Root
 
-_ACTIVATION = Meaning(Residency.ACTIVATION, evidence=("activation: computed, and nothing else",))
+_ACTIVATION = Meaning(Residency.ACTIVATION, evidence=("activation: computed, nothing else",))
 _OUTPUT = Meaning(Residency.OUTPUT, evidence=("output: the client asked for its bytes",))
 _STAYS = frozenset({Residency.WEIGHT, Residency.KV_CACHE, Residency.OPTIMIZER_STATE})
 
@@ -50,7 +50,10 @@ def annotate(graph: Graph, memory: Memory = EMPTY) -> tuple[Graph, Memory]:
     add(known, _rest(reading, known))
     memory = phases.learn(reading, known, decoder, cache.learn(reading, known, sites, memory))
     memory = _learn_storages(graph, known, memory)
-    rows = tuple(replace(row, meaning=known.row(number)) for number, row in enumerate(graph.rows))
+    rows = tuple(  # spelled out: replace() takes longer than a recogniser
+        Row(row.node, row.outs, row.shares, row.writes, row.module, row.source, known.row(number))
+        for number, row in enumerate(graph.rows)
+    )
     slots = tuple(replace(slot, meaning=known.slot(number)) for number, slot in enumerate(graph.slots))
     return enter(replace(graph, rows=rows, slots=slots), Stage.ANNOTATED), memory
 
@@ -69,11 +72,13 @@ def stale(graph: Graph, memory: Memory) -> bool:
     for number, out in graph.keep:
         row = graph.rows[number]
         facts, meaning = row.outs[out], row.meaning
-        made = memory.made.get((row.node, out)) if meaning.residency is Residency.ACTIVATION else None
+        made = (
+            memory.made.get(maker(graph, number, out)) if meaning.residency is Residency.ACTIVATION else None
+        )
         is_big = facts is not None and len(facts.shape) >= cache.MIN_DIMS
         if made is Residency.OPTIMIZER_STATE or (made is Residency.KV_CACHE and is_big):
             return True
-        if meaning.phase is Phase.FORWARD and (row.node, out) in memory.phases:
+        if meaning.phase is Phase.FORWARD and maker(graph, number, out) in memory.phases:
             return True
     return False
 
@@ -112,8 +117,9 @@ def _learn_storages(graph: Graph, known: Meanings, memory: Memory) -> Memory:
         residency = known.slot(number).residency
         if residency in _STAYS:
             storages[slot.storage] = residency
-            if residency is Residency.OPTIMIZER_STATE and slot.made_by is not None:
-                made[slot.made_by] = residency
+            made_by = maker_of(slot)
+            if residency is Residency.OPTIMIZER_STATE and made_by is not None:
+                made[made_by] = residency
         elif storages.get(slot.storage) is Residency.WEIGHT:
             del storages[slot.storage]  # something else than an optimizer wrote it
     return replace(

@@ -59,12 +59,14 @@ def _around(reading: Reading, softmax: int) -> Attention | None:
         reading.readers,
         _is_product,
     )
-    if scores is None or values is None:
+    if values is None:
         return None
-    query, key = _operands(reading, scores)
     weights, value = _operands(reading, values)
     if softmax not in reading.before(_row_of(weights)):
         return None
+    if scores is None:  # it is in an earlier graph: what is known of the keys is what is known of the values
+        return Attention(values, weights, value, value, (softmax, values))
+    query, key = _operands(reading, scores)
     return Attention(values, query, key, value, (scores, softmax, values))
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import prod
 
 from remora.ir.annotated import Meaning, Phase, Residency
 from remora.ir.node import Ref, Slot
 from remora.semantics.attention import Attention
 from remora.semantics.meanings import Meanings
-from remora.semantics.memory import Memory
+from remora.semantics.memory import Maker, Memory, maker, maker_of
 from remora.semantics.reading import Arg, Reading, Root
 
 KV = Residency.KV_CACHE
@@ -42,19 +43,34 @@ def learn(reading: Reading, said: Meanings, sites: Iterable[Attention], memory: 
         slot = reading.graph.slots[number]
         if meaning.residency is KV:
             storages[slot.storage] = KV
-            if slot.made_by is not None:
-                made[slot.made_by] = KV
-    candidates = {
-        (row.node, 0)
-        for number, row in enumerate(reading.graph.rows)
-        if said.row(number).residency is not KV and _may_be_cache(reading, number)
-    }
+            if (made_by := maker_of(slot)) is not None:
+                made[made_by] = KV
+    candidates = dict(memory.candidates)
+    for number, row in enumerate(reading.graph.rows):
+        origin = reading.origin(Ref(number)) if row.outs and (number, 0) in reading.graph.keep else None
+        if not isinstance(origin, Ref) or said.row(origin.row).residency is KV:
+            continue
+        if _may_be_cache(reading, origin.row):
+            candidates[maker(reading.graph, number)] = maker(reading.graph, origin.row)
+    made.update(dict.fromkeys(_joins_read(reading, sites, memory), KV))
     return replace(
         memory,
         storages=storages if storages != memory.storages else memory.storages,
         made=made if made != memory.made else memory.made,
-        candidates=memory.candidates | candidates,
+        candidates=candidates if candidates != memory.candidates else memory.candidates,
     )
+
+
+def _joins_read(reading: Reading, sites: Iterable[Attention], memory: Memory) -> set[Maker]:
+    """Joins of earlier graphs of which an attention here reads a copy."""
+    found: set[Maker] = set()
+    for site in sites if memory.candidates else ():
+        for arg in (site.key, site.value):
+            origin = reading.origin(arg)
+            made_by = maker_of(reading.graph.slots[origin.index]) if isinstance(origin, Slot) else None
+            if made_by is not None and made_by in memory.candidates:
+                found.add(memory.candidates[made_by])
+    return found
 
 
 def _may_be_cache(reading: Reading, row: int) -> bool:
@@ -120,14 +136,11 @@ class _Search:
 
     def _known(self, number: int) -> bool:
         slot, memory = self.reading.graph.slots[number], self.reading.memory
+        made_by = maker_of(slot)
         return (
             slot.meaning.residency is KV
             or memory.storages.get(slot.storage) is KV
-            or (
-                slot.made_by is not None
-                and memory.made.get(slot.made_by) is KV
-                and len(slot.facts.shape) >= MIN_DIMS
-            )
+            or (made_by is not None and memory.made.get(made_by) is KV and len(slot.facts.shape) >= MIN_DIMS)
         )
 
     def read_by(self, site: Attention, what: str, arg: Arg) -> None:
@@ -164,7 +177,7 @@ class _Search:
         grown = _grown_slot(reading, row)
         if grown is not None:
             slot = reading.graph.slots[grown]
-            again = slot.made_by is not None and slot.made_by[0] == reading.graph.rows[row].node
+            again = maker_of(slot) == maker(reading.graph, row)
             past = "this row's output of the step before" if again else "a value from an earlier graph"
             self.rows[row] = f"cache: {past} (slot {grown}) grows in row {row}, {by}"
             self.roots.setdefault(("slot", slot.storage, 0), f"cache: grows in row {row}, {by}")
@@ -183,7 +196,7 @@ class _Search:
             return
         if slot.uploaded:
             self.roots[root] = f"cache: came from the client, {by}"
-        elif slot.made_by in memory.candidates:
+        elif (made_by := maker_of(slot)) is not None and memory.candidates.get(made_by) == made_by:
             self.roots[root] = f"cache: kept by a join in an earlier graph, {by}"
         elif slot.reads and slot.age > 1:
             self.roots[root] = f"cache: made {slot.age} graphs ago, read {slot.reads} times before, {by}"
@@ -202,7 +215,8 @@ class _Search:
                 reading.carries(row)
                 and reading.roots[row][0] in reading.kept
                 and self._is_cache(reading.origin(Ref(row)))
-            ):
+                and prod(reading.shape(Ref(row))) <= prod(reading.shape(reading.origin(Ref(row))))
+            ):  # a larger one has its heads repeated for an attention
                 self.rows[row] = f"cache: {op} of a cache, is kept"
 
     def _is_cache(self, origin: Arg) -> bool:
@@ -217,8 +231,17 @@ class _Search:
             roots = reading.roots[row]
             if row in self.rows or not roots or roots[0] not in reading.kept:
                 continue
-            if made.get((reading.graph.rows[row].node, 0)) is KV and _is_big(reading, Ref(row)):
+            if made.get(maker(reading.graph, row)) is KV and _is_big(reading, Ref(row)):
                 self.rows[row] = "cache: a later graph reads it as one"
+                self._beside(row)
+
+    def _beside(self, row: int) -> None:
+        """Keys beside values: a cut between scores and softmax hides who reads the keys."""
+        reading, rows = self.reading, self.reading.graph.rows
+        for other in range(len(rows)):
+            alike = rows[other].module == rows[row].module and rows[other].outs == rows[row].outs
+            if alike and rows[row].module and other not in self.rows and _may_be_cache(reading, other):
+                self.rows[other] = f"cache: beside that of row {row}, of its module and shape"
 
     def meanings(self) -> Meanings:
         """Every row and slot that lies in a cache's memory."""

@@ -13,6 +13,7 @@ from remora.ir.annotated import Meaning, Residency
 from remora.ir.node import Ref, Slot
 from remora.semantics.gradients import is_gradient_slot
 from remora.semantics.meanings import Meanings
+from remora.semantics.memory import maker
 from remora.semantics.reading import Arg, Reading, Root
 
 _DECAYS = frozenset({"add", "_foreach_add"})  # of a weight to its gradient
@@ -53,7 +54,7 @@ class _Pass:
         for row, outs in enumerate(reading.roots) if reading.memory.made else ():
             if not outs or outs[0] not in reading.kept or reading.ops[row] not in _MAKES:
                 continue
-            if reading.memory.made.get((reading.graph.rows[row].node, 0)) is Residency.OPTIMIZER_STATE:
+            if reading.memory.made.get(maker(reading.graph, row)) is Residency.OPTIMIZER_STATE:
                 self.states[outs[0]] = "optimizer: a later graph has it as its state"
                 self.steps.add(row)
         for row in range(len(reading.ops)):

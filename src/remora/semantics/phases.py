@@ -15,7 +15,7 @@ from remora.ir.node import Ref, Slot
 from remora.semantics.attention import PRODUCTS, Attention
 from remora.semantics.cache import puts_of
 from remora.semantics.meanings import Meanings
-from remora.semantics.memory import Memory
+from remora.semantics.memory import Memory, maker, maker_of
 from remora.semantics.optimizer import Training
 from remora.semantics.reading import Arg, Reading
 
@@ -106,12 +106,13 @@ def learn(reading: Reading, said: Meanings, decoder: Decoder | None, memory: Mem
     phases = dict(memory.phases)
     own = decoder.own if decoder is not None else frozenset()
     for number, slot in enumerate(reading.graph.slots):
-        if slot.meaning.phase is not Phase.FORWARD or slot.made_by is None:
+        made_by = maker_of(slot)
+        if slot.meaning.phase is not Phase.FORWARD or made_by is None:
             continue
         if _is_hidden(reading, said, number) and not own.isdisjoint(
             row for row, _ in reading.slot_readers[number]
         ):
-            phases[slot.made_by] = phase
+            phases[made_by] = phase
     return replace(memory, phase=phase, phases=phases if phases != memory.phases else memory.phases)
 
 
@@ -142,10 +143,10 @@ def decoder(
         return None
     meaning = Meaning(phase=phase, evidence=(f"phase: {reason}",))
     inherited = _inherited(reading, known)
-    if inherited is not None and phase is not Phase.PREFILL:
-        meaning = inherited
+    if inherited is not None and not any(_takes_in(reading, site) for site in cached) and not states:
+        meaning = inherited  # a cut may have come between a cache and the attention that reads it
     followers = reading.behind({site.row for site in cached} | states)
-    own, chains = _ancestors(reading, cached, followers)
+    own, chains = _ancestors(reading, known, cached, followers)
     return Decoder(frozenset(own), frozenset(own | chains), meaning)
 
 
@@ -219,6 +220,8 @@ def _n_tokens(reading: Reading, site: Attention) -> int:
     origin = reading.origin(site.key)
     roots = {reading.root(arg) for arg in (origin, *map(Ref, reading.way(site.key)))}
     writers = sorted(row for root in roots for row in reading.writers.get(root, ()))
+    for copy in [row for row in writers if reading.ops[row] == "copy_"]:  # a window is made anew, then copied
+        writers += reading.writers.get(reading.root(reading.inputs[copy][-1]), [])
     puts = [row for row in writers if reading.ops[row] in ("index_copy_", "index_put_")]
     if puts:
         new = reading.shape(reading.inputs[puts[-1]][-1])
@@ -232,30 +235,41 @@ def _n_tokens(reading: Reading, site: Attention) -> int:
     return shape[-2] if len(shape) > 1 else 1
 
 
+def _takes_in(reading: Reading, site: Attention) -> bool:
+    """Whether new keys go into the cache in this graph."""
+    origin = reading.origin(site.key)
+    return isinstance(origin, Ref) or bool(reading.writers.get(reading.root(origin)))
+
+
 def _has_past(reading: Reading, known: Meanings, origin: Ref) -> bool:
     """Whether a cache's row has an earlier graph's cache in it."""
     return any(_is_kv(reading, known, arg) for arg in reading.inputs[origin.row])
 
 
-def _ancestors(reading: Reading, cached: list[Attention], start: set[int]) -> tuple[set[int], set[int]]:
+def _ancestors(
+    reading: Reading, known: Meanings, cached: list[Attention], start: set[int]
+) -> tuple[set[int], set[int]]:
     """What feeds the decoder's rows, and what makes its keys and values up to the layer that they come from: beyond
     that layer may be an encoder."""
-    cut: dict[int, set[int]] = {}
     chains: set[int] = set()
     for site in cached:
-        for arg, row in ((site.key, site.rows[0]), (site.value, site.rows[-1])):
-            if isinstance(arg, Ref):
-                cut.setdefault(row, set()).add(arg.row)
-                chains |= _chain(reading, arg.row)
+        for arg in (site.key, site.value):
+            makers = [*_row(arg), *reading.writers.get(reading.root(reading.origin(arg)), ())]
+            for row in makers:
+                chains |= _chain(reading, row)
     found = {row for site in cached for row in site.rows} | start
     pending = list(found)
     while pending:
         row = pending.pop()
         for source in reading.sources[row]:
-            if source not in found and source not in cut.get(row, ()):
+            if source not in found and known.row(source).residency is not KV:
                 found.add(source)
                 pending.append(source)
     return found, chains
+
+
+def _row(arg: Arg) -> tuple[int, ...]:
+    return (arg.row,) if isinstance(arg, Ref) else ()
 
 
 def _chain(reading: Reading, row: int) -> set[int]:
@@ -284,7 +298,7 @@ def _inherited(reading: Reading, known: Meanings) -> Meaning | None:
 def _learned(reading: Reading) -> tuple[int, Meaning] | None:
     """A row that a later graph went on with, and its phase."""
     for row, out in sorted(reading.graph.keep) if reading.memory.phases else ():
-        phase = reading.memory.phases.get((reading.graph.rows[row].node, out))
+        phase = reading.memory.phases.get(maker(reading.graph, row, out))
         if phase is not None:
             return row, Meaning(
                 phase=phase, evidence=(f"phase: a later graph goes on from row {row} in {phase}",)

@@ -7,6 +7,8 @@ is an input. Parameters that were made on the device count as weights by their p
 
 from __future__ import annotations
 
+from math import prod
+
 from remora.ir.annotated import Meaning, Outside, Residency
 from remora.ir.node import Ref, Slot
 from remora.semantics.meanings import Meanings
@@ -67,14 +69,19 @@ def _weight(reading: Reading, training: Training, root: Root, numbers: list[int]
         return None
     if known:
         return Meaning(Residency.WEIGHT, evidence=("weight: was one in an earlier graph, not written since",))
-    if not any(reading.is_float(Slot(number)) for number in numbers):
-        return None
     uploaded = any(_of_client(slot) for slot in slots)
     written = any(slot.written for slot in slots)
     if written and (uploaded or not all(_made_by_factory(reading, number) for number in numbers)):
         return None
+    is_float = any(reading.is_float(Slot(number)) for number in numbers)
     reason = _place(reading, numbers, uploaded)
-    if reason is None and uploaded:
+    if not is_float and any(_counts_positions(reading, number) for number in numbers):
+        return Meaning(
+            Residency.WEIGHT, evidence=("weight: one number for each row of a table of positions",)
+        )
+    if not is_float and len(slots[0].facts.shape) < 3:
+        return None  # ids, or masks of a batch
+    if reason is None and uploaded and is_float:
         reason = _read_again(reading, numbers)
     return None if reason is None else Meaning(Residency.WEIGHT, evidence=(f"weight: {reason}",))
 
@@ -82,6 +89,21 @@ def _weight(reading: Reading, training: Training, root: Root, numbers: list[int]
 def _of_client(slot: Outside) -> bool:
     """Uploaded, or a view of what was."""
     return slot.uploaded or slot.meaning.residency in (Residency.INPUT, Residency.WEIGHT)
+
+
+def _counts_positions(reading: Reading, number: int) -> bool:
+    """Whether a table is looked up by it that has just as many rows."""
+    shape = reading.graph.slots[number].facts.shape
+    return (
+        bool(shape)
+        and shape[-1] == prod(shape) > 1
+        and any(
+            reading.ops[row] == "embedding"
+            and position == 1
+            and reading.shape(reading.inputs[row][0])[:1] == shape[-1:]
+            for row, position, _ in _uses(reading, number)
+        )
+    )
 
 
 def _made_by_factory(reading: Reading, number: int) -> bool:
@@ -120,7 +142,10 @@ def _uses(reading: Reading, number: int) -> list[tuple[int, int, bool]]:
     seen: set[int] = set()
     while pending:
         row, position, spread = pending.pop()
-        if not reading.carries(row) or (position and reading.ops[row] != "index"):
+        joins = reading.ops[row] == "cat" and all(
+            isinstance(reading.origin(arg), Slot) for arg in reading.inputs[row]
+        )
+        if not joins and (not reading.carries(row) or (position and reading.ops[row] != "index")):
             found.append((row, position, spread))
             continue
         if row in seen:
