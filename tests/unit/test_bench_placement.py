@@ -47,7 +47,7 @@ def measured(arm: Arm, trials: int = 6, ms: float | None = None) -> Measured:
 
 
 def results(name: str) -> Results:
-    found = Results(workloads.SUITE[name], quick=True)
+    found = Results(workloads.SUITE[name], quick=True, link_bytes_per_s=1.2e8)
     two = [Arm(policy, 2) for policy in POLICIES]
     found.policies = {arm: measured(arm) for arm in (LOCAL, ONE, *two)}
     found.duel = {arm: measured(arm, 15) for arm in (LOCAL, ONE, Arm("semantic", 2), Arm("semantic", 1))}
@@ -55,7 +55,7 @@ def results(name: str) -> Results:
 
 
 def larger() -> Results:
-    found = Results(workloads.SUITE["larger-than-one"], quick=True)
+    found = Results(workloads.SUITE["larger-than-one"], quick=True, link_bytes_per_s=1.2e8)
     semantic = Arm("semantic", 3)
     found.policies = {LOCAL: measured(LOCAL), semantic: measured(semantic)}
     refused = (

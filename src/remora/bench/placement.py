@@ -34,6 +34,7 @@ class Results:
 
     workload: Workload
     quick: bool
+    link_bytes_per_s: float  # what a raw socket reached
     policies: dict[Arm, Measured] = field(default_factory=dict)
     counts: dict[Arm, Measured] = field(default_factory=dict)
     duel: dict[Arm, Measured] = field(default_factory=dict)
@@ -99,7 +100,7 @@ def _measure(
 ) -> Results:
     report.say(f"{workload.name}: {workload.about}")
     build = workload.make(quick)
-    results = Results(workload, quick)
+    results = Results(workload, quick, pool.rates.fastest)
     trials = QUICK_TRIALS if quick else TRIALS
     if workload.memory_nbytes:
         _measure_larger(report, results, build, policies, pool, rng)

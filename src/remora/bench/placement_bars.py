@@ -51,25 +51,28 @@ def judge(report: Report, found: Sequence[Results], policies: Sequence[str]) -> 
 
 
 def _rows(report: Report, results: Results) -> None:
-    name, units = results.workload.name, results.units
+    """For each arm: time, the client's CPU, bytes, and how much of the busiest link's time they filled."""
+    name, units, unit = results.workload.name, results.units, results.workload.unit
+    numbers: dict[str, tuple[str, Callable[[Trial], float]]] = {
+        "": (f"ms/{unit}", lambda t: t.seconds * 1e3 / units),
+        ": client CPU": (f"ms/{unit}", lambda t: t.cpu_s * 1e3 / units),
+        ": client": (f"B/{unit}", lambda t: (t.spent["bytes_sent"] + t.spent["bytes_received"]) / units),
+        ": between executors": (f"B/{unit}", lambda t: t.between_executors() / units),
+        ": busiest link": ("of raw socket", lambda t: _link_share(t, results.link_bytes_per_s)),
+    }
     for part, measured in (("", results.policies), (", duel", results.duel)):
         for arm, of in measured.items():
-            if not of.trials:
-                continue
-            unit = results.workload.unit
-            report.row(f"{name}{part}", arm.name, f"ms/{unit}", _ms(of, units))
-            report.row(
-                f"{name}{part}: client CPU",
-                arm.name,
-                f"ms/{unit}",
-                _each(of, lambda t: t.cpu_s * 1e3 / units),
-            )
-            if arm.executors:
-                client = _each(of, lambda t: (t.spent["bytes_sent"] + t.spent["bytes_received"]) / units)
-                report.row(f"{name}{part}: client", arm.name, f"B/{unit}", client)
-            if arm.executors > 1:
-                between = _each(of, lambda t: t.between_executors() / units)
-                report.row(f"{name}{part}: between executors", arm.name, f"B/{unit}", between)
+            shown = list(numbers)[: 2 if not arm.executors else 5 if arm.executors > 1 else 3]
+            for what in shown if of.trials else ():
+                values = _each(of, numbers[what][1])
+                if not any(map(math.isnan, values)):  # nobody counted
+                    report.row(f"{name}{part}{what}", arm.name, numbers[what][0], values)
+
+
+def _link_share(trial: Trial, link_bytes_per_s: float) -> float:
+    if trial.passed is None:
+        return NAN
+    return trial.passed.busiest / trial.seconds / link_bytes_per_s
 
 
 def _identical(report: Report, results: Results) -> None:
