@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -87,9 +88,15 @@ def front_process(*options: str, patch: str = ""):
 class Caller:
     """One client: an HTTP session with a token, and the grants that it got."""
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | None = None, authority: Path | None = None) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.http = aiohttp.ClientSession(url, headers=headers, timeout=aiohttp.ClientTimeout(total=20))
+        trusts = ssl.create_default_context(cafile=authority) if authority else True
+        self.http = aiohttp.ClientSession(
+            url,
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=20),
+            connector=aiohttp.TCPConnector(ssl=trusts),
+        )
 
     async def __aenter__(self) -> Caller:
         return self

@@ -6,6 +6,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from front_process import Caller, opened, step
@@ -75,8 +76,8 @@ class Lane:
     async def failed(self) -> Any:
         return await self.reply(lambda message: isinstance(message, (Failed, Lost)))
 
-    async def peer(self, index: int, other: Lane, url: str | None = None, secret: str | None = None) -> None:
-        await self.send(Peer(index, url or other.url, other.grant.session, secret or other.grant.push_secret))
+    async def peer(self, index: int, other: Lane, url: str | None = None, ca: str = "") -> None:
+        await self.send(Peer(index, url or other.url, other.grant.session, other.grant.push_secret, ca))
 
     async def push(self, index: int, *names: tuple[int, int, int], whole: bool = False) -> Any:
         """Pushes and returns the answer."""
@@ -140,12 +141,12 @@ class Lane:
 
 
 @asynccontextmanager
-async def lanes(*urls: str, tokens: tuple[str | None, ...] = ()):
+async def lanes(*urls: str, tokens: tuple[str | None, ...] = (), authority: Path | None = None):
     """A session at each URL."""
     async with AsyncExitStack() as stack:
         made = []
         for url, token in zip(urls, tokens or (None,) * len(urls), strict=True):
-            caller = await stack.enter_async_context(Caller(url, token))
+            caller = await stack.enter_async_context(Caller(url, token, authority))
             grant = await caller.open(protocol=2)
             made.append(Lane(caller, grant, await caller.connect(grant, 1)))
         yield made

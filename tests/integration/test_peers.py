@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from executor_process import Proxy, executor_process, status_until
 from lane import ADD, ADD_IN_PLACE, FULL, Lane, lanes
+from test_transport_http import _certify
 
 from remora.ir.graph import Template
 from remora.ir.node import Hole, Node, Slot
@@ -544,5 +545,27 @@ def test_executors_with_tokens_of_their_own(tmp_path):
                 assert isinstance(await one.push(0, name), Pushed)
                 await two.wait(name)
                 assert await two.floats(name) == (5.0,)
+
+        asyncio.run(run())
+
+
+def test_executors_with_certificates(tmp_path):
+    """The authority comes from the client, and nobody else's will do."""
+    authority, _ = _certify(tmp_path)
+    pem = str(tmp_path / "server.pem")
+    options = ("--memory", "1GiB", "--tls-cert", pem, "--tls-key", pem)
+    with executor_process(*options) as a, executor_process(*options) as b:
+
+        async def run():
+            async with lanes(a.url, b.url, authority=authority) as (one, two):
+                site = await one.define(FULL)
+                await one.peer(0, two, ca=authority.read_text())
+                name = await one.full(site, 1, 4 * MB, 2.0)
+                assert isinstance(await one.push(0, name), Pushed)
+                await two.wait(name)
+                assert set(await two.floats(name)) == {2.0}
+                await one.peer(1, two)
+                answer = await one.push(1, await one.put(2, 1.0))
+                assert (answer.kind, "certificate is not trusted" in answer.message) == ("unreachable", True)
 
         asyncio.run(run())

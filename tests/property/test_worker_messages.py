@@ -20,6 +20,7 @@ from remora.ir.node import Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.wire.codec import decode_to_client, decode_to_executor, encode
 from remora.wire.messages import (
     Adopt,
+    Await,
     Barrier,
     Define,
     DeviceFacts,
@@ -34,6 +35,8 @@ from remora.wire.messages import (
     Marked,
     Memory,
     MemoryQuery,
+    Peer,
+    Push,
     Put,
     Recover,
     Run,
@@ -100,6 +103,7 @@ def maybe(strategy):
 
 
 names = groups_of(segments, small, small)
+names_from_zero = groups_of(segments, st.integers(0, 2), st.integers(0, 1))
 shapes = st.lists(st.sampled_from([0, 1, 2, 3, 1 << 20, 1 << 47]), max_size=3).map(tuple)
 dtypes = st.sampled_from(["float32", "int64", "bool", "float9"])
 messages = st.one_of(
@@ -134,6 +138,9 @@ messages = st.one_of(
     st.builds(MemoryQuery, st.integers(0, 5), st.booleans()),
     st.builds(DeviceQuery, st.integers(0, 5)),
     st.builds(Mark, st.integers(0, 5), st.booleans()),
+    st.builds(Push, st.integers(0, 5), st.integers(0, 3), names_from_zero, st.booleans()),
+    st.builds(Await, names_from_zero, st.just("a")),
+    st.builds(Peer, st.integers(0, 3), st.just("http://10.0.0.1"), st.just("s"), st.just("p")),
 )  # fmt: skip
 
 

@@ -24,10 +24,11 @@ from remora.config import ClientSettings
 from remora.device.meta import TensorMeta
 from remora.device.module import torch_version
 from remora.device.sink import Moment
-from remora.plan import calibrate, probes
+from remora.plan import calibrate
 from remora.plan.devices import Device
 from remora.plan.duration import Duration, total
 from remora.plan.estimate import costs
+from remora.plan.probe_suite import CPU, GPU, suite
 from remora.plan.record import Key, Record
 from remora.pool.embedded import EmbeddedExecutor
 from remora.session.connect import current
@@ -76,7 +77,7 @@ def _calibrated(report: Report, url: str) -> Device:
     link.open(5.0)
     try:
         kind = grant.device.partition(":")[0]
-        bench = probes.probes(probes.CPU if kind == "cpu" else probes.GPU)
+        bench = suite(CPU if kind == "cpu" else GPU)
         told = calibrate.script(bench)
         started = time.perf_counter()
         marked = _answers(link, told)

@@ -10,7 +10,7 @@ from remora.capture.recorder import Segment
 from remora.device.meta import TensorMeta
 from remora.ir.annotated import Facts, Graph, Outside, Row
 from remora.ir.graph import Template
-from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
+from remora.ir.node import FREE, Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.dtypes import BY_NAME, NAMES
 from remora.ops.schema import resolve, traits
 
@@ -42,10 +42,13 @@ class _Replay:
                 kwargs.pop(argument.name, None)
         result = op(*args, **kwargs)
         outs = list(result) if isinstance(result, (list, tuple)) else [] if result is None else [result]
+        known = traits(op)
+        if not known.mutates and not known.views:
+            outs = [_laid_out(out, node, at) for at, out in enumerate(outs)]
         self.made.append(outs)
         inputs = [item for item in _flat([*args, *kwargs.values()]) if isinstance(item, torch.Tensor)]
         homes = [item.untyped_storage()._cdata for item in inputs]
-        places = [args[at] if isinstance(at, int) else kwargs.get(at) for at in traits(op).writes(args)]
+        places = [args[at] if isinstance(at, int) else kwargs.get(at) for at in known.writes(args)]
         written = {id(item) for item in _flat(places)}
         return Row(
             node,
@@ -89,6 +92,17 @@ def _shared(out: Any, homes: list[int]) -> int | None:
         return None
     home = out.untyped_storage()._cdata
     return homes.index(home) if home in homes else None
+
+
+def _laid_out(out: Any, node: Node, at: int) -> Any:
+    """A fresh output with the strides that the executor gives it."""
+    layout = node.layouts[at] if at < len(node.layouts) else ()
+    if not isinstance(out, torch.Tensor) or layout == FREE:
+        return out
+    if not layout:
+        return out.contiguous()
+    inverse = [layout.index(dim) for dim in range(len(layout))]
+    return out.permute(layout).contiguous().permute(inverse)
 
 
 def _facts(tensor: torch.Tensor) -> Facts:

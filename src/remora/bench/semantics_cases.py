@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from remora.bench.semantics_truth import NONE, Truth
+from remora.bench.semantics_truth import NONE, UNKNOWN, Truth
 from remora.bench.zoo_models import ids, pixels
 from remora.bench.zoo_specimens import specimens
 from remora.ir.annotated import Modality, Phase
@@ -67,8 +67,11 @@ def generated(name: str, parts: dict[str, Any], **options: Any) -> Callable[[Tru
             calls[0] += 1
             return Phase.PREFILL if calls[0] == 1 else Phase.DECODE
 
+        caches: list[Any] = []
+
         def before(module: Any, args: Any, kwargs: Any) -> None:
-            truth.cache(_caches(kwargs))
+            caches.append(_caches(kwargs))
+            truth.cache(caches[-1])
 
         def after(module: Any, args: Any, kwargs: Any, result: Any) -> None:
             truth.cache(_caches(kwargs))
@@ -83,6 +86,7 @@ def generated(name: str, parts: dict[str, Any], **options: Any) -> Callable[[Tru
         truth.inputs(there)
         rest = {key: item for key, item in options.items() if key != "padded"}
         model.generate(**there, max_new_tokens=NEW_TOKENS, do_sample=False, **rest).cpu()
+        truth.cache(caches)  # as the last step left them
 
     return run
 
@@ -296,6 +300,28 @@ def _momentum(parameters: Any) -> torch.optim.Optimizer:
 
 WHOLE = {"": TEXT}
 SEQ = {"model.encoder": TEXT, "model.decoder": TEXT}
+WHISPER = {
+    "model.encoder": AUDIO,
+    "model.decoder": TEXT,
+    **{f"model.decoder.layers.{n}.encoder_attn": UNKNOWN for n in range(2)},  # where both meet
+}
+# Architectures that nobody looked at while the recognisers were written.
+OTHER_DECODERS = (
+    *("gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "mpt", "falcon", "gemma2", "phi3", "qwen3", "stablelm"),
+    *("starcoder2", "cohere2", "glm", "mixtral", "qwen3_moe", "gpt_oss", "biogpt"),
+)
+OTHER_PAIRS: dict[str, dict[str, Any]] = {
+    "mt5": {"encoder": TEXT, "decoder": TEXT},
+    "pegasus": SEQ,
+    "m2m_100": SEQ,
+    "marian": SEQ,
+}
+OTHER_ENCODERS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("roberta", "distilbert", "electra", "deberta_v2", "modernbert", "mpnet"), WHOLE),
+    **{name: {"": VISION} for name in ("deit", "beit", "dinov2", "swin", "convnext")},
+    **{name: {"": AUDIO} for name in ("hubert", "wavlm", "audio_spectrogram_transformer")},
+    "siglip": {"text_model": TEXT, "vision_model": VISION},
+}
 CASES = (
     Case("gpt2", generated("gpt2", WHOLE), "decoder"),
     Case("llama", generated("llama", WHOLE), "decoder"),
@@ -311,7 +337,7 @@ CASES = (
     Case("t5", generated("t5", {"encoder": TEXT, "decoder": TEXT}), "encoder-decoder"),
     Case("bart", generated("bart", SEQ), "encoder-decoder"),
     Case("bart beams", generated("bart", SEQ, num_beams=2), "encoder-decoder"),
-    Case("whisper", generated("whisper", {"model.encoder": AUDIO, "model.decoder": TEXT}), "speech"),
+    Case("whisper", generated("whisper", WHISPER), "speech"),
     Case("wav2vec2", forward("wav2vec2", {"": AUDIO}), "speech"),
     Case("vit", forward("vit", {"": VISION}), "vision"),
     Case("resnet", forward("resnet", {"": VISION}), "vision"),
@@ -333,5 +359,8 @@ CASES = (
     Case("cat without attention", joined_without_attention, "negative"),
     Case("running mean", running_mean, "negative"),
     Case("attention without cache", attention_without_cache, "negative"),
+    *(Case(f"other: {name}", generated(name, WHOLE), "others") for name in OTHER_DECODERS),
+    *(Case(f"other: {name}", generated(name, parts), "others") for name, parts in OTHER_PAIRS.items()),
+    *(Case(f"other: {name}", forward(name, parts), "others") for name, parts in OTHER_ENCODERS.items()),
     Case("llama without paths", generated("llama", WHOLE), "without paths", strip_paths=True),
 )

@@ -139,21 +139,18 @@ class Truth:
                 kind, root, root_out = graph.storage(Ref(number, out))
                 code = root << OUT_BITS | root_out
                 storages.add(root if kind == "slot" else plan.segment << 32 | code)
-            label["residency"] = self._residency(storages, Residency.ACTIVATION) if outs else UNKNOWN
+            label["residency"] = self._residency(storages) if outs else UNKNOWN
             found.append(label)
         return found
 
     def of_slots(self, plan: Plan) -> list[dict[str, Any]]:
-        return [
-            {"residency": self._residency({slot.storage}, UNKNOWN if slot.uploaded else Residency.ACTIVATION)}
-            for slot in plan.captured.slots
-        ]
+        return [{"residency": self._residency({slot.storage})} for slot in plan.captured.slots]
 
-    def _residency(self, storages: set[int], otherwise: Any) -> Any:
+    def _residency(self, storages: set[int]) -> Any:
         for residency, marked in self._storages().items():
             if storages & marked:
                 return NONE if storages & self._written else residency
-        return otherwise
+        return UNKNOWN if storages & self.watch.uploads else Residency.ACTIVATION
 
     def _storages(self) -> dict[Residency, set[int]]:
         if not hasattr(self, "_found"):
@@ -169,8 +166,9 @@ class Truth:
 
     def statistics(self, model: torch.nn.Module) -> None:
         """Buffers that training writes: no weights."""
-        for _, buffer in model.named_buffers():
-            if isinstance(buffer, RemoraTensor):
+        for name, buffer in model.named_buffers():
+            if "running_" in name or "num_batches" in name:
+                assert isinstance(buffer, RemoraTensor)
                 self._buffers.add((buffer._value.segment, buffer._value.code))
 
     def _at(self, place: At, kind: str) -> Any:

@@ -67,6 +67,7 @@ class Watch:
     def __post_init__(self) -> None:
         self.values: dict[Name, _Known] = {}
         self._written: set[int] = set()
+        self.uploads: set[int] = set()  # storages
         self._steps: list[Step] = []
         self._wanted: list[Value] = []
         self._detach: Callable[[], None] = lambda: None
@@ -111,7 +112,7 @@ class Watch:
         self._remember(segment, graph, plan)
 
     def _learn(self, memory: Memory) -> None:
-        taught = (memory.caches, memory.phases) != (self.memory.caches, self.memory.phases)
+        taught = memory != self.memory
         self.memory = memory
         for plan in self.plans.values() if taught else ():
             if stale(plan.annotated, self.memory):
@@ -152,6 +153,8 @@ class Watch:
         known = self.values.get(name)
         if known is None:  # an upload, or made before the watch began
             known = self.values[name] = _Known(_storage(*name), self.graphs, None)
+        if value.uploaded:
+            self.uploads.add(known.storage)
         return Outside(
             _facts(value.meta),
             known.storage,

@@ -154,7 +154,10 @@ def _decomposed(op: Any) -> Callable[..., Any]:
     def parts(*args: Any, **kwargs: Any) -> Any:
         import torch._decomp.decompositions  # noqa: F401  # registers them; slow to import
 
-        return op.decompose(*args, **kwargs)
+        results = op.decompose(*args, **kwargs)
+        if op is aten.lstm.input:  # PyTorch 2.11 leaves a dimension of 1 in the states of a batch
+            return results[0], *(state.squeeze(1) if state.dim() == 4 else state for state in results[1:])
+        return results
 
     return parts
 

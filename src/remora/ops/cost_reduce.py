@@ -57,11 +57,11 @@ def _bits(n: int) -> int:
 
 
 _ONCE = (
-    "sum mean amax amin aminmax max min argmax argmin prod all any count_nonzero nansum nanmean norm "
-    "linalg_vector_norm linalg_norm dist trace equal allclose is_nonzero cumsum cumprod cummax cummin bincount "
+    "sum mean amax amin aminmax prod all any count_nonzero nansum nanmean norm "
+    "linalg_vector_norm linalg_norm dist trace equal allclose is_nonzero bincount "
     "histc mse_loss l1_loss nll_loss nll_loss_nd nll_loss_forward nll_loss2d_forward"
 )
-_THRICE = "var var_mean std std_mean cosine_similarity smooth_l1_loss huber_loss kl_div"
+_FOUR = "cosine_similarity smooth_l1_loss huber_loss kl_div"
 _NORMS = (
     "layer_norm native_layer_norm group_norm native_group_norm rms_norm _fused_rms_norm batch_norm "
     "native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
@@ -81,7 +81,9 @@ _SORTS = (
 
 RULES = {
     **every(_per_input(1), _ONCE),
-    **every(_per_input(4), _THRICE),
+    **every(_per_input(4), _FOUR),
+    **every(_per_input(18), "argmax argmin max min cumsum cumprod cummax cummin"),  # one by one on a CPU
+    **every(_per_input(100), "var var_mean std std_mean"),  # Welford's, with divisions
     **every(_per_input(6), _NORMS),
     **every(_per_input(12), _NORMS_BACKWARD),
     **every(_per_input(12), _EXPONENTIAL),

@@ -20,9 +20,10 @@ from remora.wire.binding import SiteMemory, encode_run
 from remora.wire.messages import Define, Free, Mark, Marked, Site, ToExecutor
 
 VERSION = 1
-PASSES = 3  # of each probe; the first compiles and takes memory, and does not count
+PASSES = 4  # over all probes, so that a disturbance hits each once; the first compiles, takes memory, does not count
 FASTEST = 1e18  # bytes per second that never bind: the arithmetic rate was measured with its bytes in cache
 KERNEL_S = 2e-6  # of the shortest kernel of an asynchronous device, which hides behind its launch
+RISING = (Kind.PRODUCT, Kind.ATTENTION)  # more operations a byte never make these slower: noise does
 SIGMA, FLOOR = 0.25, 0.1  # of kinds that no held-out probe checks; of those that one does, at least
 MAX_NBYTES = 1 << 20
 
@@ -79,12 +80,11 @@ def script(bench: Bench, segment: int = 1, template: int = 0, site: int = 0, tic
     keep = tuple(number for row in range(len(bench.made)) for number in (row, 0))
     made = writer.run(writer.define(bench.prepare), (), bench.holes, keep)
     marks = []
-    for probe in bench.probes:
-        place = writer.define(probe.template)
-        names = [(made, row, 0) for row in probe.inputs]
+    places = [writer.define(probe.template) for probe in bench.probes]
+    for number in range(PASSES):
         before = writer.mark()
-        for number in range(PASSES):
-            writer.run(place, names, probe.graph.holes)
+        for probe, place in zip(bench.probes, places, strict=True):
+            writer.run(place, [(made, row, 0) for row in probe.inputs], probe.graph.holes)
             after = writer.mark()
             if number:
                 marks.append((probe.name, before, after))
@@ -178,11 +178,18 @@ class _Fit:
 
     def __init__(self, bench: Bench, found: Measured, asynchronous: bool) -> None:
         self.bench, self.seconds, self.asynchronous = bench, found.seconds, asynchronous
-        calls = [self._per_row(probe) for probe, _ in self._of(Sets.CALL)]
         fixed = {probe.kind: self._per_row(probe) for probe, _ in self._of(Sets.FIXED)}
-        self.call_s = fixed[Kind.MOVE] if asynchronous else min(calls)
+        self.repeated_s = fixed[Kind.MOVE]
         least = KERNEL_S if asynchronous else 1e-8
-        self.fixed_s = {kind: max(least, seconds - self.call_s) for kind, seconds in fixed.items()}
+        self.fixed_s = {kind: max(least, seconds - self.repeated_s) for kind, seconds in fixed.items()}
+        self.call_s = max(self._call_s(probe) for probe, _ in self._of(Sets.CALL))
+
+    def _call_s(self, probe: Probe) -> float:
+        """Of one row among different ones, without what its kernel takes at least."""
+        if self.asynchronous:
+            return self._per_row(probe)
+        kernels_s = fmean(self.fixed_s.get(work.kind, 0.0) for work in graph_work(probe.graph))
+        return max(self.repeated_s, self._per_row(probe) - kernels_s)
 
     def rates(self, sigmas: Mapping[Kind, float]) -> dict[Kind, Rates]:
         """Rates of every kind that a probe measured."""
@@ -219,7 +226,7 @@ class _Fit:
         if self.asynchronous:
             return max(seconds - KERNEL_S, seconds / 2)
         fixed_s = self.fixed_s.get(probe.kind, self.fixed_s[Kind.MOVE])
-        return max(seconds - self.call_s - fixed_s, seconds / 10)
+        return max(seconds - self.repeated_s - fixed_s, seconds / 10)
 
     def _curve(self, sets: Sets, kind: Kind) -> Curve:
         return _ascending(
@@ -236,17 +243,18 @@ class _Fit:
             point = (work.flops / work.nbytes, work.flops / self._kernel_s(probe))
             points.setdefault(probe.kind, {}).setdefault(work.dtype, []).append(point)
         return {
-            kind: {dtype: _ascending(found) for dtype, found in by_dtype.items()}
+            kind: {dtype: _ascending(found, kind in RISING) for dtype, found in by_dtype.items()}
             for kind, by_dtype in points.items()
         }
 
 
-def _ascending(points: list[tuple[float, float]]) -> Curve:
-    """A curve through the points; of two of one size, through the faster."""
+def _ascending(points: list[tuple[float, float]], rising: bool = False) -> Curve:
+    """A curve through the points; of two of one size, through the faster. rising: no rate is below an earlier one."""
     best: dict[float, float] = {}
-    for size, rate in points:
-        best[size] = max(rate, best.get(size, 0.0))
-    return Curve(tuple(sorted(best.items())))
+    for size, rate in sorted(points):
+        least = max(best.values(), default=0.0) if rising else 0.0
+        best[size] = max(rate, best.get(size, 0.0), least)
+    return Curve(tuple(best.items()))
 
 
 def fit_link(samples: Sequence[tuple[int, float]], round_trip: bool = False) -> Link:

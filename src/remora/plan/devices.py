@@ -32,6 +32,7 @@ BORROWS = {
     Kind.GATHER: Kind.MOVE,
     Kind.SORT: Kind.MOVE,
 }
+CLIENT = -1  # the client, where an executor's number is asked for
 FACTOR_SHARE = 0.15  # of a product's rate that decompositions reach: they are chains of small products
 
 
@@ -169,7 +170,13 @@ class Pool(msgspec.Struct, frozen=True):
     client: tuple[Link, ...] = ()
 
     def link(self, source: int, target: int) -> Link:
-        """The link between two executors; through the client's links where none was measured."""
+        """The link between two executors, or from CLIENT to one; through the client's where none was measured.
+
+        Raises:
+            KeyError: nothing is known of it.
+        """
+        if source == CLIENT and target < len(self.client):
+            return self.client[target]
         known = self.links.get((source, target)) or self.links.get((target, source))
         if known is not None:
             return known

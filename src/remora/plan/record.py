@@ -14,7 +14,7 @@ from statistics import median
 
 from remora.plan.duration import Duration
 
-REMEMBERED = 16  # runs of one template on one device
+REMEMBERED = 8  # runs of one template on one device
 MAX_TEMPLATES = 4096  # entries; the oldest goes first
 DOUBT = 0.15  # relative error that is left after one run; it shrinks with the number of runs
 NOISE = 0.03  # relative error that never goes away

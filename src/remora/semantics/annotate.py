@@ -39,14 +39,16 @@ def annotate(graph: Graph, memory: Memory = EMPTY) -> tuple[Graph, Memory]:
     derived = gradients(reading)
     training = optimizer.training(reading, derived)
     add(known, cache.recognise(reading, () if derived else sites))
-    add(known, recurrent.recognise(reading))
+    states = recurrent.recognise(reading)
+    add(known, states)
     add(known, optimizer.recognise(reading, training))
     add(known, weights.recognise(reading, training))
-    add(known, phases.recognise(reading, known, sites, derived, training))
+    decoder = phases.decoder(reading, known, states, () if derived else sites)
+    add(known, phases.recognise(reading, known, sites, decoder, derived, training))
     add(known, modality.recognise(reading, known, sites))
     add(known, layers.recognise(reading))
     add(known, _rest(reading, known))
-    memory = phases.learn(reading, known, sites, cache.learn(reading, known, sites, memory))
+    memory = phases.learn(reading, known, decoder, cache.learn(reading, known, sites, memory))
     memory = _learn_storages(graph, known, memory)
     rows = tuple(replace(row, meaning=known.row(number)) for number, row in enumerate(graph.rows))
     slots = tuple(replace(slot, meaning=known.slot(number)) for number, slot in enumerate(graph.slots))
@@ -59,13 +61,17 @@ def stale(graph: Graph, memory: Memory) -> bool:
     It happens when a program is cut between the rows that make a cache and the attention that reads it. To be asked
     after another template has been annotated, never on a warm step.
     """
-    if not memory.caches and not memory.phases:
-        return False
+    for slot in graph.slots:
+        learned, said = memory.storages.get(slot.storage), slot.meaning.residency
+        is_big = learned is not Residency.KV_CACHE or len(slot.facts.shape) >= cache.MIN_DIMS
+        if learned is not None and is_big and said in (Residency.ACTIVATION, Residency.INPUT):
+            return True
     for number, out in graph.keep:
         row = graph.rows[number]
         facts, meaning = row.outs[out], row.meaning
+        made = memory.made.get((row.node, out)) if meaning.residency is Residency.ACTIVATION else None
         is_big = facts is not None and len(facts.shape) >= cache.MIN_DIMS
-        if is_big and meaning.residency is Residency.ACTIVATION and (row.node, out) in memory.caches:
+        if made is Residency.OPTIMIZER_STATE or (made is Residency.KV_CACHE and is_big):
             return True
         if meaning.phase is Phase.FORWARD and (row.node, out) in memory.phases:
             return True
@@ -101,11 +107,17 @@ def _stays(reading: Reading) -> set[Root]:
 
 
 def _learn_storages(graph: Graph, known: Meanings, memory: Memory) -> Memory:
-    storages = dict(memory.storages)
+    storages, made = dict(memory.storages), dict(memory.made)
     for number, slot in enumerate(graph.slots):
         residency = known.slot(number).residency
         if residency in _STAYS:
             storages[slot.storage] = residency
+            if residency is Residency.OPTIMIZER_STATE and slot.made_by is not None:
+                made[slot.made_by] = residency
         elif storages.get(slot.storage) is Residency.WEIGHT:
             del storages[slot.storage]  # something else than an optimizer wrote it
-    return replace(memory, storages=storages) if storages != memory.storages else memory
+    return replace(
+        memory,
+        storages=storages if storages != memory.storages else memory.storages,
+        made=made if made != memory.made else memory.made,
+    )

@@ -14,13 +14,11 @@ from remora.ir.annotated import Meaning, Phase, Residency
 from remora.ir.node import Ref, Slot
 from remora.semantics.attention import Attention
 from remora.semantics.meanings import Meanings
-from remora.semantics.memory import Maker, Memory
+from remora.semantics.memory import Memory
 from remora.semantics.reading import Arg, Reading, Root
 
 KV = Residency.KV_CACHE
-_PUTS = frozenset(
-    {"index_copy_", "index_put_", "_index_put_impl_", "copy_", "scatter_", "index_copy", "set_"}
-)
+PUTS = frozenset({"index_copy_", "index_put_", "_index_put_impl_", "copy_", "scatter_", "index_copy", "set_"})
 _JOINS = frozenset({"cat", "concat", "concatenate"})
 MIN_DIMS = 3  # of a cache: batch, tokens and features at least
 
@@ -38,14 +36,14 @@ def recognise(reading: Reading, sites: Iterable[Attention]) -> Meanings:
 
 def learn(reading: Reading, said: Meanings, sites: Iterable[Attention], memory: Memory) -> Memory:
     """What later graphs should know: makers and memories of caches, and rows that may turn out to be caches."""
-    caches: set[Maker] = set()
+    made = dict(memory.made)
     storages = dict(memory.storages)
     for number, meaning in said.slots.items():
         slot = reading.graph.slots[number]
         if meaning.residency is KV:
             storages[slot.storage] = KV
             if slot.made_by is not None:
-                caches.add(slot.made_by)
+                made[slot.made_by] = KV
     candidates = {
         (row.node, 0)
         for number, row in enumerate(reading.graph.rows)
@@ -54,7 +52,7 @@ def learn(reading: Reading, said: Meanings, sites: Iterable[Attention], memory: 
     return replace(
         memory,
         storages=storages if storages != memory.storages else memory.storages,
-        caches=memory.caches | caches,
+        made=made if made != memory.made else memory.made,
         candidates=memory.candidates | candidates,
     )
 
@@ -93,6 +91,22 @@ def _grown_slot(reading: Reading, row: int) -> int | None:
     return None
 
 
+def puts_of(reading: Reading, origin: Ref) -> list[tuple[int, int]]:
+    """Rows that put a row's output, as it is or a part of it, into other memory, and the place of that memory."""
+    found: list[tuple[int, int]] = []
+    pending, seen = [origin.row], {origin.row}
+    while pending:
+        for reader in reading.readers[pending.pop()]:
+            if reader in seen:
+                continue
+            seen.add(reader)
+            if reading.ops[reader] in PUTS:
+                found += [(reader, place) for place in reading.graph.rows[reader].writes]
+            elif reading.carries(reader):
+                pending.append(reader)
+    return found
+
+
 class _Search:
     """What was found so far: memories and single rows that are caches, each with its reason."""
 
@@ -109,7 +123,11 @@ class _Search:
         return (
             slot.meaning.residency is KV
             or memory.storages.get(slot.storage) is KV
-            or (slot.made_by in memory.caches and len(slot.facts.shape) >= MIN_DIMS)
+            or (
+                slot.made_by is not None
+                and memory.made.get(slot.made_by) is KV
+                and len(slot.facts.shape) >= MIN_DIMS
+            )
         )
 
     def read_by(self, site: Attention, what: str, arg: Arg) -> None:
@@ -122,11 +140,24 @@ class _Search:
         if isinstance(origin, Ref) and reading.ops[origin.row] in _JOINS:
             self._joined(origin.row, by)
         root = reading.root(origin)
-        puts = [row for row in reading.writers.get(root, ()) if reading.ops[row] in _PUTS]
+        puts = [row for row in reading.writers.get(root, ()) if reading.ops[row] in PUTS]
         if puts:
             self.roots.setdefault(root, f"cache: written by {reading.ops[puts[-1]]} (row {puts[-1]}), {by}")
         elif isinstance(origin, Slot) and root not in self.roots:
             self._held(origin.index, root, by)
+        elif isinstance(origin, Ref):
+            self._put(origin, what, by)
+
+    def _put(self, origin: Ref, what: str, by: str) -> None:
+        """Keys that go into other memory beside being read: a prompt that is longer than a window."""
+        reading = self.reading
+        for row, place in puts_of(reading, origin):
+            into = reading.inputs[row][place]
+            root = reading.root(into)
+            if _is_big(reading, into) and (root[0] == "slot" or root in reading.kept):
+                self.roots.setdefault(
+                    root, f"cache: takes in (row {row}) {what} {by.removeprefix(f'read as {what} ')}"
+                )
 
     def _joined(self, row: int, by: str) -> None:
         reading = self.reading
@@ -142,7 +173,7 @@ class _Search:
         else:  # a window over a fixed cache: the part before it is joined with the new one
             for arg in reading.inputs[row]:
                 root = reading.root(reading.origin(arg))
-                if any(reading.ops[writer] in _PUTS for writer in reading.writers.get(root, ())):
+                if any(reading.ops[writer] in PUTS for writer in reading.writers.get(root, ())):
                     self.roots.setdefault(root, f"cache: joined in row {row}, written back, {by}")
 
     def _held(self, number: int, root: Root, by: str) -> None:
@@ -181,14 +212,12 @@ class _Search:
 
     def learned_rows(self) -> None:
         """Rows whose output a later graph was seen to read as a cache."""
-        reading, caches = self.reading, self.reading.memory.caches
-        if not caches:
-            return
-        for row in range(len(reading.ops)):
+        reading, made = self.reading, self.reading.memory.made
+        for row in range(len(reading.ops)) if made else ():
             roots = reading.roots[row]
             if row in self.rows or not roots or roots[0] not in reading.kept:
                 continue
-            if (reading.graph.rows[row].node, 0) in caches and _is_big(reading, Ref(row)):
+            if made.get((reading.graph.rows[row].node, 0)) is KV and _is_big(reading, Ref(row)):
                 self.rows[row] = "cache: a later graph reads it as one"
 
     def meanings(self) -> Meanings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from remora.ir.annotated import Meaning
 from remora.semantics.meanings import Meanings
 from remora.semantics.reading import Reading
@@ -63,14 +65,17 @@ def _numbered(path: str) -> list[tuple[str, int]]:
 def _runs_alike(
     reading: Reading, paths: list[str], parsed: dict[str, list[tuple[str, int]]], prefix: str
 ) -> bool:
-    """Whether at least two items of a list of modules run here, and all the same ops."""
-    ran: dict[int, list[str]] = {}
+    """Whether at least two items of a list of modules run here, each behind the other, and all the same ops."""
+    ran: dict[int, list[int]] = {}
     for row, path in enumerate(paths):
         for other, index in parsed[path]:
             if other == prefix:
-                ran.setdefault(index, []).append(reading.ops[row])
-    ops = list(ran.values())
-    return len(ops) > 1 and all(each == ops[0] for each in ops) and len(ops[0]) > 1
+                ran.setdefault(index, []).append(row)
+    rows = list(ran.values())
+    ops = [[reading.ops[row] for row in each] for each in rows]
+    if len(ops) < 2 or any(each != ops[0] for each in ops):
+        return False
+    return all(not reading.behind(one).isdisjoint(other) for one, other in pairwise(rows))
 
 
 def _by_repetition(reading: Reading, said: Meanings) -> None:

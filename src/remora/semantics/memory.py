@@ -11,6 +11,7 @@ from remora.ir.node import Node
 
 Maker = tuple[Node, int]
 _NONE: Mapping[int, Residency] = MappingProxyType({})
+_NO_MAKERS: Mapping[Maker, Residency] = MappingProxyType({})
 _NO_PHASES: Mapping[Maker, Phase] = MappingProxyType({})
 
 
@@ -20,8 +21,8 @@ class Memory:
 
     storages: what lives in a memory that stays (`Outside.storage`): weights, fixed caches, optimizer state.
     candidates: rows (node, output) that look like a cache's and whose readers were not in their graph.
-    caches: rows whose output a later graph read as a cache. Where a program is cut between the row that grows a cache
-    and the attention that reads it, the row's own graph cannot tell.
+    made: rows whose output a later graph found to be a cache or an optimizer's state. Where a program is cut between
+    the row that makes it and those that use it, the row's own graph cannot tell.
     phases: rows whose output a later graph went on with, towards a cache, and its phase: the first rows of a step may
     be cut from its first attention.
     phase: of the last graph that had a cache.
@@ -29,7 +30,7 @@ class Memory:
 
     storages: Mapping[int, Residency] = field(default_factory=lambda: _NONE)
     candidates: frozenset[Maker] = frozenset()
-    caches: frozenset[Maker] = frozenset()
+    made: Mapping[Maker, Residency] = field(default_factory=lambda: _NO_MAKERS)
     phases: Mapping[Maker, Phase] = field(default_factory=lambda: _NO_PHASES)
     phase: Phase | None = None
 

@@ -21,6 +21,7 @@ Kind = Modality | str | None
 MIN_TABLES = 3  # looked up side by side, so that it is categories and not text
 
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "convolution", "_convolution"})
+_LAYERS = frozenset({"linear", "addmm", "mm", "matmul", "bmm", "lstm", "gru"})
 _BAGS = frozenset({"embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"})
 _INSERTS = frozenset(
     {"cat", "masked_scatter", "masked_scatter_", "index_put", "index_put_", "where", "copy_"}
@@ -34,6 +35,9 @@ def recognise(reading: Reading, known: Meanings, sites: Iterable[Attention]) -> 
     flow = _Flow(reading, known, sites)
     for row in range(len(reading.ops)):
         flow.visit(row)
+    for row in reversed(range(len(reading.ops))):
+        flow.fill(row)
+    flow.fill_by_path()
     said = Meanings()
     for row, kind in enumerate(flow.kinds):
         if isinstance(kind, Modality):
@@ -49,7 +53,8 @@ def recognise(reading: Reading, known: Meanings, sites: Iterable[Attention]) -> 
 class _Flow:
     """Kinds of the rows visited so far; rows come in order.
 
-    raw: of rows that carry a floating input of the client which has no kind yet, its number of dimensions.
+    raw: of rows that carry a floating input of the client which has no kind yet, its number of dimensions; -1 behind a
+    layer: features of no kind.
     """
 
     def __init__(self, reading: Reading, known: Meanings, sites: Iterable[Attention]) -> None:
@@ -74,9 +79,7 @@ class _Flow:
             for source in reading.sources[row]:
                 if self.kinds[source] is not None:
                     kinds.setdefault(self.kinds[source], self.reasons.get(source, ""))
-        self.raw.append(
-            max((self._raw(arg) for arg in inputs), default=0) if not kinds and begun is None else 0
-        )
+        self.raw.append(self._raw_through(row) if not kinds and begun is None else 0)
         if begun is not None and set(kinds) <= {begun[0], TEXT}:
             self.kinds.append(begun[0])
             self.reasons[row] = f"modality: {begun[1]} (row {row})"
@@ -85,6 +88,31 @@ class _Flow:
         self.kinds.append(kind)
         if kind is not None:
             self.reasons[row] = kinds.get(kind, "")
+
+    def fill(self, row: int) -> None:
+        """What has no kind of its own, such as a mask or positions, is of the kind of all that read it."""
+        if self.kinds[row] is not None or self.raw[row] < 0:
+            return
+        kinds = {self.kinds[reader] for reader in self.reading.readers[row]}
+        if len(kinds) == 1 and isinstance(kind := kinds.pop(), Modality):
+            self.kinds[row], self.reasons[row] = kind, f"modality: only rows of {kind} read it"
+
+    def fill_by_path(self) -> None:
+        """What remains is of the kind of the innermost module around it that has any, if that has one alone."""
+        kinds: dict[str, set[Kind]] = {}
+        paths = [row.module.partition(" (")[0] for row in self.reading.graph.rows]
+        around = {path: _around(path) for path in dict.fromkeys(paths)}
+        for path, kind in zip(paths, self.kinds, strict=True):
+            for module in around[path] if kind is not None else ():
+                kinds.setdefault(module, set()).add(kind)
+        for row, path in enumerate(paths):
+            if self.kinds[row] is not None or self.raw[row] < 0:
+                continue
+            inner = next((module for module in around[path] if module in kinds), None)
+            if inner is None or len(kinds[inner]) > 1:
+                continue
+            (kind,) = kinds[inner]
+            self.kinds[row], self.reasons[row] = kind, f"modality: all that runs in {inner} is {kind}"
 
     def _kind(self, arg: Arg) -> Kind:
         if isinstance(arg, Ref):
@@ -97,6 +125,12 @@ class _Flow:
         if isinstance(arg, Ref):
             return self.reasons.get(arg.row, "")
         return f"modality: slot {arg.index} is of an earlier graph's {self._kind(arg)}"
+
+    def _raw_through(self, row: int) -> int:
+        raw = [self._raw(arg) for arg in self.reading.inputs[row]]
+        if any(n < 0 for n in raw) or (any(raw) and self.reading.ops[row] in _LAYERS):
+            return -1
+        return max(raw, default=0)
 
     def _raw(self, arg: Arg) -> int:
         if isinstance(arg, Ref):
@@ -114,7 +148,7 @@ class _Flow:
             if row in self.tables:
                 return SPARSE, f"one of {len(self.tables)} tables looked up side by side"
             return (TEXT, "token ids are looked up") if self._is_data(inputs[0], inputs[1]) else None
-        if op in _CONVOLUTIONS and inputs and (dims := self._raw(inputs[0])):
+        if op in _CONVOLUTIONS and inputs and (dims := self._raw(inputs[0])) > 0:
             n = len(reading.shape(inputs[0]))
             if n == 5 or (n == 4 and (dims > 3 or reading.shape(inputs[0])[1] == 3)):
                 return VISION, "a convolution over an image"
@@ -177,3 +211,9 @@ class _Flow:
             if all(isinstance(arg, Ref) and self.reading.ops[arg.row] == "embedding" for arg in origins):
                 return next(kind for kind in kinds if kind is not TEXT)  # an embedding of positions
         return MIXED
+
+
+def _around(path: str) -> list[str]:
+    """The modules around a row, the innermost first: of `Net.h.0`, itself, `Net.h` and `Net`."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]

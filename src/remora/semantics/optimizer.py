@@ -15,6 +15,8 @@ from remora.semantics.gradients import is_gradient_slot
 from remora.semantics.meanings import Meanings
 from remora.semantics.reading import Arg, Reading, Root
 
+_DECAYS = frozenset({"add", "_foreach_add"})  # of a weight to its gradient
+_SCALES, _TAKES = frozenset({"mul_", "_foreach_mul_"}), frozenset({"add_", "_foreach_add_"})
 _MAKES = frozenset({"zeros_like", "zeros", "full_like", "full", "empty_like", "clone", "new_zeros"})
 
 
@@ -37,6 +39,7 @@ class _Pass:
         self.reading, self.gradients = reading, gradients
         self.weights: dict[Root, str] = {}
         self.states: dict[Root, str] = {}
+        self.scaled: set[Root] = set()
         self.steps: set[int] = set()  # rows of the optimizer's step
         for slot in reading.graph.slots:
             if (
@@ -47,12 +50,26 @@ class _Pass:
 
     def run(self) -> Training:
         reading = self.reading
+        for row, outs in enumerate(reading.roots) if reading.memory.made else ():
+            if not outs or outs[0] not in reading.kept or reading.ops[row] not in _MAKES:
+                continue
+            if reading.memory.made.get((reading.graph.rows[row].node, 0)) is Residency.OPTIMIZER_STATE:
+                self.states[outs[0]] = "optimizer: a later graph has it as its state"
+                self.steps.add(row)
         for row in range(len(reading.ops)):
             inputs = reading.inputs[row]
             if any(self._of_step(arg) for arg in inputs):
                 self.steps.add(row)
             for place in reading.graph.rows[row].writes:
                 self._written(row, inputs, place)
+        changed = self.states.keys() | self.weights.keys()
+        for row, outs in enumerate(reading.roots):
+            written = {reading.root(reading.inputs[row][place]) for place in reading.graph.rows[row].writes}
+            decays = reading.ops[row] in _DECAYS and any(
+                reading.root(arg) in self.weights for arg in reading.inputs[row]
+            )
+            if not changed.isdisjoint(written) or (outs and outs[0] in self.states) or decays:
+                self.steps.add(row)
         return Training(self.weights, self.states, frozenset(self.steps))
 
     def _of_step(self, arg: Arg) -> bool:
@@ -67,7 +84,9 @@ class _Pass:
         if root in self.states or root in self.weights:
             self.steps.add(row)
             return
-        if self._is_gradient(inputs[place]) or not reading.is_float(inputs[place]):
+        if not reading.is_float(inputs[place]) or (
+            self._is_gradient(inputs[place]) and not self._is_momentum(row, root)
+        ):
             return
         by = {
             number
@@ -85,6 +104,12 @@ class _Pass:
         elif self._lives_on(root):
             self.states[root] = f"optimizer: {op} writes it with a gradient of its shape"
             self.steps.add(row)
+
+    def _is_momentum(self, row: int, root: Root) -> bool:
+        """Whether what looks like a gradient is scaled and then takes in another: SGD's momentum began as a copy."""
+        if self.reading.ops[row] in _SCALES:
+            self.scaled.add(root)
+        return root in self.scaled and self.reading.ops[row] in _TAKES
 
     def _derived(self, arg: Arg) -> bool:
         """Whether it is a gradient or was computed from one or from the optimizer's state."""

@@ -47,7 +47,7 @@ def _periods(reading: Reading, kinds: list[tuple[object, ...]]) -> list[int]:
             at.setdefault(kind, []).append(row)
     counts: Counter[int] = Counter()
     for rows in at.values():
-        for step in range(1, min(len(rows), 13)):
+        for step in range(1, min(len(rows), 33)):
             counts.update(later - row for row, later in zip(rows, rows[step:], strict=False))
     return sorted(period for period, _ in counts.most_common(MAX_PERIODS) if period >= MIN_ROWS)
 
@@ -56,7 +56,7 @@ def _longest(reading: Reading, kinds: list[tuple[object, ...]], period: int) -> 
     best, length = 0, 0
     run = 0
     for row in range(len(kinds) - period):
-        same = kinds[row] == kinds[row + period] and _wired_alike(reading, row, period)
+        same = kinds[row] == kinds[row + period] and _wired_alike(reading, row, period, row - run)
         run = run + 1 if same else 0
         if run > length:
             best, length = row + 1 - run, run
@@ -67,11 +67,11 @@ def _longest(reading: Reading, kinds: list[tuple[object, ...]], period: int) -> 
     return Repeat(best, period, count) if any(reading.ops[row] in _LAYERS for row in block) else None
 
 
-def _wired_alike(reading: Reading, row: int, period: int) -> bool:
-    """Inputs from within the block are equally far; those from outside may be anywhere."""
+def _wired_alike(reading: Reading, row: int, period: int, start: int) -> bool:
+    """Inputs from within the blocks are equally far; those from before where they start may be anywhere."""
     for one, other in zip(reading.inputs[row], reading.inputs[row + period], strict=True):
         if isinstance(one, Ref) and isinstance(other, Ref):
-            near, far = row - one.row, row + period - other.row
-            if near != far and min(near, far) < period:
+            within = one.row >= start or other.row >= start + period
+            if within and one.row + period != other.row:
                 return False
     return True

@@ -7,7 +7,7 @@ is an input. Parameters that were made on the device count as weights by their p
 
 from __future__ import annotations
 
-from remora.ir.annotated import Meaning, Residency
+from remora.ir.annotated import Meaning, Outside, Residency
 from remora.ir.node import Ref, Slot
 from remora.semantics.meanings import Meanings
 from remora.semantics.optimizer import Training
@@ -31,12 +31,13 @@ PARAMETERS: dict[str, frozenset[int]] = {
     ),
     **dict.fromkeys(("embedding", "embedding_bag", "_embedding_bag"), frozenset({0})),
     **dict.fromkeys(("_embedding_bag_forward_only",), frozenset({0})),
+    **dict.fromkeys(("_weight_norm_interface", "_weight_norm"), frozenset({0, 1})),
     **dict.fromkeys(("addmm", "addbmm", "baddbmm"), frozenset({0, 2})),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), frozenset(range(2, 64))),
 }
 _STRICT = frozenset(PARAMETERS) - {"addmm", "addbmm", "baddbmm"}  # where a computed value hardly ever stands
 _PRODUCTS = frozenset({"mm", "matmul", "bmm"})
-_SPREADS = frozenset({"add", "mul", "sub", "div", "add_", "mul_", "pow", "cat", "where", "rsub"})
+_SPREADS = frozenset({"add", "mul", "sub", "div", "add_", "mul_", "pow", "where", "rsub"})
 _FACTORIES = ("empty", "zeros", "ones", "rand", "full", "new_", "arange", "normal")
 
 
@@ -45,7 +46,7 @@ def recognise(reading: Reading, training: Training) -> Meanings:
     said = Meanings()
     roots: dict[Root, Meaning] = {}
     for root, numbers in reading.slots_of.items():
-        meaning = _weight(reading, training, root, numbers) or _input(reading, numbers)
+        meaning = _weight(reading, training, root, numbers) or _input(reading, root, numbers)
         if meaning is not None:
             roots[root] = meaning
             said.slots.update(dict.fromkeys(numbers, meaning))
@@ -68,7 +69,7 @@ def _weight(reading: Reading, training: Training, root: Root, numbers: list[int]
         return Meaning(Residency.WEIGHT, evidence=("weight: was one in an earlier graph, not written since",))
     if not any(reading.is_float(Slot(number)) for number in numbers):
         return None
-    uploaded = any(slot.uploaded for slot in slots)
+    uploaded = any(_of_client(slot) for slot in slots)
     written = any(slot.written for slot in slots)
     if written and (uploaded or not all(_made_by_factory(reading, number) for number in numbers)):
         return None
@@ -76,6 +77,11 @@ def _weight(reading: Reading, training: Training, root: Root, numbers: list[int]
     if reason is None and uploaded:
         reason = _read_again(reading, numbers)
     return None if reason is None else Meaning(Residency.WEIGHT, evidence=(f"weight: {reason}",))
+
+
+def _of_client(slot: Outside) -> bool:
+    """Uploaded, or a view of what was."""
+    return slot.uploaded or slot.meaning.residency in (Residency.INPUT, Residency.WEIGHT)
 
 
 def _made_by_factory(reading: Reading, number: int) -> bool:
@@ -170,9 +176,11 @@ def _read_again(reading: Reading, numbers: list[int]) -> str | None:
     )
 
 
-def _input(reading: Reading, numbers: list[int]) -> Meaning | None:
+def _input(reading: Reading, root: Root, numbers: list[int]) -> Meaning | None:
+    if root in reading.writers:
+        return None
     slots = [reading.graph.slots[number] for number in numbers]
-    if any(slot.uploaded for slot in slots) and not any(slot.written for slot in slots):
+    if any(_of_client(slot) for slot in slots) and not any(slot.written for slot in slots):
         return Meaning(
             Residency.INPUT, evidence=("input: came from the client, stands in no parameter's place",)
         )

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from remora.capture.interrupts import uninterrupted
 from remora.config import ClientSettings
@@ -18,14 +19,17 @@ from remora.device.module import torch_version
 from remora.device.optimizers import cut_behind_steps
 from remora.device.rng import default as default_generator
 from remora.device.sink import bound
-from remora.errors import Disconnected, NotSupported, UsageError
+from remora.errors import Disconnected, RemoraError, UsageError
+from remora.plan.policies import policy_named
+from remora.plan.policies.policy import Policy
 from remora.pool.embedded import EmbeddedExecutor
+from remora.session.pooled import PoolSession
 from remora.session.session import Session
 from remora.session.stats import Stats
 from remora.transport.http import HttpTransport
 from remora.transport.interface import Transport
 from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
-from remora.wire.messages import OpenSession
+from remora.wire.messages import Grant, OpenSession
 
 HEARTBEAT_S = 5.0
 
@@ -36,13 +40,17 @@ _of_parent: list[Session] = []
 opened: list[Callable[[Session], None]] = []  # told of each session when it opens
 
 
-def connect(url: str | Sequence[str] | None = None, token: str | None = None) -> None:
+def connect(
+    url: str | Sequence[str] | None = None, token: str | None = None, placement: str | None = None
+) -> None:
     """Opens a session; from now on `device="remora"` lives there.
 
     Args:
-        url: an executor's address, or a list with one. None: REMORA_URL; without that, an executor process
-            starts on this machine and one line says so.
-        token: None: REMORA_TOKEN.
+        url: an executor's address, or a list of them. None: REMORA_URL (several with commas between them); without
+            that, an executor process starts on this machine and one line says so.
+        token: for all of them. None: REMORA_TOKEN.
+        placement: the policy that says what goes where, see plan/policies. None: `local` on one executor,
+            `data_aware` on several.
 
     Raises:
         UsageError: there is a session already.
@@ -52,48 +60,94 @@ def connect(url: str | Sequence[str] | None = None, token: str | None = None) ->
     if _current is not None:
         raise UsageError(f"already connected to {_current.transport.address}; call remora.disconnect() first")
     settings = ClientSettings()
-    address = _one(url if url is not None else settings.url)
+    addresses = _listed(url if url is not None else settings.url)
     token = token if token is not None else settings.token
-    if address is None:
+    if placement is not None or len(addresses) > 1:
+        policy = policy_named(placement or "data_aware")
+    if not addresses:
         if _embedded is None:
             _embedded = EmbeddedExecutor()
-        address = _embedded.start()
-        print(f"remora: no REMORA_URL, so an executor on this machine is used: {address}", file=sys.stderr)
+        addresses = [_embedded.start()]
+        print(
+            f"remora: no REMORA_URL, so an executor on this machine is used: {addresses[0]}", file=sys.stderr
+        )
         token = None
-    transport = HttpTransport(address, token, ca_file=settings.ca_file, mode=settings.transport)
-    open_on(transport, settings)
+    transports = [
+        HttpTransport(address, token, ca_file=settings.ca_file, mode=settings.transport)
+        for address in addresses
+    ]
+    if placement is None and len(transports) == 1:
+        open_on(transports[0], settings)
+    else:
+        open_pool(transports, settings, policy)
 
 
-def _one(url: str | Sequence[str] | None) -> str | None:
-    if url is None or isinstance(url, str):
-        return url
-    if len(url) != 1:
-        raise NotSupported(f"{len(url)} executors: placement over several is not there yet; give one address")
-    return url[0]
+def _listed(url: str | Sequence[str] | None) -> list[str]:
+    """Addresses, each once."""
+    addresses = url.split(",") if isinstance(url, str) else list(url or ())
+    addresses = [address.strip() for address in addresses if address.strip()]
+    twice = [address for address in addresses if addresses.count(address) > 1]
+    if twice:
+        raise UsageError(f"{twice[0]} is given more than once: each executor is one part of the pool")
+    return addresses
 
 
 def open_on(transport: Transport, settings: ClientSettings) -> Session:
     """Opens the process's session over any transport, which is closed if that fails."""
-    global _current, _stop
-    wants = OpenSession(
+    deadline = time.monotonic() + settings.connect_timeout_s
+    try:
+        grant = transport.open_session(_wants(), settings.connect_timeout_s)
+        session = Session(transport, grant, settings)
+    except BaseException:
+        transport.close()
+        raise
+    return _opened(session, deadline)
+
+
+def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy: Policy) -> Session:
+    """Opens the process's session over several executors; all of the transports are closed if one fails."""
+    deadline = time.monotonic() + settings.connect_timeout_s
+    opened: list[tuple[Transport, Grant]] = []
+    try:
+        for transport in transports:
+            opened.append((transport, transport.open_session(_wants(), settings.connect_timeout_s)))
+        kinds = {grant.device.partition(":")[0]: transport.address for transport, grant in opened}
+        if len(kinds) > 1:
+            what = " and ".join(f"{kind} ({address})" for kind, address in kinds.items())
+            raise UsageError(
+                f"the executors of one pool must compute alike, but these are {what}: results and random numbers "
+                "would depend on where a row runs; connect to those of one kind"
+            )
+        session = PoolSession(opened, settings, policy)
+    except BaseException:
+        for transport, grant in opened:
+            with suppress(RemoraError, OSError):
+                transport.close_session(grant, 1.0)
+        for transport in transports:
+            transport.close()
+        raise
+    return _opened(session, deadline)
+
+
+def _wants() -> OpenSession:
+    return OpenSession(
         protocol=PROTOCOL,
         oldest_protocol=OLDEST_PROTOCOL,
         torch=torch_version(),
         client=f"{socket.gethostname()[:48]}:{os.getpid()}",
         seed=default_generator.initial_seed(),
     )
-    deadline = time.monotonic() + settings.connect_timeout_s
+
+
+def _opened(session: Session, deadline: float) -> Session:
+    """Makes an open session the process's own."""
+    global _current, _stop
     try:
-        grant = transport.open_session(wants, settings.connect_timeout_s)
-        session = Session(transport, grant, settings)
-        try:
-            session.link.open(max(0.1, deadline - time.monotonic()))
-            session.op_table()  # on disk after the first time; now, so that no op waits for it
-        except BaseException as error:
-            session.close(Disconnected(str(error)))
-            raise
-    except BaseException:
-        transport.close()
+        for lane in session.lanes:
+            lane.link.open(max(0.1, deadline - time.monotonic()))
+        session.op_table()  # on disk after the first time; now, so that no op waits for it
+    except BaseException as error:
+        session.close(Disconnected(str(error)))
         raise
     _current, _stop = session, threading.Event()
     bound.bind(session.recorder, session)

@@ -13,7 +13,9 @@ from remora.ops.dtypes import NAMES
 from remora.ops.schema import OpTraits, resolve, traits
 
 
-def graph_of(segment: Segment, slots: Sequence[Outside], wants: frozenset[tuple[int, int]] = frozenset()) -> Graph:
+def graph_of(
+    segment: Segment, slots: Sequence[Outside], wants: frozenset[tuple[int, int]] = frozenset()
+) -> Graph:
     """The graph of a segment that was just cut. `slots`: what is known of each value that it reads."""
     steps = _steps(segment.step)
     rows = tuple(_row(segment.captured, number, step) for number, step in enumerate(steps))

@@ -12,6 +12,7 @@ from remora.session.failures import error_from, row_text, suspects_text
 from remora.session.link import Link, to_stderr
 from remora.session.ops import ExecutorOps
 from remora.session.sites import Sites
+from remora.session.stats import Stats
 from remora.session.uploads import Uploads
 from remora.transport.interface import Transport
 from remora.wire.binding import Name, encode_run
@@ -123,6 +124,16 @@ class Lane:
     def answered(self) -> None:
         """Replies come in order: everything sent before has run."""
         self._sent.clear()
+
+    def stats(self) -> Stats:
+        """What went over this lane."""
+        return Stats(
+            bytes_sent=self.link.bytes_sent + self.transport.bytes_sent,
+            bytes_received=self.link.bytes_received + self.transport.bytes_received,
+            round_trips=self.link.round_trips + self.uploads.round_trips + self.ops.round_trips,
+            weights_bytes=self.uploads.sent_nbytes,
+            reconnects=self.link.reconnects,
+        )
 
     def _story(self, segment: int, row: int, late: bool = False) -> str:
         captured = self._sent.get(segment)

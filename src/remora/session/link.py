@@ -23,6 +23,8 @@ from remora.wire.messages import (
     Lost,
     Marked,
     Memory,
+    Pushed,
+    PushFailed,
     ToClient,
     ToExecutor,
     Values,
@@ -73,6 +75,8 @@ class Link:
         self.round_trips = 0
         self.reconnects = 0
         self.on_mark: Callable[[Marked], None] = lambda marked: None
+        self.on_push: Callable[[Pushed | PushFailed], None] = lambda answer: None
+        self.meanwhile: Callable[[], None] = lambda: None  # called now and then while it waits
         self._values: dict[int, Reply] = {}
         self._unsent: deque[bytes] = deque()  # committed frames
         self._closed_sent = self._closed_received = 0  # bytes of channels that are gone
@@ -99,8 +103,7 @@ class Link:
         Raises:
             SessionLost: the session's state is gone.
         """
-        self.check_alive()
-        self._carefully(self._send_committed)
+        self.send()
         grant = self.grant
         while (
             self.stream.kept_frames > grant.in_flight_frames
@@ -108,6 +111,11 @@ class Link:
         ):
             self._carefully(self._receive_one)
             self.check_alive()
+
+    def send(self) -> None:
+        """Sends what is committed; waits for no acknowledgement."""
+        self.check_alive()
+        self._carefully(self._send_committed)
 
     def wait(self, ticket: int) -> Reply | None:
         """Blocks until the reply to `ticket` is there; None if a failure came in its place: see `failed`.
@@ -218,6 +226,7 @@ class Link:
             if silent_s > SILENCE_S:
                 raise ChannelCut(f"the executor gave no sign of life for {silent_s:.0f} s")
             channel.ping()
+            self.meanwhile()
         self._take(frame)
 
     def _take(self, frame: bytes) -> None:
@@ -237,6 +246,8 @@ class Link:
             self._values[message.ticket] = message
         elif isinstance(message, Marked):
             self.on_mark(message)
+        elif isinstance(message, Pushed | PushFailed):
+            self.on_push(message)
         elif isinstance(message, Failed):
             self.failed = message
         elif isinstance(message, Lost):

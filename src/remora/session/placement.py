@@ -29,7 +29,9 @@ from remora.session.lane import Lane
 from remora.wire.messages import Adopt, Await, Push, Put
 
 Name = tuple[int, int, int]
-PINNED_NBYTES = 256 << 20  # of uploads that wait for their first use; they are copies, since the program may write on
+PINNED_NBYTES = (
+    256 << 20
+)  # of uploads that wait for their first use; they are copies, since the program may write on
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class Placement:
         self._pinned_nbytes = 0
         self._memory = EMPTY
         self._gates: dict[bytes, tuple[int, ...]] = {}
-        self.pushes: dict[int, tuple[int, int, tuple[int, ...]]] = {}  # ticket to source, target and names, unanswered
+        self.pushes: dict[
+            int, tuple[int, int, tuple[int, ...]]
+        ] = {}  # ticket to source, target and names, unanswered
 
     # -- values from outside
 
@@ -113,6 +117,15 @@ class Placement:
         owner = place.storage.owner
         assert owner is not None
         return owner if owner in place.homes else min(place.homes)
+
+    def bring(self, key: Key, executor: int) -> None:
+        """Makes sure that an executor has a value."""
+        place = self.holdings.places[key]
+        if place.storage.owner is None:
+            self._bind(key[0], executor)
+        elif executor not in place.homes:
+            self._push(self.home(key), executor, [_name(key)])
+            self.holdings.arrived(key, executor)
 
     def _bind(self, segment: int, executor: int) -> None:
         """Sends an upload to the executor that owns it from then on."""
@@ -138,7 +151,7 @@ class Placement:
         plan = self._plan(segment, keys, places)
         for slot, executor in plan.moves:
             self._move(places[slot].storage, executor)
-        numbers = [segment.number, *(self._number() for _ in plan.parts[1:])]
+        numbers = [self._number() for _ in plan.parts]
         for at, part in enumerate(plan.parts):
             self._run(segment, plan, at, part, numbers, keys)
         self._rename(segment, plan, numbers, places)
@@ -160,7 +173,7 @@ class Placement:
             made_in, row = plan.found[value.row]
             return numbers[made_in], row, value.out
 
-        kept = {(row, out): None for row, out in _pairs(segment.keep)}
+        kept = dict.fromkeys(_pairs(segment.keep))
         local = {row: here for here, row in enumerate(part.rows)}
         keep = [(local[row], out) for row, out in kept if row in local]
         exported = sorted((local[row], out) for row, out in part.exports if (row, out) not in kept)
@@ -172,7 +185,6 @@ class Placement:
             tuple(n for pair in (*keep, *exported) for n in pair),
             (),
         )
-        lane.segments += 1
         for executor, row, out in plan.drops[at]:
             made_in, here = plan.found[row]
             self.lanes[executor].free([(numbers[made_in], here, out)])
@@ -322,7 +334,9 @@ class Placement:
             for slot, home in zip(graph.slots, situation.homes, strict=True)
         )
         split_up = split(graph, homes, tuple(-1 if at is None else at for at in bound))
-        found = {row: (at, here) for at, part in enumerate(split_up.parts) for here, row in enumerate(part.rows)}
+        found = {
+            row: (at, here) for at, part in enumerate(split_up.parts) for here, row in enumerate(part.rows)
+        }
         shared, aliases = _sharing(graph)
         slots = {slot.storage: index for index, slot in enumerate(graph.slots)}
         written = {graph.storage(row.tensors()[at]) for row in graph.rows for at in row.writes}
@@ -353,7 +367,9 @@ class Placement:
         )
 
     def _part_captured(self, whole: CapturedTemplate, part: Part) -> CapturedTemplate:
-        return CapturedTemplate(part.template, next(self._captured), tuple(whole.where[row] for row in part.rows))
+        return CapturedTemplate(
+            part.template, next(self._captured), tuple(whole.where[row] for row in part.rows)
+        )
 
 
 def _sharing(graph: Graph) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], tuple[int, int]]]:
@@ -381,7 +397,10 @@ def _ends(
     for transfer in parts.transfers:
         value = transfer.value
         if isinstance(value, Ref):
-            at_source, at_target = (transfer.source, value.row, value.out), (transfer.target, value.row, value.out)
+            at_source, at_target = (
+                (transfer.source, value.row, value.out),
+                (transfer.target, value.row, value.out),
+            )
             last_used[at_source] = max(last_used.get(at_source, 0), transfer.before)
             if (value.row, value.out) in graph.keep:
                 copies.append(at_target)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from weakref import WeakValueDictionary
 
@@ -57,9 +58,15 @@ class Session:
     """
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
-        self.progress = UploadProgress(transport.address)
-        self.lane = Lane(transport, grant, settings, self._living, self.progress.add)
-        self.recorder = Recorder(grant.session, self._commit_segment, self.link.transmit)
+        self._start([(transport, grant)], settings)
+
+    def _start(self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings) -> None:
+        self.progress = UploadProgress(opened[0][0].address)
+        self.lanes = [
+            Lane(transport, grant, settings, self._living, self.progress.add) for transport, grant in opened
+        ]
+        self.lane = self.lanes[0]
+        self.recorder = Recorder(self.grant.session, self._commit_segment, self._transmit)
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
@@ -67,6 +74,9 @@ class Session:
         self._moments: WeakValueDictionary[int, Moment] = WeakValueDictionary()
         self._facts: DeviceFacts | None = None
         self.link.on_mark = self._marked
+
+    def _transmit(self) -> None:
+        self.link.transmit()
 
     @property
     def link(self) -> Link:
@@ -122,7 +132,8 @@ class Session:
             names = tuple(number for value in values for number in value.name)
             reply = self._ask(Fetch(next(self._tickets), names, describe))
             assert isinstance(reply, Values)
-            return [self._fetched(*pair) for pair in zip(values, reply.values, strict=True)]
+            pairs = zip(values, reply.values, strict=True)
+            return [self._fetched(value, payload, self.lane) for value, payload in pairs]
 
     def _ask(self, question: Question) -> Reply:
         """Sends the open segment and a question behind it; blocks until it is answered.
@@ -147,14 +158,14 @@ class Session:
         self.lane.answered()
         return reply
 
-    def _fetched(self, value: Value, payload: Payload) -> Fetched:
+    def _fetched(self, value: Value, payload: Payload, lane: Lane) -> Fetched:
         data: bytes | bytearray | None = payload.data
         if data is None and payload.bulk is not None:
             self._check_size(value, payload)
             data = bytearray(payload.nbytes)
-            self.link.round_trips += 1
+            lane.link.round_trips += 1
             bulk, into = payload.bulk, memoryview(data)
-            self.link.persist(lambda: self.transport.get_bulk(self.grant, bulk, into))
+            lane.link.persist(lambda: lane.transport.get_bulk(lane.grant, bulk, into))
         return Fetched(payload.dtype, payload.shape, payload.stride, data)
 
     def _check_size(self, value: Value, payload: Payload) -> None:
@@ -323,15 +334,11 @@ class Session:
 
     def stats(self) -> Stats:
         with self.recorder.lock:
-            return Stats(
-                bytes_sent=self.link.bytes_sent + self.transport.bytes_sent,
-                bytes_received=self.link.bytes_received + self.transport.bytes_received,
-                round_trips=self.link.round_trips + self.uploads.round_trips + self.lane.ops.round_trips,
+            return dataclasses.replace(
+                self.lane.stats(),
                 segments=self.segments,
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
-                weights_bytes=self.uploads.sent_nbytes,
-                reconnects=self.link.reconnects,
                 eager_frames=counters.eager_frames,
             )
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 class Stats:
     """bytes_sent, bytes_received: at the socket, framing included. round_trips: times the client blocked on a
     reply. segments, templates, ops: captured. weights_bytes: sent as bulk. reconnects: cut links resumed.
-    eager_frames: frames under torch.compile that ran under capture instead, in the whole process."""
+    eager_frames: frames under torch.compile that ran under capture instead, in the whole process. plans: made, one
+    for a template, a size and a whereabouts of its inputs. peer_bytes: from executor to executor."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -20,6 +21,11 @@ class Stats:
     weights_bytes: int = 0
     reconnects: int = 0
     eager_frames: int = 0
+    plans: int = 0
+    peer_bytes: int = 0
 
     def __sub__(self, earlier: Stats) -> Stats:
         return Stats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
+
+    def __add__(self, other: Stats) -> Stats:
+        return Stats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

@@ -225,4 +225,6 @@ def answered_error(address: Address, status: int, body: bytes) -> RemoraError:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, HTTPException) and not isinstance(error, OSError):
+        return f"it answered what is not HTTP, {type(error).__name__}"  # whose text is the peer's
     return str(error) or type(error).__name__

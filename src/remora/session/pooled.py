@@ -1,0 +1,367 @@
+"""One session over several executors: a lane to each, and a placement that says what goes where."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from blake3 import blake3
+
+from remora.capture.interrupts import uninterrupted
+from remora.capture.recorder import Segment
+from remora.capture.value import Value
+from remora.config import ClientSettings
+from remora.device.counters import counters
+from remora.device.sink import Fetched, Moment
+from remora.errors import ExecutorError, RemoraError
+from remora.ir.annotated import NOTHING, Facts
+from remora.ir.node import Node
+from remora.plan.policies.policy import Policy
+from remora.session.lane import Lane
+from remora.session.link import Reply
+from remora.session.placement import Placement, Upload
+from remora.session.session import Question, Session
+from remora.session.stats import Stats
+from remora.transport.interface import Transport
+from remora.wire.messages import (
+    Barrier,
+    DefaultDtype,
+    Fetch,
+    Flag,
+    Grant,
+    LoadRng,
+    Memory,
+    MemoryQuery,
+    Peer,
+    Pushed,
+    PushFailed,
+    SaveRng,
+    ToExecutor,
+    Values,
+)
+
+ABANDON_S = 2.0
+GENERATORS = 0  # the executor where random numbers are drawn
+_STATE = Facts("uint8", (0,), 1)  # of a generator; only its device knows the size
+
+
+class PoolSession(Session):
+    """Implements device.sink.Sink over several executors."""
+
+    def __init__(
+        self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, policy: Policy
+    ) -> None:
+        self._start(opened, settings)
+        self.placement = Placement(self.lanes, policy, self.recorder.number, lambda: next(self._tickets))
+        self._peer_nbytes = 0
+        self._push_failure: PushFailed | None = None
+        self._watching = False
+        for index, lane in enumerate(self.lanes):
+            lane.link.on_mark = self._marked
+            lane.link.on_push = self._pushed
+            lane.link.meanwhile = self._watch
+            for other, peer in enumerate(self.lanes):
+                if other != index:
+                    grant = peer.grant
+                    lane.say(Peer(other, peer.transport.address, grant.session, grant.push_secret))
+
+    # -- steps
+
+    def _commit_segment(self, segment: Segment) -> None:
+        self._place(segment)
+        self._commit()
+
+    def _place(self, segment: Segment) -> None:
+        if self.tap is not None:
+            self.tap(segment)
+        self.placement.write(segment)
+        self.segments += 1
+
+    def _commit(self) -> None:
+        for lane in self.lanes:
+            lane.commit()
+
+    def _transmit(self) -> None:
+        for lane in self.lanes:  # all first: one that waits for another's values acknowledges late
+            lane.link.send()
+        for lane in self.lanes:
+            lane.link.transmit()
+
+    # -- sync
+
+    def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
+        with self.recorder.lock:
+            self._check()
+            by_lane: dict[int, list[int]] = {}
+
+            def questions() -> dict[int, Question]:
+                for position, value in enumerate(values):
+                    home = self.placement.home((value.segment, value.code))
+                    by_lane.setdefault(home, []).append(position)
+                return {
+                    home: Fetch(
+                        next(self._tickets), tuple(n for at in positions for n in values[at].name), describe
+                    )
+                    for home, positions in by_lane.items()
+                }
+
+            replies = self._ask_lanes(questions)
+            found: dict[int, Fetched] = {}
+            for home, positions in by_lane.items():
+                reply = replies[home]
+                assert isinstance(reply, Values)
+                for at, payload in zip(positions, reply.values, strict=True):
+                    found[at] = self._fetched(values[at], payload, self.lanes[home])
+            return [found[at] for at in range(len(values))]
+
+    def _ask(self, question: Question) -> Reply:
+        """Asks all executors; the answer of the first, or the sum of what they hold."""
+        replies = self._ask_lanes(
+            lambda: {at: _under(question, next(self._tickets)) for at in range(len(self.lanes))}
+        )
+        first = replies[0]
+        if isinstance(first, Memory):
+            return _summed([reply for reply in replies.values() if isinstance(reply, Memory)])
+        return first
+
+    def _ask_lanes(self, questions: Callable[[], dict[int, Question]]) -> dict[int, Reply]:
+        """Sends the open segment and questions behind it; blocks until all are answered.
+
+        questions: to be asked for once the segment is placed.
+        """
+        self.progress.done()
+        with uninterrupted:
+            segment = self.recorder.end_segment()
+            if segment is not None:
+                self._place(segment)
+            segment = None
+            asked = questions()
+            for at, question in asked.items():
+                self.lanes[at].say(question)
+            self._commit()
+            self.recorder.program_ends()
+            self.placement.programs += 1
+        for lane in self.lanes:
+            lane.link.send()
+        replies: dict[int, Reply] = {}
+        for at, question in asked.items():
+            reply = self.lanes[at].link.wait(question.ticket)
+            if reply is None:
+                break
+            replies[at] = reply
+        self._raise_failures()
+        for at in asked:
+            self.lanes[at].answered()
+        return replies
+
+    def _raise_failures(self) -> None:
+        """Raises the first thing that went wrong, after all its consequences on other executors have come in."""
+        for lane in self.lanes:
+            lane.link.poll()
+        if not any(lane.link.failed for lane in self.lanes) and self._push_failure is None:
+            return
+        for lane in self.lanes:
+            if lane.link.failed is None:
+                barrier = Barrier(next(self._tickets))
+                lane.say(barrier)
+                lane.commit()
+                lane.link.send()
+                lane.link.wait(barrier.ticket)
+        failed = [lane for lane in self.lanes if lane.link.failed is not None]
+        failed.sort(key=_failed_segment)  # what reads a value runs in a later segment than what makes it
+        errors: list[RemoraError] = []
+        for lane in failed:
+            try:
+                lane.raise_failure()
+            except ExecutorError as error:
+                errors.append(error)
+        failure, self._push_failure = self._push_failure, None
+        if errors:
+            raise errors[0]
+        assert failure is not None
+        raise ExecutorError(f"a value did not get from one executor to another: {failure.message}")
+
+    def _pushed(self, answer: Pushed | PushFailed) -> None:
+        source, target, names = self.placement.pushes.pop(answer.ticket, (0, 0, ()))
+        if isinstance(answer, Pushed):
+            self._peer_nbytes += answer.nbytes
+            return
+        if answer.kind != "value":  # else its row has failed, and says so itself
+            self._push_failure = answer
+        self._abandon(target, names, f"{self.lanes[source].transport.address}: {answer.message}")
+
+    def _abandon(self, target: int, names: tuple[int, ...], reason: str) -> None:
+        """Nobody will send these values any more."""
+        lane = self.lanes[target]
+        with suppress(RemoraError, OSError):  # then its lease ends what waits
+            lane.transport.abandon(lane.grant, names, reason[:4000], ABANDON_S)
+
+    def _watch(self) -> None:
+        """While one executor is waited for: what the others say, and whether one is gone that it waits for."""
+        if self._watching:
+            return
+        self._watching = True
+        try:
+            for at, lane in enumerate(self.lanes):
+                if lane.link.lost is None:
+                    with suppress(RemoraError):
+                        lane.link.poll()
+                if lane.link.lost is not None:
+                    self._forget_pushes(at, lane.link.lost)
+        finally:
+            self._watching = False
+
+    def _forget_pushes(self, source: int, reason: str) -> None:
+        for ticket, (sender, target, names) in list(self.placement.pushes.items()):
+            if sender == source:
+                del self.placement.pushes[ticket]
+                self._abandon(target, names, reason)
+
+    def _check(self) -> None:
+        if self.recorder.closed is not None:
+            raise self.recorder.closed
+        for lane in self.lanes:
+            lane.link.check_alive()
+
+    # -- uploads
+
+    def put(self, dtype: str, shape: tuple[int, ...], data: bytes) -> int:
+        return self._pin(Upload(dtype, shape, data, None))
+
+    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
+        return self._pin(Upload(dtype, shape, bytes(data), blake3(data).digest()))
+
+    def _pin(self, upload: Upload) -> int:
+        with self.recorder.lock:
+            self._check()
+            segment = self.recorder.number()
+            numel = 1
+            for n in upload.shape:
+                numel *= n
+            itemsize = len(upload.data) // numel if numel else 1
+            self.placement.uploaded(segment, upload, Facts(upload.dtype, tuple(upload.shape), itemsize))
+            return segment
+
+    # -- generator and order
+
+    def save_rng(self, generator: int = 0) -> int:
+        with self.recorder.lock:
+            segment = self.recorder.number()
+            self._in_order(lambda: self.lanes[GENERATORS].post(SaveRng(segment, generator)))
+            by = Node("remora.save_rng.default"), 0
+            self.placement.holdings.made((segment, 0), _STATE, GENERATORS, None, by, 0, NOTHING)
+            return segment
+
+    def load_rng(self, value: Value, generator: int = 0) -> None:
+        if value.home is not self.recorder:
+            raise self.recorder.foreign(value)
+
+        def post() -> None:
+            self.placement.bring((value.segment, value.code), GENERATORS)
+            self.lanes[GENERATORS].post(LoadRng(generator, value.name))
+
+        self._in_order(post)
+
+    def default_dtype(self, name: str) -> None:
+        self._to_all(DefaultDtype(name))
+
+    def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
+        self._to_all(Flag(setter, values))  # type: ignore[arg-type]
+
+    def _to_all(self, message: ToExecutor) -> None:
+        def post() -> None:
+            for lane in self.lanes:
+                lane.post(message)
+
+        self._in_order(post)
+
+    def passed(self, moment: Moment, wait: bool) -> bool:
+        with self.recorder.lock:
+            with uninterrupted:
+                self._commit()
+            self._transmit()
+            return super().passed(moment, wait)
+
+    # -- what the executors are
+
+    def op_table(self) -> dict[str, str]:
+        """What all of them run in the same form."""
+        with self.recorder.lock:
+            self._check()
+            tables = [table for table in (lane.ops.table() for lane in self.lanes) if table]
+            if not tables:
+                return {}
+            first, *others = tables
+            return {op: digest for op, digest in first.items() if all(t.get(op) == digest for t in others)}
+
+    def executor(self) -> str:
+        return "executors " + ", ".join(
+            f"{lane.transport.address} (torch {lane.grant.torch})" for lane in self.lanes
+        )
+
+    @property
+    def memory_nbytes(self) -> int:
+        return sum(lane.grant.memory_nbytes for lane in self.lanes)
+
+    # -- life
+
+    def _free_ended(self) -> None:
+        self.placement.free(self.recorder.take_frees())
+
+    def idle(self) -> None:
+        if not self.recorder.lock.acquire(blocking=False):
+            return
+        try:
+            if self.recorder.closed is None:
+                self._free_ended()
+                self._commit()
+                for lane in self.lanes:
+                    lane.link.idle()
+        finally:
+            self.recorder.lock.release()
+
+    def stats(self) -> Stats:
+        with self.recorder.lock:
+            each = [lane.stats() for lane in self.lanes]
+            total = each[0]
+            for other in each[1:]:
+                total = total + other
+            return dataclasses.replace(
+                total,
+                segments=self.segments,
+                templates=self.recorder.templates,
+                ops=self.recorder.ops,
+                eager_frames=counters.eager_frames,
+                plans=self.placement.plans_made,
+                peer_bytes=self._peer_nbytes,
+            )
+
+    def close(self, reason: Exception) -> None:
+        with self.recorder.lock:
+            self.recorder.closed = reason
+            self.progress.done()
+            for lane in self.lanes:
+                lane.link.close()
+                if os.getpid() == self.pid and lane.link.lost is None:
+                    with suppress(RemoraError, OSError):  # else the lease ends it
+                        lane.transport.close_session(lane.grant, 2.0)
+                lane.transport.close()
+
+
+def _under(question: Question, ticket: int) -> Question:
+    """The same question under another ticket."""
+    if isinstance(question, MemoryQuery):
+        return MemoryQuery(ticket, question.reset_peak)
+    return type(question)(ticket)  # type: ignore[call-arg]
+
+
+def _summed(replies: list[Memory]) -> Memory:
+    fields = Memory.__struct_fields__[1:]
+    return Memory(0, *(sum(getattr(reply, name) for reply in replies) for name in fields))
+
+
+def _failed_segment(lane: Lane) -> int:
+    assert lane.link.failed is not None
+    return lane.link.failed.segment
