@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from remora.bench import intervals
@@ -161,6 +161,15 @@ def _against_one(report: Report, results: Results) -> None:
         return
     ratio = intervals.of_ratio(_ms(one, 1), _ms(semantic, 1))
     report.bar(f"{what}, low end of {_shown(ratio)}", ratio.low, ">=", 0.98)
+
+
+def narrow(duel: Mapping[Arm, Measured], width: float) -> bool:
+    """Whether the ratio of one executor and semantic is known to `width`, or cannot be."""
+    one, semantic = duel.get(ONE), duel.get(SEMANTIC)
+    if one is None or semantic is None or not (_complete(one) and _complete(semantic)):
+        return True
+    ratio = intervals.of_ratio(_ms(one, 1), _ms(semantic, 1))
+    return ratio.coverage >= intervals.LEVEL and ratio.high - ratio.low <= width
 
 
 def _against_blind(report: Report, results: Results) -> None:
