@@ -248,7 +248,7 @@ def test_steps_that_wait_are_bounded_here_and_run_in_order(pair):
         numbers = struct.pack("<16384f", *range(16384))
 
         async def many():
-            for segment in range(2, 402):  # 26 MB
+            for segment in range(2, 2002):  # 131 MB, more than sockets hold
                 await b.send(Put(segment, "float32", (16384,), numbers), Free((segment - 1, 0, 0)))
 
         sending = asyncio.create_task(many())
@@ -257,7 +257,7 @@ def test_steps_that_wait_are_bounded_here_and_run_in_order(pair):
         await a.put(1, 1.0)
         await a.push(0, name)
         await asyncio.wait_for(sending, 20)
-        assert (await b.floats((401, 0, 0)))[-1] == 16383
+        assert (await b.floats((2001, 0, 0)))[-1] == 16383
         assert (await memory(b)).storages == 1
 
     with_lanes(scenario, *pair)

@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from remora.executor import buffers as buffers_module
 from remora.executor.buffers import Buffers
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -39,9 +38,8 @@ def test_spare_ones_go_after_a_while_and_dropped_ones_at_once(tmp_path):
     assert buffers.spare_nbytes == PAGE
 
 
-def test_spare_ones_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(buffers_module, "MAX_SPARE_NBYTES", 4 * PAGE)
-    buffers = Buffers(tmp_path, "x")
+def test_spare_ones_are_bounded(tmp_path):
+    buffers = Buffers(tmp_path, "x", 4 * PAGE)
     for _ in range(3):
         buffers.give_back(buffers.create(2 * PAGE), now=0)
     assert buffers.spare_nbytes == 4 * PAGE

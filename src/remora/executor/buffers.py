@@ -11,8 +11,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_SPARE_NBYTES = 256 << 20  # kept for the next one
-SPARE_S = 5.0  # and for how long
+MAX_SPARE_NBYTES = 256 << 20
+SPARE_S = 5.0  # how long one is kept
 _FIT = 8  # a spare one is taken if it is larger by at most 1/8
 
 
@@ -30,10 +30,15 @@ class Buffer:
 
 
 class Buffers:
-    """Buffers in `folder`. Everything but `create` takes no time."""
+    """Buffers in `folder`. Everything but `create` takes no time.
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    Args:
+        spare_nbytes: what may be kept for the next one.
+    """
+
+    def __init__(self, folder: Path, prefix: str, spare_nbytes: int = MAX_SPARE_NBYTES) -> None:
         self._folder, self._prefix = folder, prefix
+        self._limit_nbytes = min(spare_nbytes, MAX_SPARE_NBYTES)
         self._spare: list[Buffer] = []
 
     @property
@@ -71,7 +76,7 @@ class Buffers:
         """Nobody reads or writes it any more."""
         buffer.spare_since = now
         self._spare.append(buffer)
-        while self.spare_nbytes > MAX_SPARE_NBYTES:
+        while self.spare_nbytes > self._limit_nbytes:
             self.drop(self._spare.pop(0))
 
     def drop(self, buffer: Buffer) -> None:

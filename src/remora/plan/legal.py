@@ -21,7 +21,7 @@ Storage = tuple[str, int, int]
 class Legal:
     """A placement that may run.
 
-    moves: storages of slots (as in Outside.storage) that get another owner first, with it.
+    moves: storages of slots (as in Outside.storage) that get an owner, or another one, first, with it.
     """
 
     executors: tuple[int, ...]
@@ -50,7 +50,7 @@ def legalised(graph: Graph, wished: tuple[int, ...], situation: Situation, rando
     moves = tuple(
         (storage, chosen[group])
         for storage, group in {**bonds.viewed, **bonds.written}.items()
-        if storage in owners and owners[storage] != chosen[group]
+        if owners.get(storage) != chosen[group]
     )
     return Legal(tuple(chosen[bonds.group(row)] for row in range(len(graph.rows))), moves)
 

@@ -29,6 +29,7 @@ from remora.session.lane import Lane
 from remora.wire.messages import Adopt, Await, Push, Put
 
 Name = tuple[int, int, int]
+UNKNOWN = Facts("uint8", (0,), 1)  # of a value whose shape only the data tells, until it is described
 PINNED_NBYTES = (
     256 << 20
 )  # of uploads that wait for their first use; they are copies, since the program may write on
@@ -148,9 +149,15 @@ class Placement:
         self._free(self._frees(segment))
         keys = [(value.segment, value.code) for value in segment.slots]
         places = [self.holdings.places[key] for key in keys]
+        for place, value in zip(places, segment.slots, strict=True):
+            if place.facts is UNKNOWN:
+                place.facts = facts_of(value.meta)
         plan = self._plan(segment, keys, places)
         for slot, executor in plan.moves:
-            self._move(places[slot].storage, executor)
+            if places[slot].storage.owner is None:
+                self._bind(keys[slot][0], executor)
+            else:
+                self._move(places[slot].storage, executor)
         numbers = [self._number() for _ in plan.parts]
         for at, part in enumerate(plan.parts):
             self._run(segment, plan, at, part, numbers, keys)
@@ -232,7 +239,7 @@ class Placement:
                 shared = storages.get(plan.aliases.get((row, out), (row, out)))
             place = self.holdings.made(
                 (value.segment, value.code),
-                plan.facts.get((row, out)) or facts_of(value.meta),
+                plan.facts.get((row, out), UNKNOWN),
                 plan.parts[made_in].executor,
                 shared,
                 (segment.captured.template.nodes[row], out),

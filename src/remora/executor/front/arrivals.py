@@ -21,6 +21,11 @@ MAX_UNTAKEN = 32  # parcels of a session that its worker has not taken yet; furt
 _AT_ONCE_NBYTES = 1 << 20  # a buffer up to here is made on the event loop
 
 
+def fits_packet(parcel: Parcel) -> bool:
+    """Whether all of it goes to the worker in a packet, and takes no shared memory."""
+    return max(parcel.storages) <= MAX_INLINE_NBYTES and parcel.nbytes <= MAX_DATA_NBYTES
+
+
 class Arrivals:
     """What came for one worker: buffers that it maps until it returns them."""
 

@@ -334,10 +334,10 @@ class Front:
         envelope = decode_envelope(frame)
         if session.stream.receive(envelope):
             session.stepped_at = self.now()
+            self.send(Kind.STEP, session, bytes(envelope.messages))
             held = self.flowing.get(session.number)
             if held is not None:
                 await held.wait()
-            self.send(Kind.STEP, session, bytes(envelope.messages))
             worker = self.workers.of_tenant.get(session.tenant)
             if worker is not None and worker.link.full:
                 await worker.link.writable()

@@ -38,6 +38,7 @@ class Counted:
 class _Peers:
     """The executors that a session named: a carrier, or why there is none."""
 
+    named: dict[int, Peer] = field(default_factory=dict)
     ways: dict[int, Carrier | str] = field(default_factory=dict)
     under_way: int = 0
     over: bool = False
@@ -67,7 +68,10 @@ class Pushes:
 
     def name_peer(self, session: Session, peer: Peer) -> None:
         """Takes note of where a peer is. What is wrong with it is told when something is pushed there."""
-        ways = self._peers.setdefault(session.number, _Peers()).ways
+        peers = self._peers.setdefault(session.number, _Peers())
+        if peers.named.get(peer.peer) == peer:
+            return
+        peers.named[peer.peer], ways = peer, peers.ways
         older = ways.pop(peer.peer, None)
         try:
             ways[peer.peer] = carrier_to(peer, self._rule)
@@ -78,7 +82,9 @@ class Pushes:
 
     def start(self, session: Session, out: Outgoing) -> None:
         """Begins a push; its end is told to client and worker."""
-        task = asyncio.get_running_loop().create_task(self._push(session, out))
+        peers = self._peers.setdefault(session.number, _Peers())
+        peers.under_way += 1
+        task = asyncio.get_running_loop().create_task(self._push(session, out, peers))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -97,10 +103,8 @@ class Pushes:
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _push(self, session: Session, out: Outgoing) -> None:
-        peers = self._peers.setdefault(session.number, _Peers())
+    async def _push(self, session: Session, out: Outgoing, peers: _Peers) -> None:
         way = peers.ways.get(out.peer, f"this session has named no peer {out.peer}")
-        peers.under_way += 1
         failed: PushFailed | None = None
         try:
             if isinstance(way, str):

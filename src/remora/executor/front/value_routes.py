@@ -6,7 +6,8 @@ import asyncio
 
 from aiohttp import ClientError, web
 
-from remora.executor.front.arrivals import MAX_UNTAKEN, Reception
+from remora.executor.buffers import Buffers
+from remora.executor.front.arrivals import MAX_UNTAKEN, Reception, fits_packet
 from remora.executor.front.blobs import MAX_UPLOADS
 from remora.executor.front.carrier import PROOF_HEADER, PUSH_SECRET_HEADER, proof_of
 from remora.executor.front.front import Front
@@ -82,8 +83,9 @@ class ValueRoutes:
     ) -> None:
         front, parcel = self._front, reception.parcel
         worker = front.workers.of_tenant[session.tenant]
-        await self._room(session)
-        self._reserve(session, parcel)
+        if not fits_packet(parcel):  # else it is admitted by the worker alone, as a Put is
+            await self._room(session)
+            self._reserve(session, parcel, worker.arrivals.buffers)
         handed_over = False
         try:
             views = await reception.prepare(worker.arrivals)
@@ -112,13 +114,14 @@ class ValueRoutes:
             await front.took.wait()
             self._alive(session)
 
-    def _reserve(self, session: Session, parcel: Parcel) -> None:
+    def _reserve(self, session: Session, parcel: Parcel, buffers: Buffers) -> None:
         """Until the worker counts the values itself. Raises Refuse: there is no memory."""
-        front = self._front
+        front, push = self._front, f"push {parcel.push}"
         memory, most = front.memory(session.tenant), MAX_UPLOADS + MAX_UNTAKEN
-        gone = front.blobs.reserve(
-            session.number, session.principal, f"push {parcel.push}", parcel.nbytes, memory, most
-        )
+        if memory.folder_free_nbytes < 2 * parcel.nbytes:
+            buffers.drop_spare()
+            memory = front.memory(session.tenant)
+        gone = front.blobs.reserve(session.number, session.principal, push, parcel.nbytes, memory, most)
         front.unlink(gone)
         front.untaken[session.number].add(parcel.push)
 

@@ -136,7 +136,7 @@ class Worker:
             self.held,
             self.room_nbytes,
             self.release,
-            Outbox(Buffers(folder, "push"), memory_nbytes, self.tell),
+            Outbox(Buffers(folder, "push", memory_nbytes // 4), memory_nbytes, self.tell),
         )
         self._held: dict[int, Held] = {}  # sessions whose stream stands still
         self._blobs_nbytes: int | None = None

@@ -115,12 +115,23 @@ class Transfers:
     # ---- from others
 
     def wait(self, message: Await) -> None:
+        """What came early becomes a value here, in the order of the stream: its name may have been freed just now."""
         names = [(segment, row, out) for segment, row, out in groups(message.names, 3)]
-        self.waiting.wait(names, message.source, self._session.values.tensors)
+        values = self._session.values
+        for name in names:
+            early = values.tensors.get(_early(name))
+            if early is not None:
+                if name in values.tensors:
+                    raise ProtocolError(f"value {name} was sent by another executor, and exists already")
+                values.keep(name, early)
+                values.free(_early(name))
+        self.waiting.wait(names, message.source, values.tensors)
 
     def abandon(self, message: Abandon) -> None:
         names = [(segment, row, out) for segment, row, out in groups(message.names, 3)]
-        self.waiting.abandon(names, message.reason, self._session.values.tensors)
+        tensors = self._session.values.tensors
+        there = {name for name in names if name in tensors or _early(name) in tensors}
+        self.waiting.abandon(names, message.reason, there)
 
     def arrive(self, arrival: Arrival) -> None:
         """Makes values of what came. Raises what the session answers for; then none of the values has come."""
@@ -128,15 +139,18 @@ class Transfers:
         names = [part.name for part in parcel.parts]
         storages: list[torch.Tensor] = []
         try:
+            awaited = self.waiting.missing.keys() & set(names)
             for name in names:
-                if name in session.values.tensors:
+                if _early(name) in session.values.tensors or (
+                    name in awaited and name in session.values.tensors
+                ):
                     raise ProtocolError(f"value {name} was sent by another executor, and exists already")
             session.admit(parcel.nbytes, len(names))
             self._make_storages(parcel.storages, arrival, storages)
             kept = self.waiting.arrive(names)
             for name, tensor in unpack(parcel, storages).items():
                 if name in kept:
-                    session.values.keep(name, tensor)
+                    session.values.keep(name if name in awaited else _early(name), tensor)
         except Exception as error:
             text = message_of(error, session.device.held(session.principal))
             self.waiting.abandon(names, text[:4000], session.values.tensors)
@@ -153,6 +167,12 @@ class Transfers:
             else:
                 made.append(_own(arrival.data[at : at + nbytes], device.device))
                 at += nbytes
+
+
+def _early(name: Name) -> Name:
+    """The name of a value that came before its Await; no client can say it."""
+    segment, row, out = name
+    return ~segment, row, out
 
 
 def _written(packed: Packed, memory: bytearray) -> bytes:

@@ -1,0 +1,175 @@
+"""Sessions over several executors: what a program computes does not depend on where its rows run."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import ClassVar
+
+import pytest
+import torch
+from executor_process import executor_process
+from random_programs import Program
+from test_random_programs import check
+
+import remora
+from remora.bench import models, networks
+from remora.config import ClientSettings
+from remora.device.sink import bound
+from remora.errors import ExecutorError, SessionLost, UsageError
+from remora.plan.policies import POLICIES
+from remora.plan.policies.policy import Policy, Wish
+from remora.session.connect import open_pool
+from remora.transport.http import HttpTransport
+
+PROGRAMS = 60
+
+
+@pytest.fixture(scope="module")
+def executors():
+    with executor_process("--memory", "2GiB") as one, executor_process("--memory", "2GiB") as two:
+        with executor_process("--memory", "2GiB") as three:
+            yield [one.url, two.url, three.url]
+
+
+@pytest.fixture
+def pool(executors):
+    """Connects to some of the executors."""
+
+    def connect(placement: str, n: int = 2) -> None:
+        remora.connect(executors[:n], placement=placement)
+
+    yield connect
+    remora.disconnect()
+
+
+class Scatter(Policy):
+    """Each row anywhere: no plan is worse, and none has more bonds to keep."""
+
+    name: ClassVar[str] = "scatter"
+
+    def place(self, graph, situation):
+        rng = random.Random(len(graph.rows) * 31 + len(graph.slots))
+        return Wish(tuple(rng.randrange(situation.n_executors) for _ in graph.rows), "anywhere")
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_random_programs_with_rows_anywhere(executors, capsys, n):
+    seed = int(os.environ.get("RANDOM_PROGRAMS_SEED") or random.SystemRandom().randrange(10**9))
+    with capsys.disabled():
+        print(f"\n{PROGRAMS} scattered programs: RANDOM_PROGRAMS_SEED={seed}")
+    transports = [HttpTransport(url, None) for url in executors[:n]]
+    open_pool(transports, ClientSettings(), Scatter())
+    try:
+        before = remora.stats()
+        for number in range(PROGRAMS):
+            check(Program(seed * 1000 + number))
+        assert (remora.stats() - before).peer_bytes > 0
+    finally:
+        remora.disconnect()
+
+
+MODES = {
+    "greedy": {"do_sample": False},
+    "sampled": {"do_sample": True, "top_k": 20},
+    "beams": {"num_beams": 3, "do_sample": False},
+    "static cache": {"do_sample": False, "cache_implementation": "static", "disable_compile": True},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("placement", POLICIES)
+def test_tokens_are_those_of_local(pool, placement, mode):
+    def tokens(device):
+        torch.manual_seed(5)
+        model = models.gpt2(layers=2, width=48, vocabulary=128).eval().to(device)
+        torch.manual_seed(6)
+        return model.generate(models.prompt(12).to(device) % 128, max_new_tokens=6, **MODES[mode]).cpu()
+
+    expected = tokens("cpu")
+    pool(placement)
+    assert torch.equal(tokens("remora"), expected)
+    again = remora.stats()
+    assert torch.equal(tokens("remora"), expected)
+    moved = (remora.stats() - again).peer_bytes
+    assert moved == 0 if placement in ("local", "data_aware") else moved >= 0
+
+
+@pytest.mark.parametrize("placement", POLICIES)
+def test_losses_are_those_of_local(pool, placement):
+    def losses(device):
+        torch.manual_seed(0)
+        net = networks.mlp(16, 32, 4).to(device)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        x, y = torch.randn(8, 16).to(device), torch.randint(0, 4, (8,)).to(device)
+        found = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(torch.nn.functional.dropout(net(x), 0.1), y)
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    expected = losses("cpu")
+    pool(placement)
+    assert losses("remora") == expected
+
+
+def test_blind_turns_once_a_program_and_the_state_travels(pool):
+    pool("blind")
+    state = torch.zeros(1000, device="remora")
+    state.add_(1).sum().item()
+    before = remora.stats()
+    for turn in range(4):
+        assert state.add_(1).sum().item() == 1000 * (turn + 2)
+    assert (remora.stats() - before).peer_bytes >= 4 * state.nbytes
+
+
+def test_plans_are_made_once(pool):
+    pool("data_aware")
+    x = torch.ones(64, 64, device="remora")
+    for _ in range(3):
+        x = torch.tanh(x @ x)
+        x.sum().item()
+    before = remora.stats()
+    for _ in range(5):
+        x = torch.tanh(x @ x)
+        x.sum().item()
+    assert (remora.stats() - before).plans == 0
+
+
+def test_a_row_that_fails_names_its_line_and_the_session_goes_on(pool):
+    pool("blind")
+    table, held = torch.ones(4, 8, device="remora"), torch.arange(3, device="remora")
+    table.sum().item()
+    bad = torch.nn.functional.embedding(held + 3, table)
+    with pytest.raises((IndexError, ExecutorError), match=r"test_placement\.py"):
+        (bad * 2).sum().item()
+    assert table.sum().item() == 32
+    assert (held + 1).tolist() == [1, 2, 3]
+
+
+def test_an_executor_that_dies_is_named(executors):
+    with executor_process("--memory", "2GiB") as mortal:
+        remora.connect([executors[0], mortal.url], placement="blind")
+        try:
+            x = torch.ones(8, device="remora")
+            x.sum().item()
+            x.sum().item()
+            mortal.process.kill()
+            mortal.process.wait()
+            with pytest.raises(SessionLost, match=mortal.url):
+                for _ in range(4):
+                    x.add_(1).sum().item()
+        finally:
+            remora.disconnect()
+
+
+def test_wrong_pools_are_refused(executors):
+    with pytest.raises(UsageError, match="more than once"):
+        remora.connect([executors[0], executors[0]])
+    with pytest.raises(UsageError, match="data_aware"):
+        remora.connect(executors, placement="best")
+    assert bound.recorder is None
