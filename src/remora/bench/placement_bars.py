@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from remora.bench import intervals
@@ -34,6 +34,8 @@ def judge(report: Report, found: Sequence[Results], policies: Sequence[str]) -> 
         _identical(report, results)
         if results.workload.memory_nbytes:
             _larger(report, results)
+    _peer_bytes(report, found)
+    _cost_model(report, found)
     usual = [results for results in found if not results.workload.memory_nbytes]
     by_name = {results.workload.name: results for results in usual}
     if "semantic" not in policies:
@@ -47,7 +49,6 @@ def judge(report: Report, found: Sequence[Results], policies: Sequence[str]) -> 
     if DEEP in by_name:
         _own_cost(report, by_name[DEEP])
     _warm(report, found)
-    _cost_model(report, found)
 
 
 def _rows(report: Report, results: Results) -> None:
@@ -210,25 +211,39 @@ def _own_cost(report: Report, results: Results) -> None:
 
 
 def _warm(report: Report, found: Sequence[Results]) -> None:
-    """Nothing is planned in a timed step; the session's own count of moved bytes is the kernel's."""
+    """Nothing is planned in a timed step of semantic."""
     plans: list[float] = []
+    for name, of in _placed(found):
+        planned = [trial.spent.get("plans", NAN) for trial in of.trials]
+        if of.arm.policy == "semantic":
+            plans += planned
+        elif any(planned):  # some turn, or look at the load, so the whereabouts of values change
+            report.say(f"  {name}, {of.arm.name}: plans in its timed steps: {planned}")
+    report.bar(f"plans made in {len(plans)} warm steps of semantic", sum(plans) if plans else NAN, "==", 0)
+
+
+def _peer_bytes(report: Report, found: Sequence[Results]) -> None:
+    """The session's own count of bytes between executors is the kernel's."""
+    if not any(trial.passed for results in found for of in results.policies.values() for trial in of.trials):
+        report.say("the links are not the kernel's, so nothing checks peer_bytes")
+        return
     counted: list[bool] = []
     wrong = []
+    for name, of in _placed(found):
+        agree = [_agree(trial) for trial in of.trials if trial.passed is not None]
+        counted += agree
+        if not all(agree):
+            wrong.append(f"{name}, {of.arm.name}")
+    what = f"steps of {len(counted)} whose peer_bytes are not what the kernel counted{_named(wrong)}"
+    report.bar(what, counted.count(False) if counted else NAN, "==", 0)
+
+
+def _placed(found: Sequence[Results]) -> Iterator[tuple[str, Measured]]:
+    """Everything timed with a policy, and of which workload."""
     for results in found:
         for of in (*results.policies.values(), *results.duel.values()):
-            if of.arm.policy is None:
-                continue
-            plans += [trial.spent.get("plans", NAN) for trial in of.trials]
-            agree = [_agree(trial) for trial in of.trials if trial.passed is not None]
-            counted += agree
-            if not all(agree):
-                wrong.append(f"{results.workload.name}, {of.arm.name}")
-    report.bar(f"plans made in {len(plans)} warm steps", sum(plans) if plans else NAN, "==", 0)
-    if any(of.passed for results in found for arm in results.policies.values() for of in arm.trials):
-        what = f"steps of {len(counted)} whose peer_bytes are not what the kernel counted{_named(wrong)}"
-        report.bar(what, counted.count(False) if counted else NAN, "==", 0)
-    else:
-        report.say("the links are not the kernel's, so nothing checks peer_bytes")
+            if of.arm.policy is not None:
+                yield results.workload.name, of
 
 
 def _agree(trial: Trial) -> bool:
