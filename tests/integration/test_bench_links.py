@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from lane import FULL, lanes
 
 import remora
 from remora.bench import links, netns, raw_rate
@@ -79,6 +81,41 @@ def test_executors_work_behind_their_links_and_end_with_them() -> None:
         prefix = f"remora-{os.getpid()}-"
         assert any(name.startswith(prefix) for name in netns._namespaces())
     assert all(process is not None and process.poll() is not None for process in processes)
+
+
+@with_namespaces
+def test_a_push_goes_from_executor_to_executor_at_the_links_rate_and_not_through_the_client() -> None:
+    n = 2_000_000  # floats
+
+    async def push(pool: links.Executors) -> tuple[int, float, Traffic]:
+        async with lanes(*pool.urls, tokens=(pool.token, pool.token)) as (a, b):
+            await a.peer(1, b)
+            name = await a.full(await a.define(FULL), 1, n, 1.5)
+            await a.push(1, await a.put(2, 1.0))  # connected
+            assert pool.traffic is not None
+            before, started = pool.traffic(), time.perf_counter()
+            answer = await a.push(1, name)
+            return answer.nbytes, time.perf_counter() - started, pool.traffic() - before
+
+    with links.executors(2, links.Link(RATE), kind="netns") as pool:
+        nbytes, seconds, passed = asyncio.run(push(pool))
+        pool.check("a push", passed, seconds)
+        assert 4 * n <= nbytes < 4 * n + 1000
+        assert nbytes <= passed.between_executors <= 1.1 * nbytes
+        assert (
+            passed.received[-1] + passed.sent[-1] < 20_000
+        )  # the client said push and heard that it was done
+        assert 0.5 * pool.rates.peers <= nbytes / seconds
+
+
+@with_namespaces
+def test_two_networks_do_not_meet() -> None:
+    with netns.network(1, RATE) as one, netns.network(1, RATE) as other:
+        assert one.address(0) != other.address(0)
+        for net_ in (one, other):
+            with raw_rate.receiver(net_.address(0), net_.inside(0)) as port:
+                assert raw_rate.send(net_.address(0), port, 1000) < 5
+        assert one.traffic().sent[0] > 0
 
 
 @with_namespaces

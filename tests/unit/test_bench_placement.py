@@ -13,7 +13,7 @@ from remora.bench.arms import LOCAL, ONE, Arm, Measured, Trial
 from remora.bench.harness import Bar, Report
 from remora.bench.netns import Traffic
 from remora.bench.placement import POLICIES, Results
-from remora.bench.placement_bars import judge
+from remora.bench.placement_bars import judge, narrow
 from remora.cli.main import app
 from remora.plan.explain import Executor, Explanation, Template
 
@@ -47,7 +47,7 @@ def measured(arm: Arm, trials: int = 6, ms: float | None = None) -> Measured:
 
 
 def results(name: str) -> Results:
-    found = Results(workloads.SUITE[name], quick=True)
+    found = Results(workloads.SUITE[name], quick=True, link_bytes_per_s=1.2e8)
     two = [Arm(policy, 2) for policy in POLICIES]
     found.policies = {arm: measured(arm) for arm in (LOCAL, ONE, *two)}
     found.duel = {arm: measured(arm, 15) for arm in (LOCAL, ONE, Arm("semantic", 2), Arm("semantic", 1))}
@@ -55,7 +55,7 @@ def results(name: str) -> Results:
 
 
 def larger() -> Results:
-    found = Results(workloads.SUITE["larger-than-one"], quick=True)
+    found = Results(workloads.SUITE["larger-than-one"], quick=True, link_bytes_per_s=1.2e8)
     semantic = Arm("semantic", 3)
     found.policies = {LOCAL: measured(LOCAL), semantic: measured(semantic)}
     refused = (
@@ -154,6 +154,17 @@ def test_the_own_cost_is_that_of_deep_decode() -> None:
     assert [name for name in missed(found) if "client CPU" in name]
     del found.duel[Arm("semantic", 1)]
     assert [name for name in missed(found) if "client CPU" in name]
+
+
+def test_a_duel_ends_when_its_interval_is_narrow_or_an_arm_is_gone() -> None:
+    two = Arm("semantic", 2)
+    duel = {ONE: measured(ONE, 15), two: measured(two, 15)}
+    assert narrow(duel, 0.01)
+    assert not narrow({ONE: measured(ONE, 5), two: measured(two, 5)}, 0.01)  # five are 93.75 % sure, not 95 %
+    duel[two].trials = [trial(ms, 0) for ms in (9, 10, 11) * 5]
+    assert not narrow(duel, 0.01)
+    duel[two].error = "it died"
+    assert narrow(duel, 0.01)
 
 
 @pytest.mark.parametrize("error", ["", "PlanError: too large", "OutOfMemory: asked 5, 6, 7"])

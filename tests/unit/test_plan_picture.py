@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from remora.ir.annotated_text import parse_graph
-from remora.plan.explain import CLIENT, Block, Edge
+from remora.plan.explain import CLIENT, Block, Edge, Picture
 from remora.plan.parts import split
-from remora.plan.picture import FIRST, LAST, picture_of
+from remora.plan.picture import FIRST, LAST, joined, picture_of
 
 # Two layers on two executors; the head's weight is tied to the embedding's.
 TWO_LAYERS = """
@@ -16,7 +16,7 @@ $2 = float32[4,4] storage=2 uploaded reads=1 weight layer=0 "weight: …"
 $3 = float32[1,8,4] storage=3 reads=1 kv_cache layer=0 "cache: …"
 $4 = float32[4,4] storage=4 uploaded reads=1 weight layer=1 "weight: …"
 %0 = aten.embedding.default($1, $0) | float32[1,1,4] module="model.wte" executor=0
-%1 = aten.linear.default(%0, $2) | float32[1,1,4] module="model.h.0.attn" executor=0 layer=0 "layer: …"
+%1 = aten.linear.default(%0, $2) | float32[1,1,4] module="model.h.0.attn (Attention)" executor=0 layer=0 "layer: …"
 %2 = aten.view.default(%1, [int, int]) | float32[1,4]<0 executor=0
 %3 = aten.cat.default([$3, %1], int) | float32[1,9,4] module="model.h.0.attn" executor=0 kv_cache layer=0 "cache: …"
 %4 = aten.linear.default(%2, $4) | float32[1,4] module="model.h.1.mlp" executor=1 layer=1 "layer: …"
@@ -62,6 +62,21 @@ $0 = float32[4] storage=0
     assert picture_of(graph, (), (frozenset({0}),)).columns == ("encoder.block.0", "decoder.block.0")
 
 
+def test_a_row_outside_of_modules_belongs_to_its_layer() -> None:
+    text = """
+graph PLACED holes=[] wants=%4
+$0 = float32[4] storage=0
+%0 = aten.relu.default($0) | float32[4] executor=0 layer=3 "layer: …"
+%1 = aten.relu.default(%0) | float32[4] module="top.model.h.3 (Block)" executor=0 layer=3 "layer: …"
+%2 = aten.relu.default(%1) | float32[4] executor=0 layer=3 "layer: …"
+%3 = aten.relu.default(%2) | float32[4] executor=0
+%4 = aten.relu.default(%3) | float32[4] executor=0 layer=4 "layer: …"
+"""
+    picture = picture_of(parse_graph(text.lstrip()), (), (frozenset({0}),))
+    assert picture.columns == ("top.model.h.3", "layer 4")
+    assert [(block.column, block.rows) for block in picture.blocks] == [(0, 4), (1, 1)]
+
+
 def test_without_layers_the_modules_are_the_columns() -> None:
     text = """
 graph PLACED holes=[]
@@ -72,3 +87,44 @@ $0 = float32[4] storage=0
 """
     graph = parse_graph(text.lstrip())
     assert picture_of(graph, (), (frozenset({0}),)).columns == ("program", "top.0", "top.2")
+
+
+def test_the_plans_of_a_step_are_joined() -> None:
+    first = Picture(
+        (FIRST, "net.h.0"),
+        (Block(0, 0, "weight", 8, 1, "wte"), Block(1, 0, "activation", 4, 3, "net.h.0")),
+        (Edge(CLIENT, 0, 0, 0, "input", 8),),
+    )
+    second = Picture(
+        ("net.h.0", "net.h.1", LAST),
+        (
+            Block(0, 0, "activation", 0, 2, "net.h.0"),
+            Block(1, 1, "activation", 4, 3),
+            Block(2, 1, "output", 1, 1),
+        ),
+        (Edge(0, 0, 1, 1, "activation", 4), Edge(1, 2, CLIENT, 2, "output", 1)),
+    )
+    assert joined([first, second]) == Picture(
+        (FIRST, "h.0", "h.1", LAST),
+        (
+            Block(0, 0, "weight", 8, 1, "wte"),
+            Block(1, 0, "activation", 4, 5, "net.h.0"),
+            Block(2, 1, "activation", 4, 3),
+            Block(3, 1, "output", 1, 1),
+        ),
+        (
+            Edge(CLIENT, 0, 0, 0, "input", 8),
+            Edge(0, 1, 1, 2, "activation", 4),
+            Edge(1, 3, CLIENT, 3, "output", 1),
+        ),
+    )
+    assert joined([]) == Picture()
+
+
+def test_names_are_as_short_as_they_are_clear() -> None:
+    def columns(*names: str) -> tuple[str, ...]:
+        return joined([Picture(names)]).columns
+
+    assert columns("model.layers.0", "model.layers.1") == ("layers.0", "layers.1")
+    assert columns("t5.encoder.block.0", "t5.decoder.block.0") == ("encoder.block.0", "decoder.block.0")
+    assert columns("layer 0", "h.1") == ("layer 0", "h.1")

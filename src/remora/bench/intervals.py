@@ -4,7 +4,7 @@ The interval of a median is that of order statistics: with n trials, x(k) to x(n
 probability 1 - 2 P(Binomial(n, 1/2) < k), whatever the distribution of times, which is skewed and has outliers. k is
 the largest that keeps 95 %; below six trials not even the smallest and the largest do (93.75 % at five), and the
 interval says so in `coverage`. The bootstrap is not used: for a median its percentile interval is an order-statistics
-interval too, but one that promises more than it keeps (87.5 % at seven trials, 82 % at eight), and BCa's correction
+interval too, but one that promises more than it keeps (87.5 % at seven trials), and BCa's correction
 does not exist for a median, whose jackknife is not consistent.
 """
 

@@ -2,7 +2,7 @@
 
 For each workload, arms are forks that hold a session each (bench/arms.py) and take turns in random order. Three
 parts: `policies`, all on two executors; `counts`, all on one and on three executors, compared and not timed; `duel`,
-local, one executor and semantic, with more trials, for the ratio that needs a narrow interval.
+local, one executor and semantic, until the interval of their ratio is narrow.
 bench/placement_bars.py judges.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +24,9 @@ from remora.bench.workloads import Build, Workload
 from remora.errors import UsageError
 
 POLICIES = ("semantic", "data_aware", "least_loaded", "blind", "random", "split", "local", "explicit")
-TRIALS, DUEL_TRIALS, QUICK_TRIALS = 5, 15, 3
+TRIALS, QUICK_TRIALS = 5, 3
+DUEL, QUICK_DUEL = (15, 60, 25.0), (3, 9, 2.0)  # fewest trials, most, seconds
+NARROW = 0.02  # of an interval, end to end
 COUNTED = ("seed", "llama-decode", "t5-generate")  # compared on one and three executors too
 QUICK = ("seed", "gpt2-decode", "deep-decode", "mlp-adam")
 
@@ -34,6 +37,7 @@ class Results:
 
     workload: Workload
     quick: bool
+    link_bytes_per_s: float  # what a raw socket reached
     policies: dict[Arm, Measured] = field(default_factory=dict)
     counts: dict[Arm, Measured] = field(default_factory=dict)
     duel: dict[Arm, Measured] = field(default_factory=dict)
@@ -99,7 +103,7 @@ def _measure(
 ) -> Results:
     report.say(f"{workload.name}: {workload.about}")
     build = workload.make(quick)
-    results = Results(workload, quick)
+    results = Results(workload, quick, pool.rates.fastest)
     trials = QUICK_TRIALS if quick else TRIALS
     if workload.memory_nbytes:
         _measure_larger(report, results, build, policies, pool, rng)
@@ -113,7 +117,7 @@ def _measure(
     if "semantic" in policies:
         alone = [Arm("semantic", 1)] if workload.name == placement_bars.DEEP else []
         with forked([LOCAL, ONE, Arm("semantic", 2), *alone], build, pool) as arms:
-            results.duel = _rounds(report, arms, trials if quick else DUEL_TRIALS, rng)
+            results.duel = _duel(report, arms, quick, rng)
     del build
     gc.collect()
     return results
@@ -138,17 +142,28 @@ def _measure_larger(
             results.counts = _rounds(report, arms, 0, rng)
 
 
-def _rounds(
-    report: Report, arms: Sequence[ArmProcess], trials: int, rng: random.Random
-) -> dict[Arm, Measured]:
-    """Opens every arm, lets all take turns, and asks those with a policy for their explanation.
+class _Turns:
+    """Arms that take turns. One that fails ends there, is named in the report, and misses a bar later."""
 
-    An arm that fails ends there, is named in the report, and misses a bar later; the others go on.
-    """
-    measured = {process.arm: Measured(process.arm) for process in arms}
+    def __init__(self, report: Report, arms: Sequence[ArmProcess], rng: random.Random) -> None:
+        self.report, self.arms, self.rng = report, list(arms), rng
+        self.measured = {process.arm: Measured(process.arm) for process in arms}
+        for process in arms:
+            self._attempt(process, "open")
 
-    def attempt(process: ArmProcess, what: str, progress: float = 0.0) -> None:
-        of = measured[process.arm]
+    def round(self, progress: float) -> None:
+        """A step of every arm, in a new random order."""
+        self.rng.shuffle(self.arms)
+        for process in self.arms:
+            self._attempt(process, "step", progress)
+
+    def explain(self) -> None:
+        for process in self.arms:
+            if process.arm.policy is not None:
+                self._attempt(process, "explain")
+
+    def _attempt(self, process: ArmProcess, what: str, progress: float = 0.0) -> None:
+        of = self.measured[process.arm]
         if of.error:
             return
         try:
@@ -160,16 +175,30 @@ def _rounds(
                 of.explanation = process.explain()
         except ArmFailed as error:
             of.error = str(error)
-            report.say(f"  {process.arm.name} failed to {what}: {error}")
+            self.report.say(f"  {process.arm.name} failed to {what}: {error}")
 
-    for process in arms:
-        attempt(process, "open")
-    order = list(arms)
+
+def _rounds(
+    report: Report, arms: Sequence[ArmProcess], trials: int, rng: random.Random
+) -> dict[Arm, Measured]:
+    """As many turns of every arm as asked; with more than one, explanations too."""
+    turns = _Turns(report, arms, rng)
     for trial in range(trials):
-        rng.shuffle(order)
-        for process in order:
-            attempt(process, "step", trial / max(trials - 1, 1))
-    for process in arms:
-        if process.arm.policy is not None and trials > 1:
-            attempt(process, "explain")
-    return measured
+        turns.round(trial / max(trials - 1, 1))
+    if trials > 1:
+        turns.explain()
+    return turns.measured
+
+
+def _duel(report: Report, arms: Sequence[ArmProcess], quick: bool, rng: random.Random) -> dict[Arm, Measured]:
+    """Turns until the ratio's interval is narrow, or time is up. What stops it is the width, never the value."""
+    fewest, most, within_s = QUICK_DUEL if quick else DUEL
+    turns = _Turns(report, arms, rng)
+    started = time.monotonic()
+    for trial in range(most):
+        turns.round(trial / (most - 1))
+        spent_s = time.monotonic() - started
+        if trial + 1 >= fewest and (spent_s > within_s or placement_bars.narrow(turns.measured, NARROW)):
+            break
+    turns.explain()
+    return turns.measured

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from remora.bench import intervals
@@ -34,6 +34,8 @@ def judge(report: Report, found: Sequence[Results], policies: Sequence[str]) -> 
         _identical(report, results)
         if results.workload.memory_nbytes:
             _larger(report, results)
+    _peer_bytes(report, found)
+    _cost_model(report, found)
     usual = [results for results in found if not results.workload.memory_nbytes]
     by_name = {results.workload.name: results for results in usual}
     if "semantic" not in policies:
@@ -47,29 +49,31 @@ def judge(report: Report, found: Sequence[Results], policies: Sequence[str]) -> 
     if DEEP in by_name:
         _own_cost(report, by_name[DEEP])
     _warm(report, found)
-    _cost_model(report, found)
 
 
 def _rows(report: Report, results: Results) -> None:
-    name, units = results.workload.name, results.units
+    """For each arm: time, the client's CPU, bytes, and how much of the busiest link's time they filled."""
+    name, units, unit = results.workload.name, results.units, results.workload.unit
+    numbers: dict[str, tuple[str, Callable[[Trial], float]]] = {
+        "": (f"ms/{unit}", lambda t: t.seconds * 1e3 / units),
+        ": client CPU": (f"ms/{unit}", lambda t: t.cpu_s * 1e3 / units),
+        ": client": (f"B/{unit}", lambda t: (t.spent["bytes_sent"] + t.spent["bytes_received"]) / units),
+        ": between executors": (f"B/{unit}", lambda t: t.between_executors() / units),
+        ": busiest link": ("of raw socket", lambda t: _link_share(t, results.link_bytes_per_s)),
+    }
     for part, measured in (("", results.policies), (", duel", results.duel)):
         for arm, of in measured.items():
-            if not of.trials:
-                continue
-            unit = results.workload.unit
-            report.row(f"{name}{part}", arm.name, f"ms/{unit}", _ms(of, units))
-            report.row(
-                f"{name}{part}: client CPU",
-                arm.name,
-                f"ms/{unit}",
-                _each(of, lambda t: t.cpu_s * 1e3 / units),
-            )
-            if arm.executors:
-                client = _each(of, lambda t: (t.spent["bytes_sent"] + t.spent["bytes_received"]) / units)
-                report.row(f"{name}{part}: client", arm.name, f"B/{unit}", client)
-            if arm.executors > 1:
-                between = _each(of, lambda t: t.between_executors() / units)
-                report.row(f"{name}{part}: between executors", arm.name, f"B/{unit}", between)
+            shown = list(numbers)[: 2 if not arm.executors else 5 if arm.executors > 1 else 3]
+            for what in shown if of.trials else ():
+                values = _each(of, numbers[what][1])
+                if not any(map(math.isnan, values)):  # nobody counted
+                    report.row(f"{name}{part}{what}", arm.name, numbers[what][0], values)
+
+
+def _link_share(trial: Trial, link_bytes_per_s: float) -> float:
+    if trial.passed is None:
+        return NAN
+    return trial.passed.busiest / trial.seconds / link_bytes_per_s
 
 
 def _identical(report: Report, results: Results) -> None:
@@ -160,6 +164,15 @@ def _against_one(report: Report, results: Results) -> None:
     report.bar(f"{what}, low end of {_shown(ratio)}", ratio.low, ">=", 0.98)
 
 
+def narrow(duel: Mapping[Arm, Measured], width: float) -> bool:
+    """Whether the ratio of one executor and semantic is known to `width`, or cannot be."""
+    one, semantic = duel.get(ONE), duel.get(SEMANTIC)
+    if one is None or semantic is None or not (_complete(one) and _complete(semantic)):
+        return True
+    ratio = intervals.of_ratio(_ms(one, 1), _ms(semantic, 1))
+    return ratio.coverage >= intervals.LEVEL and ratio.high - ratio.low <= width
+
+
 def _against_blind(report: Report, results: Results) -> None:
     """What knowing the cache is worth."""
     blind, semantic = (results.policies.get(arm) for arm in (BLIND, SEMANTIC))
@@ -198,25 +211,39 @@ def _own_cost(report: Report, results: Results) -> None:
 
 
 def _warm(report: Report, found: Sequence[Results]) -> None:
-    """Nothing is planned in a timed step; the session's own count of moved bytes is the kernel's."""
+    """Nothing is planned in a timed step of semantic."""
     plans: list[float] = []
+    for name, of in _placed(found):
+        planned = [trial.spent.get("plans", NAN) for trial in of.trials]
+        if of.arm.policy == "semantic":
+            plans += planned
+        elif any(planned):  # some turn, or look at the load, so the whereabouts of values change
+            report.say(f"  {name}, {of.arm.name}: plans in its timed steps: {planned}")
+    report.bar(f"plans made in {len(plans)} warm steps of semantic", sum(plans) if plans else NAN, "==", 0)
+
+
+def _peer_bytes(report: Report, found: Sequence[Results]) -> None:
+    """The session's own count of bytes between executors is the kernel's."""
+    if not any(trial.passed for results in found for of in results.policies.values() for trial in of.trials):
+        report.say("the links are not the kernel's, so nothing checks peer_bytes")
+        return
     counted: list[bool] = []
     wrong = []
+    for name, of in _placed(found):
+        agree = [_agree(trial) for trial in of.trials if trial.passed is not None]
+        counted += agree
+        if not all(agree):
+            wrong.append(f"{name}, {of.arm.name}")
+    what = f"steps of {len(counted)} whose peer_bytes are not what the kernel counted{_named(wrong)}"
+    report.bar(what, counted.count(False) if counted else NAN, "==", 0)
+
+
+def _placed(found: Sequence[Results]) -> Iterator[tuple[str, Measured]]:
+    """Everything timed with a policy, and of which workload."""
     for results in found:
         for of in (*results.policies.values(), *results.duel.values()):
-            if of.arm.policy is None:
-                continue
-            plans += [trial.spent.get("plans", NAN) for trial in of.trials]
-            agree = [_agree(trial) for trial in of.trials if trial.passed is not None]
-            counted += agree
-            if not all(agree):
-                wrong.append(f"{results.workload.name}, {of.arm.name}")
-    report.bar(f"plans made in {len(plans)} warm steps", sum(plans) if plans else NAN, "==", 0)
-    if any(of.passed for results in found for arm in results.policies.values() for of in arm.trials):
-        what = f"steps of {len(counted)} whose peer_bytes are not what the kernel counted{_named(wrong)}"
-        report.bar(what, counted.count(False) if counted else NAN, "==", 0)
-    else:
-        report.say("the links are not the kernel's, so nothing checks peer_bytes")
+            if of.arm.policy is not None:
+                yield results.workload.name, of
 
 
 def _agree(trial: Trial) -> bool:

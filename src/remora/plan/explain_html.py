@@ -20,7 +20,7 @@ COLOURS = {
     "optimizer_state": "#56b4e9",
 }
 OTHER = "#888888"
-CELL_WIDTH, BLOCK_HEIGHT, GAP, MARGIN = 132, 30, 44, 150
+CELL_WIDTH, BLOCK_HEIGHT, GAP, MARGIN = 152, 30, 44, 160
 
 STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 2em; max-width: 1200px; }
@@ -168,7 +168,7 @@ def _blocks(blocks: Iterable[Block], layout: _Layout) -> Iterator[str]:
         yield (
             f'<g><title>{_text(about)}</title><rect x="{x}" y="{y}" width="{CELL_WIDTH - 14}" '
             f'height="{BLOCK_HEIGHT - 4}" rx="4" fill="{colour(block.residency)}"/>'
-            f'<text class="on" x="{x + 6}" y="{y + 17}">{_text(block.residency, 8)} {amount(block.nbytes)}</text></g>'
+            f'<text class="on" x="{x + 6}" y="{y + 17}">{_text(block.residency, 12)} {amount(block.nbytes)}</text></g>'
         )
 
 

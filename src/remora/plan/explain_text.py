@@ -143,6 +143,7 @@ def fold(names: Sequence[str]) -> list[str]:
     """Names that differ in one number alone become one: h.0, h.1, h.2 is h.{0..2}, and h.0, h.2 is h.{0,2}."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for name in names:
+        name = name.partition(" (")[0]  # the class behind a path
         if not name:
             continue
         head, number, tail = _NUMBER.match(name).groups()  # type: ignore[union-attr]  # it matches any text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from remora.ir.annotated import Graph, Outside, Residency, Row
 from remora.ir.node import Ref, Slot
@@ -13,7 +14,7 @@ FIRST, LAST = "before the layers", "after the layers"
 
 
 def picture_of(graph: Graph, transfers: Iterable[Transfer], homes: Sequence[frozenset[int]]) -> Picture:
-    """Draws one plan.
+    """Draws one plan; columns have their whole paths, which `joined` shortens.
 
     Args:
         graph: placed. transfers: between its parts, as `parts.split` gives them: from CLIENT what no executor has yet.
@@ -30,16 +31,38 @@ def picture_of(graph: Graph, transfers: Iterable[Transfer], homes: Sequence[froz
     )
 
 
+def joined(pictures: Sequence[Picture]) -> Picture:
+    """One picture of a step that takes several plans, in their order; columns have their shortest clear names."""
+    names = [name for picture in pictures for name in picture.columns]
+    layers = [name for name in dict.fromkeys(names) if name not in (FIRST, LAST)]
+    order = [*([FIRST] if FIRST in names else []), *layers, *([LAST] if LAST in names else [])]
+    blocks: dict[tuple[int, int, str], Block] = {}
+    edges: dict[tuple[int, int, int, int, str], Edge] = {}
+    for picture in pictures:
+        at = [order.index(name) for name in picture.columns]
+        for block in picture.blocks:
+            place = (at[block.column], block.executor, block.residency)
+            same = blocks.get(place, Block(*place, 0, 0, block.module))
+            blocks[place] = replace(same, nbytes=same.nbytes + block.nbytes, rows=same.rows + block.rows)
+        for edge in picture.edges:
+            ends = (edge.source, at[edge.source_column], edge.target, at[edge.target_column], edge.residency)
+            drawn = edges.get(ends, Edge(*ends, 0, 0))
+            edges[ends] = replace(drawn, nbytes=drawn.nbytes + edge.nbytes, count=drawn.count + edge.count)
+    short = _shortened(layers)
+    columns = tuple(short.get(name, name) for name in order)
+    return Picture(columns, tuple(blocks[place] for place in sorted(blocks)), tuple(edges.values()))
+
+
 def _columns(rows: Sequence[Row]) -> list[str]:
     """The column of each row. Rows of no layer belong to the layer before them, or stand before the first one or
     behind the last one."""
     layered = [number for number, row in enumerate(rows) if row.meaning.layer is not None]
     if not layered:
-        return [_top(row.module) for row in rows]
+        return [".".join(_path(row)[:2]) or "program" for row in rows]
     names: list[str] = []
-    for number, row in enumerate(rows):
-        if row.meaning.layer is not None:
-            names.append(_layer_name(row.module, row.meaning.layer))
+    for number, name in enumerate(_layer_names(rows)):
+        if name:
+            names.append(name)
         elif number < layered[0]:
             names.append(FIRST)
         else:
@@ -47,16 +70,42 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return names
 
 
-def _layer_name(module: str, layer: int) -> str:
-    """The path up to the layer's own number: encoder and decoder have a layer 0 each."""
-    path = module.split(".")
-    if str(layer) in path:
-        return ".".join(path[: path.index(str(layer)) + 1])
-    return f"layer {layer}"
+def _layer_names(rows: Sequence[Row]) -> list[str]:
+    """For each row of a layer the path up to the layer's number: encoder and decoder have a layer 0 each. A row
+    outside of modules, such as one that a function of the layer ran, has the name of the nearest of its layer."""
+    names = ["" for _ in rows]
+    for number, row in enumerate(rows):
+        path, layer = _path(row), str(row.meaning.layer)
+        if layer in path:
+            names[number] = ".".join(path[: path.index(layer) + 1])
+    for order in (range(len(rows)), range(len(rows) - 1, -1, -1)):
+        last: dict[int, str] = {}
+        for number in order:
+            at = rows[number].meaning.layer
+            if at is not None:
+                names[number] = names[number] or last.get(at, "")
+                last[at] = names[number]
+    return [
+        name or (f"layer {row.meaning.layer}" if row.meaning.layer is not None else "")
+        for name, row in zip(names, rows, strict=True)
+    ]
 
 
-def _top(module: str) -> str:
-    return ".".join(module.split(".")[:2]) or "program"
+def _shortened(names: Iterable[str]) -> dict[str, str]:
+    """The last parts of each path: as few, but two, as tell them apart."""
+    unique = list(dict.fromkeys(names))
+    longest = max((name.count(".") + 1 for name in unique), default=1)
+    for parts in range(2, longest):
+        short = {name: ".".join(name.split(".")[-parts:]) for name in unique}
+        if len(set(short.values())) == len(unique):
+            return short
+    return {name: name for name in unique}
+
+
+def _path(row: Row) -> list[str]:
+    """Of the row's module, without the class that provenance puts behind it."""
+    module = row.module.partition(" (")[0]
+    return module.split(".") if module else []
 
 
 def _readers(graph: Graph) -> dict[Value, list[int]]:
@@ -78,7 +127,7 @@ def _blocks(
         key = (columns[row], executor, str(item.meaning.residency or Residency.ACTIVATION))
         cell = held.setdefault(key, [0, 0])
         cell[0], cell[1] = cell[0] + nbytes, cell[1] + rows
-        modules.setdefault(key, graph.rows[row].module)
+        modules.setdefault(key, ".".join(_path(graph.rows[row])))
 
     counted: set[tuple[int, int]] = set()
     for index, slot in enumerate(graph.slots):

@@ -14,20 +14,16 @@ Outputs = Sequence[
 ]  # on the CPU: what is compared, bit for bit, with the same step of the same workload
 
 
-def _stay(progress: float) -> None:
-    """Most workloads need nothing between steps."""
-
-
 @dataclass(frozen=True)
 class Running:
     """A workload on a device.
 
     step: what is timed: an ordinary piece of program that ends with its outputs on the CPU. prepare: before a step,
-    untimed; is told how far through the trials it is, 0 to 1.
+    untimed; is told how far through the trials it is, 0 to 1. None: there is nothing to do between steps.
     """
 
     step: Callable[[], Outputs]
-    prepare: Callable[[float], None] = _stay
+    prepare: Callable[[float], None] | None = None
 
 
 Build = Callable[[str], Running]  # on a device such as "cpu" or "remora:1"
