@@ -89,6 +89,7 @@ class Placement:
         self.plans_made = 0
         self.programs = 0
         self.graphs = 0
+        self._graphs_before = 0  # this program
         self._number, self._ticket = number, ticket
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._captured = itertools.count(-1, -1)
@@ -141,6 +142,11 @@ class Placement:
             self._bulk.append((lane, segment, upload.digest, memoryview(upload.data)))
             lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
         self.holdings.arrived((segment, 0), executor)
+
+    def program_ends(self) -> None:
+        """A sync. A program of nothing is none."""
+        self.programs += self.graphs > self._graphs_before
+        self._graphs_before = self.graphs
 
     @property
     def has_bulk(self) -> bool:

@@ -143,7 +143,7 @@ class PoolSession(Session):
                 self.lanes[at].say(question)
             self._commit()
             self.recorder.program_ends()
-            self.placement.programs += 1
+            self.placement.program_ends()
         self.placement.send_bulk()
         for lane in self.lanes:
             lane.link.send()
