@@ -33,7 +33,7 @@ async def replies(socket, *messages, seq=1):
     await socket.send_bytes(step(seq, *messages))
     found = []
     while not any(isinstance(reply, (Done, Failed, Lost)) for reply in found):
-        found += opened((await socket.receive(timeout=20)).data)[2]
+        found += opened((await socket.receive(timeout=60)).data)[2]
     return found
 
 
