@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
+from remora.ops.layout import span_of
 
 aten = torch.ops.aten
 _choose = torch._fused_sdp_choice
@@ -73,6 +74,5 @@ def _takes_flash(
 
 def _example(tensor: torch.Tensor) -> torch.Tensor:
     """A CPU tensor with the same metadata, whose memory nothing touches."""
-    span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    base = torch.empty(0 if 0 in tensor.shape else span, dtype=tensor.dtype, device="cpu")
+    base = torch.empty(span_of(tensor.shape, tensor.stride()), dtype=tensor.dtype, device="cpu")
     return base.as_strided(tensor.shape, tensor.stride()).requires_grad_(tensor.requires_grad)
