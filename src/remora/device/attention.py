@@ -34,11 +34,12 @@ def attend(
     enable_gqa: bool = False,
 ) -> Any:
     """Scaled dot product attention, taken apart for autograd."""
-    sink = bound.sink or bound.need()[1]
+    if bound.sink is None:
+        bound.need()
     tensors = (query, key, value, attn_mask)
     plain = forward_ad._current_level < 0 and all(t is None or type(t) is RemoraTensor for t in tensors)
     # transforms (torch.func, forward mode) have rules for the parts alone
-    if plain and sink.executor_device == "cpu" and _takes_flash(tensors, dropout_p, is_causal, enable_gqa):
+    if plain and bound.device_type == "cpu" and _takes_flash(tensors, dropout_p, is_causal, enable_gqa):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
         return aten._scaled_dot_product_flash_attention_for_cpu(
