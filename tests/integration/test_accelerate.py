@@ -21,13 +21,10 @@ IDS = models.prompt(7, batch=2, vocabulary=256)
 
 @pytest.fixture(autouse=True)
 def _alone():
-    """One thread, as the executor of the tests; and accelerate's global state is made anew."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """accelerate's global state is made anew."""
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
-    torch.set_num_threads(threads)
 
 
 def _train(cpu: bool) -> tuple[torch.device, list[float], list[torch.Tensor]]:

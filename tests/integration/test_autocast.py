@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from remora.session.session import Session
+from remora.device.sink import bound
 
 
 def _draw(device: str, *shape: int) -> torch.Tensor:
@@ -225,7 +225,7 @@ def test_checkpointing_recomputes_under_autocast(connected: ModuleType) -> None:
 
 
 def test_a_gpus_executor_has_a_gpus_lists(connected: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "executor_device", property(lambda self: "cuda:0"))
+    monkeypatch.setattr(bound, "device_type", "cuda")
     half = _draw("remora", 3, 3).bfloat16()
     with torch.autocast("remora", dtype=torch.bfloat16):
         single = {

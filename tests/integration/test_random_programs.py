@@ -18,13 +18,8 @@ def test_random_programs_are_equal_to_the_cpu(connected, capsys):
     seed = int(os.environ.get("RANDOM_PROGRAMS_SEED") or random.SystemRandom().randrange(10**9))
     with capsys.disabled():
         print(f"\n{PROGRAMS} random programs: RANDOM_PROGRAMS_SEED={seed}")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for n in range(PROGRAMS):
-            check(Program(seed * 1000 + n))
-    finally:
-        torch.set_num_threads(threads)
+    for n in range(PROGRAMS):
+        check(Program(seed * 1000 + n))
 
 
 def check(program: Program) -> None:

@@ -20,12 +20,9 @@ MEASURES = ("loss", "eval_loss", "grad_norm", "learning_rate")
 
 @pytest.fixture(autouse=True)
 def _alone():
-    """One thread, as the executor of the tests; and accelerate's global state is made anew."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """accelerate's global state is made anew."""
     yield
     AcceleratorState._reset_state(True)
-    torch.set_num_threads(threads)
 
 
 class Sentences(torch.utils.data.Dataset):

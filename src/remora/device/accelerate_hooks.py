@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -17,8 +16,8 @@ import torch
 
 from remora.config import ClientSettings
 from remora.device.late import waits, when_loaded
+from remora.device.memory import mem_get_info
 from remora.device.sink import bound
-from remora.device.tensor import RemoraTensor
 
 STATE, MODELING = "accelerate.state", "accelerate.utils.modeling"
 SHARE = 0.9  # of the free memory; the rest is for activations, as transformers leaves it on a GPU
@@ -27,7 +26,7 @@ SHARE = 0.9  # of the free memory; the rest is for activations, as transformers 
 def install() -> None:
     """Idempotent."""
     when_loaded(STATE, _choose_remora)
-    when_loaded(MODELING, _change_modeling)
+    when_loaded(MODELING, _count_remora)
 
 
 def probe() -> str | None:
@@ -37,7 +36,6 @@ def probe() -> str | None:
     for name, owner, attribute in (
         (STATE, "PartialState", "default_device"),
         (MODELING, None, "get_max_memory"),
-        (MODELING, None, "set_module_tensor_to_device"),
     ):
         if waits(name):
             continue
@@ -71,11 +69,6 @@ def _choose_remora(module: ModuleType) -> None:
     kind.default_device = property(default_device)
 
 
-def _change_modeling(module: ModuleType) -> None:
-    _count_remora(module)
-    _forget_addresses(module)
-
-
 def _count_remora(module: ModuleType) -> None:
     plain: Any = getattr(module, "get_max_memory", None)
     if plain is None or hasattr(plain, "_remora"):
@@ -87,7 +80,7 @@ def _count_remora(module: ModuleType) -> None:
             found = plain(None)
             if not in_use() or any(isinstance(key, int) for key in found):
                 return found  # type: ignore[no-any-return]
-            return {"remora:0": int(_free_nbytes() * SHARE), **found}
+            return {"remora:0": int(mem_get_info()[0] * SHARE), **found}
         for key, size in max_memory.items():  # in the caller's dict, as accelerate does it
             if isinstance(size, str):
                 max_memory[key] = module.convert_file_size_to_int(size)  # type: ignore[attr-defined]
@@ -95,25 +88,6 @@ def _count_remora(module: ModuleType) -> None:
         return ours | plain({key: size for key, size in max_memory.items() if key not in ours})
 
     _replace(plain, get_max_memory)
-
-
-def _forget_addresses(module: ModuleType) -> None:
-    """accelerate knows tied weights by their address, which a remora tensor has not; offloaded ones are CPU tensors."""
-    plain: Any = getattr(module, "set_module_tensor_to_device", None)
-    if plain is None or hasattr(plain, "_remora"):
-        return
-    signature = inspect.signature(plain)
-
-    @functools.wraps(plain)
-    def set_module_tensor_to_device(*args: Any, **kwargs: Any) -> None:
-        given = signature.bind(*args, **kwargs)
-        place, _, name = given.arguments["tensor_name"].rpartition(".")
-        old = getattr(given.arguments["module"].get_submodule(place), name, None)
-        if isinstance(old, RemoraTensor) or isinstance(given.arguments.get("value"), RemoraTensor):
-            given.arguments["tied_params_map"] = None
-        plain(*given.args, **given.kwargs)
-
-    _replace(plain, set_module_tensor_to_device)
 
 
 def _replace(plain: Any, changed: Any) -> None:
@@ -124,10 +98,3 @@ def _replace(plain: Any, changed: Any) -> None:
             for name, item in list(vars(module).items()):
                 if item is plain:
                     setattr(module, name, changed)
-
-
-def _free_nbytes() -> int:
-    """What the executor's device has free for this session; its whole share where it does not say."""
-    _, session = bound.need()
-    tell = getattr(torch.remora, "mem_get_info", None)  # type: ignore[attr-defined]
-    return int(tell()[0]) if tell is not None else int(session.grant.memory_nbytes)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import sys
 from remora.capture.value import Value
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
-from remora.ops.own import span_of
+from remora.ops.layout import end_of
 
 _FIRST = 1 << 120  # no processor maps it, and nothing that takes 64 bits takes it
 
@@ -27,9 +27,8 @@ _COMPARERS = frozenset(
 
 _SPAN = 1 << 48  # more than any value has bytes
 _loaded = itertools.count(1)
-_grown: dict[
-    tuple[int, int], int
-] = {}  # bytes of memory that became more than its root has, by the root's name
+# By a root's name, the bytes of its memory where they have become more than the root has.
+_grown: dict[tuple[int, int], int] = {}
 
 
 def address_of_root(root: Value) -> int:
@@ -50,8 +49,9 @@ def root_of(tensor: RemoraTensor) -> Value:
 
 def reshaped(tensor: RemoraTensor, value: Value) -> None:
     """Notes that a tensor is to be another view of its own memory, which grows if the view reaches beyond it."""
-    root = root_of(tensor)
-    if _owner(tensor) is tensor:
+    owner = _owner(tensor)
+    root = owner.__dict__.get("_root", owner._value)
+    if owner is tensor:
         tensor._root = root
     if _end(value) > nbytes_of(root):
         _grown[root.segment, root.code] = _end(value)
@@ -76,8 +76,7 @@ def _owner(tensor: RemoraTensor) -> RemoraTensor:
 def _end(value: Value) -> int:
     """Bytes from the start of the memory to the last element."""
     meta = value.meta
-    span = span_of(meta.shape, meta.stride)
-    return (meta.offset + span) * meta.dtype.itemsize if span else 0
+    return end_of(meta.shape, meta.stride, meta.offset) * meta.dtype.itemsize  # type: ignore[no-any-return]
 
 
 def may_compare() -> bool:

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
+from remora.ops.layout import span_of
 
 aten = torch.ops.aten
 _choose = torch._fused_sdp_choice
@@ -33,11 +34,12 @@ def attend(
     enable_gqa: bool = False,
 ) -> Any:
     """Scaled dot product attention, taken apart for autograd."""
-    sink = bound.sink or bound.need()[1]
+    if bound.sink is None:
+        bound.need()
     tensors = (query, key, value, attn_mask)
     plain = forward_ad._current_level < 0 and all(t is None or type(t) is RemoraTensor for t in tensors)
     # transforms (torch.func, forward mode) have rules for the parts alone
-    if plain and sink.executor_device == "cpu" and _takes_flash(tensors, dropout_p, is_causal, enable_gqa):
+    if plain and bound.device_type == "cpu" and _takes_flash(tensors, dropout_p, is_causal, enable_gqa):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
         return aten._scaled_dot_product_flash_attention_for_cpu(
@@ -73,6 +75,5 @@ def _takes_flash(
 
 def _example(tensor: torch.Tensor) -> torch.Tensor:
     """A CPU tensor with the same metadata, whose memory nothing touches."""
-    span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    base = torch.empty(0 if 0 in tensor.shape else span, dtype=tensor.dtype, device="cpu")
+    base = torch.empty(span_of(tensor.shape, tensor.stride()), dtype=tensor.dtype, device="cpu")
     return base.as_strided(tensor.shape, tensor.stride()).requires_grad_(tensor.requires_grad)

@@ -57,7 +57,8 @@ def _kernel(op: Any, name: str) -> Any:
     dtype_place = next((at for at, a in enumerate(op._schema.arguments) if a.name == "dtype"), None)
 
     def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
-        policy = policies.get(bound.need()[1].executor_device.partition(":")[0])
+        bound.need()
+        policy = policies.get(bound.device_type)
         if policy is None and (name in COME_APART or (in_parts and torch.is_inference_mode_enabled())):
             return op.decompose(*args, **kwargs)  # under inference_mode it would come apart below autocast
         if policy is None:

@@ -350,9 +350,8 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
 
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor) and type(item) is not RemoraTensor:
-            if (
-                item.device.type == tensors.DEVICE.type
-            ):  # PyTorch makes some kinds out of remora tensors by itself
+            # PyTorch makes some kinds out of remora tensors by itself
+            if item.device.type == tensors.DEVICE.type:
                 raise NotSupported(f"{func}: the remora device has no {item.layout} tensors; use .to_dense()")
             if item.dim() and not func._schema.name.startswith("aten::index"):
                 raise RuntimeError(

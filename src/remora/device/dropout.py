@@ -23,6 +23,7 @@ def _dropout(input: Any, p: float, train: bool) -> Any:
         return input
     if p == 1:
         return input * torch.zeros((), dtype=input.dtype, device=input.device)
-    if bound.need()[1].executor_device.startswith("cpu"):
+    bound.need()
+    if bound.device_type == "cpu":
         return input * torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
     return torch.ops.aten.native_dropout(input, p, train)[0]

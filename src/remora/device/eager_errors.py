@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 from remora.device.tensor import RemoraTensor
 from remora.errors import RemoraError
+from remora.ops.layout import span_of
 
 MAX_NBYTES = 64 << 20  # of stand-ins
 
@@ -26,7 +27,7 @@ def as_eager(func: Any, args: Any, kwargs: Any, error: Exception) -> Exception:
         nonlocal nbytes
         if isinstance(item, RemoraTensor):
             meta = item._value.meta
-            span = 1 + sum((n - 1) * step for n, step in zip(meta.shape, meta.stride, strict=True) if n)
+            span = span_of(meta.shape, meta.stride)
             nbytes += span * meta.dtype.itemsize
             if nbytes > MAX_NBYTES:
                 raise OverflowError

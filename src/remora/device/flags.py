@@ -24,9 +24,8 @@ def announce(sink: Sink) -> None:
     flush = _told[("set_flush_denormal",)]
     for setter, values in [*current()[:-1], ("set_flush_denormal", flush)]:
         key = key_of(setter, values)
-        first = PRISTINE.get(key, values)[
-            : len(values)
-        ]  # older versions have fewer settings, and shorter ones
+        # older versions have fewer settings, and shorter ones
+        first = PRISTINE.get(key, values)[: len(values)]
         if setter not in PREFERENCES and values != first:
             sink.flag(setter, values)
         _told[key] = values

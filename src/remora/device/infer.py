@@ -71,9 +71,8 @@ def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outc
         return _told_by_executor(func, known, args)
     global misses
     misses += 1
-    outs = (
-        _by_rule(func, args, kwargs, inputs) if known.n_returns else []
-    )  # what gives nothing is not asked for
+    # what gives nothing is not asked for
+    outs = _by_rule(func, args, kwargs, inputs) if known.n_returns else []
     if outs is None:
         outs = _by_meta_kernel(func, args, kwargs, inputs)
     if _corrected_without_out(func, known):

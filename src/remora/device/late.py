@@ -10,9 +10,8 @@ from types import ModuleType
 from typing import Any
 
 _changes: dict[str, Callable[[ModuleType], None]] = {}
-_half: dict[
-    str, Callable[[ModuleType], None]
-] = {}  # of modules that were being loaded when they were asked for
+# Of modules that were being loaded when they were asked for.
+_half: dict[str, Callable[[ModuleType], None]] = {}
 
 
 def when_loaded(name: str, change: Callable[[ModuleType], None]) -> None:

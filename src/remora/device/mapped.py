@@ -15,9 +15,8 @@ from typing import Any
 
 LEAST_NBYTES = 1 << 20  # smaller weights are not worth the look
 KEPT_NBYTES = 64 << 20  # stay, so that a small model's file stays in the page cache
-_MADV_PAGEOUT = (
-    21  # writes nothing off that is not on the disk: pages that the program changed stay as they are
-)
+# Writes nothing off that is not on the disk: pages that the program changed stay as they are.
+_MADV_PAGEOUT = 21
 
 _sent: list[tuple[int, int]] = []  # address and size of what has gone and may leave
 _ranges: list[tuple[int, int]] = []  # of mapped files, sorted; as last seen
@@ -40,9 +39,8 @@ def _leave(start: int, nbytes: int) -> None:
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     whole = (start + nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
     if whole > 0:
-        _pageout()(
-            ctypes.c_void_p(first), ctypes.c_size_t(whole), _MADV_PAGEOUT
-        )  # a refusal costs only memory
+        # a refusal costs only memory
+        _pageout()(ctypes.c_void_p(first), ctypes.c_size_t(whole), _MADV_PAGEOUT)
 
 
 def _of_file(start: int, nbytes: int) -> bool:

@@ -30,11 +30,9 @@ class DeviceProperties:
 
 def get_device_properties(device: Any = None) -> DeviceProperties:
     only_device(device)
-    sink = bound.need()[1]
-    facts = sink.facts()
-    kind = sink.executor_device.partition(":")[0]
+    facts = bound.need()[1].facts()
     return DeviceProperties(
-        facts.name, kind, facts.total_nbytes, facts.major, facts.minor, facts.multi_processors
+        facts.name, bound.device_type, facts.total_nbytes, facts.major, facts.minor, facts.multi_processors
     )
 
 

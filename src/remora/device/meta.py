@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from remora.ops.layout import Meta
+from remora.ops.layout import Meta, end_of
 
 CONJ, NEG = 1, 2
 
@@ -37,8 +37,8 @@ class TensorMeta:
     def fresh_example(self) -> torch.Tensor:
         """One that an op may write and resize."""
         with torch.inference_mode(False):
-            span = self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-            base = torch.empty(0 if 0 in self.shape else span, dtype=self.dtype, device="meta")
+            end = end_of(self.shape, self.stride, self.offset)
+            base = torch.empty(end, dtype=self.dtype, device="meta")
             example = base.as_strided(self.shape, self.stride, self.offset)
         if self.lazy:
             self.mark(example)

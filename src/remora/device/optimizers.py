@@ -40,9 +40,11 @@ def install() -> None:
 def _as_the_executor(choose: Any) -> Any:
     @functools.wraps(choose)
     def chosen(params: Any, *args: Any, **kwargs: Any) -> Any:
-        sink = bound.sink
-        on_cpu = sink is not None and sink.executor_device.startswith("cpu")
-        if on_cpu and any(type(parameter) is RemoraTensor for parameter in params):
+        if (
+            bound.sink is not None
+            and bound.device_type == "cpu"
+            and any(type(parameter) is RemoraTensor for parameter in params)
+        ):
             return False, False
         return choose(params, *args, **kwargs)
 

@@ -35,9 +35,8 @@ def _contents(tensor: torch.Tensor, indent: int) -> str:
     if tensor.numel() <= options.threshold:
         return printing._tensor_str(tensor.detach().cpu(), indent)
     edges = _edges(tensor.detach(), options.edgeitems).cpu()
-    with printing.printoptions(
-        threshold=0
-    ):  # the edges are few, and are printed as the summary that they are
+    # the edges are few, and are printed as the summary that they are
+    with printing.printoptions(threshold=0):
         return printing._tensor_str(edges, indent)
 
 

@@ -16,6 +16,7 @@ from remora.device.ctc import register_ctc
 from remora.device.dispatch import record
 from remora.device.dropout import register_dropout
 from remora.device.engine import StreamGuard
+from remora.device.index import only_device
 from remora.device.layouts import refuse_by_name
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
@@ -118,9 +119,7 @@ def _factory(op: Any) -> Any:
     def make(*args: Any, **kwargs: Any) -> Any:
         if kwargs.pop("pin_memory", None):
             raise RuntimeError("Only dense CPU tensors can be pinned")
-        device = kwargs.get("device")
-        if device is not None and device.index not in (None, 0):
-            raise RuntimeError(f"{device} does not exist: this session has one executor, remora:0")
+        only_device(kwargs.get("device"))
         if kwargs.get("layout") not in (None, torch.strided):
             raise NotImplementedError(f"{op} with layout {kwargs['layout']} on the remora device")
         kwargs["device"] = tensors.DEVICE

@@ -23,9 +23,7 @@ from remora.ops.schema import functional_of, op_name, traits
 
 aten = torch.ops.aten
 _set = aten.set_.source_Storage_storage_offset
-_storage = (
-    torch.Tensor.untyped_storage
-)  # of no bytes: not RemoraTensor's, which stands for those on the executor
+_storage = torch.Tensor.untyped_storage  # of no bytes; RemoraTensor's stands for those on the executor
 _HERE = 5  # frames from `record` to the program: record_view, the special op, learn, record
 
 
@@ -152,8 +150,7 @@ def write_out(changes: OutChanges, func: Any, args: Any, kwargs: Any, depth: int
         record(aten.copy_.default, (), (target, result), None, depth + 1)
     if not traits(func).n_returns:
         return None
-    returned = [targets[0]] if len(func._schema.returns) == 1 else targets
-    return returned[0] if len(returned) == 1 else tuple(returned)
+    return targets[0] if len(func._schema.returns) == 1 else tuple(targets)
 
 
 def through_copy(op: Any) -> Any:

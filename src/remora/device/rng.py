@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from remora.capture.recorder import Recorder
 from remora.capture.value import Kept, Value
+from remora.device.index import only_device
 from remora.device.meta import contiguous_meta
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported
@@ -226,8 +227,8 @@ def _rebuilt(state: torch.Tensor, seed: int) -> RemoraGenerator:
 
 
 def _state_nbytes() -> int:
-    _, sink = bound.need()
-    return _STATE_NBYTES[torch.device(sink.executor_device).type]
+    bound.need()
+    return _STATE_NBYTES[bound.device_type]
 
 
 def _checked(state: Any) -> torch.Tensor:
@@ -272,8 +273,7 @@ class _Generators(type(_PyTorchs)):  # type: ignore[misc]  # newer versions have
         meant = local_device(device)
         if meant.type != "remora":
             return _PyTorchs(*args, **kwargs)
-        if meant.index not in (None, 0):
-            raise RuntimeError(f"{meant} does not exist: this session has one executor, remora:0")
+        only_device(meant)
         return _generator()
 
     def __instancecheck__(cls, item: Any) -> bool:

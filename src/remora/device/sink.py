@@ -104,14 +104,12 @@ class Bound:
         self.start: Callable[[], None] | None = None
         self.ended: Exception | None = None  # why there is no session any more; none starts by itself then
         self._starting = threading.RLock()
-
-    @property
-    def device_type(self) -> str:
-        """Of the executor, "cpu" or "cuda": a few kernels lay their results out as their device does."""
-        return self.sink.executor_device.partition(":")[0] if self.sink is not None else "cpu"
+        # of the executor, "cpu" or "cuda": a few kernels lay their results out as their device does
+        self.device_type = "cpu"
 
     def bind(self, recorder: Recorder, sink: Sink) -> None:
         self.recorder, self.sink, self.ended = recorder, sink, None
+        self.device_type = sink.executor_device.partition(":")[0]
 
     @property
     def unused(self) -> bool:
@@ -120,7 +118,7 @@ class Bound:
 
     def unbind(self, reason: Exception) -> None:
         self.recorder = self.sink = None
-        self.ended = reason
+        self.ended, self.device_type = reason, "cpu"
 
     def need(self) -> tuple[Recorder, Sink]:
         """The bound session; starts one if there was none yet."""

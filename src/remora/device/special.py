@@ -16,6 +16,7 @@ from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor, view_of
 from remora.device.upload import upload
 from remora.errors import NotSupported
+from remora.ops.layout import span_of
 
 aten = torch.ops.aten
 _DEPTH = 4  # frames from a record made here to the program: special, learn, record
@@ -112,9 +113,8 @@ def _equal(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _histc(func: Any, args: Any, kwargs: Any) -> Any:
     """Programs give whole numbers to every device but "cpu", whose kernel counts floats alone."""
-    _, sink = bound.need()
     source = args[0]
-    if source.is_floating_point() or sink.executor_device != "cpu":
+    if source.is_floating_point() or bound.device_type != "cpu":
         return NotImplemented
     return func(source.float(), *args[1:], **kwargs).to(source.dtype)
 
@@ -128,7 +128,7 @@ def _has_same_storage_numel(func: Any, args: Any, kwargs: Any) -> Any:
 
     def span(tensor: Any) -> int:
         meta = (tensor if tensor._base is None else tensor._base)._value.meta
-        return meta.offset + 1 + sum((n - 1) * step for n, step in zip(meta.shape, meta.stride, strict=True))
+        return meta.offset + span_of(meta.shape, meta.stride)
 
     return span(args[0]) == span(args[1])
 

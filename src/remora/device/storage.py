@@ -24,6 +24,7 @@ from remora.device.resize import grown
 from remora.device.tensor import RemoraTensor, wrap
 from remora.errors import NotSupported
 from remora.ops.dtypes import bytes_of
+from remora.ops.layout import end_of
 
 
 def address_of(tensor: RemoraTensor) -> int:
@@ -64,9 +65,6 @@ class RemoraStorage(torch.UntypedStorage):
     source: torch.UntypedStorage | None
     _address: int
     asked_by: weakref.ref[RemoraTensor] | None = None  # the tensor whose storage it was asked for as
-    _ahead: tuple[int, torch.Tensor] | None = (
-        None  # downloaded with another one, when so many ops were recorded
-    )
 
     @classmethod
     def of(cls, root: Value) -> RemoraStorage:
@@ -124,7 +122,7 @@ class RemoraStorage(torch.UntypedStorage):
 
         assert self.root is not None
         meta = self.root._value.meta
-        if nbytes_of(self.root._value) > _span(meta.shape, meta.stride, meta.offset) * meta.dtype.itemsize:
+        if nbytes_of(self.root._value) > end_of(meta.shape, meta.stride, meta.offset) * meta.dtype.itemsize:
             return download(flat(self.root)).untyped_storage()  # type: ignore[arg-type]
         local = download(self.root)
         if local.stride() == meta.stride and local.untyped_storage().nbytes() == self.nbytes():
@@ -197,7 +195,7 @@ class RemoraStorage(torch.UntypedStorage):
             size = (self.nbytes() // dtype.itemsize,)
         if stride is None:
             stride = torch.empty(size, device="meta").stride()
-        needed = _span(size, stride, offset) * dtype.itemsize
+        needed = end_of(size, stride, offset) * dtype.itemsize
         if needed > self.nbytes():
             raise RuntimeError(
                 f"setStorage: sizes {list(size)}, strides {list(stride)}, storage offset {offset}, and itemsize "
@@ -220,7 +218,7 @@ class RemoraStorage(torch.UntypedStorage):
         assert self.source is not None
         memory = torch.empty(0, dtype=dtype)
         covered = torch.Size(size).numel() * dtype.itemsize == self.nbytes()
-        if covered and not offset and _span(size, stride, 0) == torch.Size(size).numel():
+        if covered and not offset and end_of(size, stride, 0) == torch.Size(size).numel():
             memory.set_(self.source, 0, size, stride)
         else:
             memory.set_(self.source, 0, (self.nbytes() // dtype.itemsize,), (1,))
@@ -252,13 +250,6 @@ class TypedStorage(torch.TypedStorage):
         return unpickled.typed_storage, (self._untyped_storage.__reduce__()[1][0], self.dtype)
 
 
-def _span(size: Any, stride: Any, offset: int) -> int:
-    """Elements from the start of the memory to the last one of a tensor."""
-    if 0 in size:
-        return 0
-    return offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))  # type: ignore[no-any-return]
-
-
 def _placed(tensor: torch.Tensor, size: Any, stride: Any, offset: int) -> bool:
     return (
         tuple(tensor.shape) == tuple(size)
@@ -272,7 +263,7 @@ def flat(root: RemoraTensor) -> torch.Tensor:
     size = (nbytes_of(root._value) // root.element_size(),)
     if _placed(root, size, (1,), 0):
         return root
-    if size[0] > _span(root.shape, root.stride(), root.storage_offset()):
+    if size[0] > end_of(root.shape, root.stride(), root.storage_offset()):
         return grown(root, size[0])
     return root.as_strided(size, (1,), 0)
 

@@ -153,6 +153,19 @@ def is_dense(shape: Shape, stride: Shape) -> bool:
     return True
 
 
+def span_of(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """Elements from the first to the last in memory, both counted; 0 for an empty tensor."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+
+
+def end_of(shape: Sequence[int], stride: Sequence[int], offset: int) -> int:
+    """Elements from the start of the memory to the last one of a tensor; 0 for an empty tensor."""
+    span = span_of(shape, stride)
+    return offset + span if span else 0
+
+
 def suggests_channels_last(shape: Shape, stride: Shape) -> bool:
     """Whether the strides alone look like channels-last, for 4 or 5 dimensions.
     Source: c10/core/MemoryFormat.h, is_channels_last_strides_2d_s4.

@@ -10,17 +10,12 @@ from collections.abc import Sequence
 
 import torch
 
+from remora.ops.layout import span_of
+
 NAMESPACE = "remora"
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _library.define("resized(Tensor(a) self, SymInt[] size, SymInt[] stride, SymInt storage_offset) -> Tensor(a)")
-
-
-def span_of(size: Sequence[int], stride: Sequence[int]) -> int:
-    """Elements from the first to the last, both counted; 0 for an empty tensor."""
-    if 0 in size:
-        return 0
-    return 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
 
 
 def _resized(
