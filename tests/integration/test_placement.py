@@ -48,9 +48,10 @@ class Scatter(Policy):
 
     name: ClassVar[str] = "scatter"
 
-    def place(self, graph, situation):
+    def place(self, graph, situation, costs):
         rng = random.Random(len(graph.rows) * 31 + len(graph.slots))
-        return Wish(tuple(rng.randrange(situation.n_executors) for _ in graph.rows), "anywhere")
+        executors = tuple(rng.randrange(situation.n_executors) for _ in graph.rows)
+        return Wish(executors, "anywhere", "drawn row by row")
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -93,7 +94,7 @@ def test_tokens_are_those_of_local(pool, placement, mode):
     again = remora.stats()
     assert torch.equal(tokens("remora"), expected)
     moved = (remora.stats() - again).peer_bytes
-    assert moved == 0 if placement in ("local", "data_aware") else moved >= 0
+    assert moved == 0 if placement in ("local", "data_aware", "semantic") else moved >= 0
 
 
 @pytest.mark.parametrize("placement", POLICIES)
@@ -123,7 +124,7 @@ def test_blind_turns_once_a_program_and_the_state_travels(pool):
     state = torch.zeros(1000, device="remora")
     state.add_(1).sum().item()
     before = remora.stats()
-    for turn in range(4):
+    for turn in range(5):  # the last push may be answered later than the value that it brought
         assert state.add_(1).sum().item() == 1000 * (turn + 2)
     assert (remora.stats() - before).peer_bytes >= 4 * state.nbytes
 

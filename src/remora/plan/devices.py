@@ -103,6 +103,11 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if kind not in self.rates:
                 raise ValueError(f"device {self.name!r} says nothing of its rate for {kind.value}")
 
+    @property
+    def memory_rate(self) -> float:
+        """Bytes per second of large copies from memory."""
+        return self.rates[Kind.MOVE].cold.points[-1][1]
+
     def host_s(self, work: Work) -> float:
         """Seconds of the host for a row."""
         return self.view_s if work.kind is Kind.FREE else self.call_s

@@ -1,8 +1,12 @@
-"""What a policy knows beside the graph: where values are, and how full and busy the executors are."""
+"""What a policy knows beside the graph: where values are, and how fast, full and busy the executors are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from remora.plan.devices import Pool
+
+UNMEASURED = Pool(())
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,7 @@ class Situation:
     homes: for each slot all executors that hold its value, the owner among them.
     held_nbytes, limits_nbytes, queued: per executor: bytes of values, what the grant allows, segments on their way.
     program: how many programs (from sync to sync) came before. generators: where random numbers are drawn.
+    random: rows of the graph that draw some. pool: what was measured of the executors and their links.
     """
 
     owners: tuple[int | None, ...]
@@ -22,6 +27,8 @@ class Situation:
     queued: tuple[int, ...]
     program: int = 0
     generators: int = 0
+    random: tuple[int, ...] = ()
+    pool: Pool = UNMEASURED
 
     @property
     def n_executors(self) -> int:

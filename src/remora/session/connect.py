@@ -20,9 +20,11 @@ from remora.device.optimizers import cut_behind_steps
 from remora.device.rng import default as default_generator
 from remora.device.sink import bound
 from remora.errors import Disconnected, RemoraError, UsageError
+from remora.plan.planner import Planner
 from remora.plan.policies import policy_named
 from remora.plan.policies.policy import Policy
 from remora.pool.embedded import EmbeddedExecutor
+from remora.session.calibration import calibrated
 from remora.session.pooled import PoolSession
 from remora.session.session import Session
 from remora.session.stats import Stats
@@ -50,7 +52,7 @@ def connect(
             that, an executor process starts on this machine and one line says so.
         token: for all of them. None: REMORA_TOKEN.
         placement: the policy that says what goes where, see plan/policies. None: `local` on one executor,
-            `data_aware` on several.
+            `semantic` on several.
 
     Raises:
         UsageError: there is a session already.
@@ -63,7 +65,7 @@ def connect(
     addresses = _listed(url if url is not None else settings.url)
     token = token if token is not None else settings.token
     if placement is not None or len(addresses) > 1:
-        policy = policy_named(placement or "data_aware")
+        policy = policy_named(placement or "semantic")
     if not addresses:
         if _embedded is None:
             _embedded = EmbeddedExecutor()
@@ -118,7 +120,7 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
                 f"the executors of one pool must compute alike, but these are {what}: results and random numbers "
                 "would depend on where a row runs; connect to those of one kind"
             )
-        session = PoolSession(opened, settings, policy)
+        session = PoolSession(opened, settings, Planner(policy, calibrated(opened, settings, _wants())))
     except BaseException:
         for transport, grant in opened:
             with suppress(RemoraError, OSError):

@@ -25,7 +25,8 @@ class Storage:
 
 @dataclass
 class Place:
-    """A value. homes: executors that hold it. made_by: the row that made it; None: it was uploaded."""
+    """A value. homes: executors that hold it. made_by, made_in: the row that made it, and its template; None and '':
+    it was uploaded."""
 
     facts: Facts
     storage: Storage
@@ -34,6 +35,7 @@ class Place:
     graph: int  # how many graphs had run when it was made
     meaning: Meaning = NOTHING
     reads: int = 0
+    made_in: str = ""
 
 
 class Holdings:
@@ -59,11 +61,12 @@ class Holdings:
         by: tuple[Node, int],
         graph: int,
         meaning: Meaning,
+        made_in: str = "",
     ) -> Place:
         """A value that a row made on an executor. `shared`: the memory that it lies in, if not its own."""
         storage = shared if shared is not None else Storage(next(self._storages), executor)
         storage.names.add(key)
-        place = self.places[key] = Place(facts, storage, {executor}, by, graph, meaning)
+        place = self.places[key] = Place(facts, storage, {executor}, by, graph, meaning, made_in=made_in)
         if shared is None:
             self.held_nbytes[executor] += facts.nbytes
         return place
@@ -126,4 +129,5 @@ class Holdings:
             place.storage.written,
             place.reads,
             place.meaning,
+            place.made_in,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ from remora.device.sink import Fetched, Moment
 from remora.errors import ExecutorError, RemoraError
 from remora.ir.annotated import NOTHING, Facts
 from remora.ir.node import Node
-from remora.plan.policies.policy import Policy
+from remora.plan.planner import Planner
 from remora.session.lane import Lane
 from remora.session.link import Reply
 from remora.session.placement import Placement, Upload
@@ -32,6 +33,7 @@ from remora.wire.messages import (
     Flag,
     Grant,
     LoadRng,
+    Marked,
     Memory,
     MemoryQuery,
     Peer,
@@ -51,10 +53,10 @@ class PoolSession(Session):
     """Implements device.sink.Sink over several executors."""
 
     def __init__(
-        self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, policy: Policy
+        self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
     ) -> None:
         self._start(opened, settings)
-        self.placement = Placement(self.lanes, policy, self.recorder.number, lambda: next(self._tickets))
+        self.placement = Placement(self.lanes, planner, self.recorder.number, lambda: next(self._tickets))
         self._peer_nbytes = 0
         self._push_failure: PushFailed | None = None
         self._watching = False
@@ -156,6 +158,7 @@ class PoolSession(Session):
         self._raise_failures()
         for at in asked:
             self.lanes[at].answered()
+        self.placement.ledger.program_ends(time.perf_counter())
         return replies
 
     def _raise_failures(self) -> None:
@@ -186,13 +189,20 @@ class PoolSession(Session):
         raise ExecutorError(f"a value did not get from one executor to another: {failure.message}")
 
     def _pushed(self, answer: Pushed | PushFailed) -> None:
-        source, target, names = self.placement.pushes.pop(answer.ticket, (0, 0, ()))
         if isinstance(answer, Pushed):
             self._peer_nbytes += answer.nbytes
+            self.placement.ledger.pushed(answer)
             return
         if answer.kind != "value":  # else its row has failed, and says so itself
             self._push_failure = answer
-        self._abandon(target, names, f"{self.lanes[source].transport.address}: {answer.message}")
+        push = self.placement.ledger.pushes.pop(answer.ticket, None)
+        if push is not None:
+            source = self.lanes[push.source].transport.address
+            self._abandon(push.target, push.names, f"{source}: {answer.message}")
+
+    def _marked(self, marked: Marked) -> None:
+        if not self.placement.ledger.marked(marked):
+            super()._marked(marked)
 
     def _abandon(self, target: int, names: tuple[int, ...], reason: str) -> None:
         """Nobody will send these values any more."""
@@ -216,10 +226,11 @@ class PoolSession(Session):
             self._watching = False
 
     def _forget_pushes(self, source: int, reason: str) -> None:
-        for ticket, (sender, target, names) in list(self.placement.pushes.items()):
-            if sender == source:
-                del self.placement.pushes[ticket]
-                self._abandon(target, names, reason)
+        pushes = self.placement.ledger.pushes
+        for ticket, push in list(pushes.items()):
+            if push.source == source:
+                del pushes[ticket]
+                self._abandon(push.target, push.names, reason)
 
     def _check(self) -> None:
         if self.recorder.closed is not None:

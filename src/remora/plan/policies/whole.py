@@ -6,12 +6,13 @@ from random import Random as Generator
 from typing import ClassVar
 
 from remora.ir.annotated import Graph
+from remora.plan.estimate import Costs
 from remora.plan.policies.policy import Policy, Wish
 from remora.plan.situation import Situation
 
 
 def _all(graph: Graph, executor: int, reason: str) -> Wish:
-    return Wish((executor,) * len(graph.rows), reason)
+    return Wish((executor,) * len(graph.rows), f"all on executor {executor}", reason)
 
 
 class Local(Policy):
@@ -19,7 +20,7 @@ class Local(Policy):
 
     name: ClassVar[str] = "local"
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         return _all(graph, 0, "the first executor alone")
 
     def home(self, nbytes: int, situation: Situation) -> int:
@@ -31,7 +32,7 @@ class Blind(Policy):
 
     name: ClassVar[str] = "blind"
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         return _all(graph, self.turn(situation), f"program {situation.program} of a round")
 
     def turn(self, situation: Situation) -> int:
@@ -44,7 +45,7 @@ class Random(Policy):
     name: ClassVar[str] = "random"
     SEED = 0
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         return _all(graph, self.turn(situation), f"drawn for program {situation.program}")
 
     def turn(self, situation: Situation) -> int:
@@ -56,7 +57,7 @@ class LeastLoaded(Policy):
 
     name: ClassVar[str] = "least_loaded"
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         executor = self.turn(situation)
         return _all(graph, executor, f"{situation.queued[executor]} segments queued, the fewest")
 
@@ -72,7 +73,7 @@ class DataAware(Policy):
 
     name: ClassVar[str] = "data_aware"
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         missing = [
             sum(
                 slot.facts.nbytes

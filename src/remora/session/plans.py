@@ -1,0 +1,176 @@
+"""A plan: a decision of the planner in the terms of lanes, with what running it has shown so far."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from remora.capture.recorder import CapturedTemplate
+from remora.ir.annotated import Facts, Graph
+from remora.ir.node import Ref, Slot
+from remora.plan.duration import Duration
+from remora.plan.parts import Part, Parts, Transfer
+from remora.plan.planner import Decision
+from remora.plan.policies.policy import Wish
+
+REMEMBERED = 8  # timed runs
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One run of a plan's parts: predicted before it, with all that was learned until then, and measured."""
+
+    predicted: Duration
+    measured_s: float
+
+
+@dataclass
+class Ran:
+    """What running a plan has shown. planning_s: what making it took."""
+
+    planning_s: float
+    count: int = 0
+    timed: deque[Timed] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a template runs.
+
+    captured: of each part. transfers: before each part. found: where each row's outputs are made: part and row there.
+    moves: positions of slots whose memory gets another owner first. writes: slots whose memory is written.
+    shared: for an output that lies in a slot's memory, that slot. aliases: for one that lies in another output's
+    memory, that output. drops: after each part, (executor, row, out) of what only travelled and ends.
+    copies: (executor, row, out) of what lives on at an executor that did not make it.
+    predicted: of each part, by the model alone. phase: what the graph does, '' if that is not known. homes: executors
+    that had each slot when the plan was made.
+    """
+
+    template: bytes
+    bucket: int
+    parts: tuple[Part, ...]
+    captured: tuple[CapturedTemplate, ...]
+    transfers: tuple[tuple[Transfer, ...], ...]
+    found: tuple[tuple[int, int], ...]
+    moves: tuple[tuple[int, int], ...]
+    writes: tuple[int, ...]
+    shared: dict[tuple[int, int], int]
+    aliases: dict[tuple[int, int], tuple[int, int]]
+    facts: dict[tuple[int, int], Facts]
+    drops: tuple[tuple[tuple[int, int, int], ...], ...]
+    copies: tuple[tuple[int, int, int], ...]
+    predicted: tuple[Duration, ...]
+    whole: Duration
+    phase: str
+    wish: Wish
+    homes: tuple[frozenset[int], ...]
+    graph: Graph = field(repr=False)
+    ran: Ran = field(repr=False)
+
+    def residency(self, value: Ref | Slot) -> str:
+        """Of a value of the graph, '' if nobody recognised it."""
+        if isinstance(value, Slot):
+            return self.graph.slots[value.index].meaning.residency or ""
+        return self.graph.rows[value.row].meaning.residency or ""
+
+
+def plan_of(
+    decision: Decision,
+    whole: CapturedTemplate,
+    bucket: int,
+    homes: tuple[frozenset[int], ...],
+    number: Callable[[], int],
+    planning_s: float,
+) -> Plan:
+    """number: gives the captured template of a part a number of its own."""
+    graph, parts = decision.graph, decision.parts
+    found = {row: (at, here) for at, part in enumerate(parts.parts) for here, row in enumerate(part.rows)}
+    slots = {slot.storage: index for index, slot in enumerate(graph.slots)}
+    written = {graph.storage(row.tensors()[at]) for row in graph.rows for at in row.writes}
+    shared, aliases = _sharing(graph)
+    drops, copies = _ends(graph, parts)
+    return Plan(
+        whole.template.id,
+        bucket,
+        parts.parts,
+        tuple(
+            CapturedTemplate(part.template, number(), tuple(whole.where[row] for row in part.rows))
+            for part in parts.parts
+        ),
+        tuple(
+            tuple(transfer for transfer in parts.transfers if transfer.before == at)
+            for at in range(len(parts.parts))
+        ),
+        tuple(found[row] for row in range(len(graph.rows))),
+        tuple((slots[storage], executor) for storage, executor in decision.moves),
+        tuple(sorted(slots[number] for kind, number, _ in written if kind == "slot")),
+        shared,
+        aliases,
+        {
+            (number, out): facts
+            for number, row in enumerate(graph.rows)
+            for out, facts in enumerate(row.outs)
+            if facts is not None
+        },
+        drops,
+        copies,
+        tuple(estimate.duration for estimate in decision.predicted.parts),
+        decision.predicted.estimate.duration,
+        _phase(graph),
+        decision.wish,
+        homes,
+        graph,
+        Ran(planning_s),
+    )
+
+
+def _phase(graph: Graph) -> str:
+    phases = Counter(row.meaning.phase for row in graph.rows if row.meaning.phase is not None)
+    return phases.most_common(1)[0][0].value if phases else ""
+
+
+def _sharing(graph: Graph) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], tuple[int, int]]]:
+    """For outputs that do not have memory of their own: the slot, or the output, whose memory they lie in."""
+    shared: dict[tuple[int, int], int] = {}
+    aliases: dict[tuple[int, int], tuple[int, int]] = {}
+    index = {slot.storage: at for at, slot in enumerate(graph.slots)}
+    for number, row in enumerate(graph.rows):
+        for out in range(len(row.outs)):
+            kind, at, made = graph.storage(Ref(number, out))
+            if kind == "slot":
+                shared[number, out] = index[at]
+            elif (at, made) != (number, out):
+                aliases[number, out] = at, made
+    return shared, aliases
+
+
+def _ends(
+    graph: Graph, parts: Parts
+) -> tuple[tuple[tuple[tuple[int, int, int], ...], ...], tuple[tuple[int, int, int], ...]]:
+    """Plan.drops and Plan.copies."""
+    drops: list[list[tuple[int, int, int]]] = [[] for _ in parts.parts]
+    copies: list[tuple[int, int, int]] = []
+    last_used: dict[tuple[int, int, int], int] = {}
+    for transfer in parts.transfers:
+        value = transfer.value
+        if isinstance(value, Ref):
+            at_source, at_target = (
+                (transfer.source, value.row, value.out),
+                (transfer.target, value.row, value.out),
+            )
+            last_used[at_source] = max(last_used.get(at_source, 0), transfer.before)
+            if (value.row, value.out) in graph.keep:
+                copies.append(at_target)
+            else:
+                last_used.setdefault(at_target, 0)
+    exported = {pair for part in parts.parts for pair in part.exports}
+    for at, part in enumerate(parts.parts):
+        for value in part.inputs:
+            if isinstance(value, Ref) and (value.row, value.out) in exported:
+                use = part.executor, value.row, value.out
+                last_used[use] = max(last_used.get(use, 0), at)
+    for (executor, row, out), at in sorted(last_used.items()):
+        if (row, out) not in graph.keep:
+            drops[at].append((executor, row, out))
+    return tuple(map(tuple, drops)), tuple(copies)
