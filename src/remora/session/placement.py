@@ -21,6 +21,7 @@ from remora.ir.annotated import Facts
 from remora.ir.node import Ref, Slot
 from remora.plan.parts import Part
 from remora.plan.planner import Planner
+from remora.plan.policies.policy import ROOM
 from remora.plan.situation import Situation
 from remora.session.graphs import dropout_holes, facts_of, graph_of, random_rows
 from remora.session.holdings import Holdings, Key, Place, Storage
@@ -84,8 +85,12 @@ class Placement:
         self._uploads[segment] = upload
         self._pinned_nbytes += len(upload.data)
         self.holdings.uploaded((segment, 0), facts)
-        while self._pinned_nbytes > PINNED_NBYTES:
-            self._bind_somewhere(next(iter(self._uploads)))
+        try:
+            while self._pinned_nbytes > PINNED_NBYTES:
+                self._bind_somewhere(next(iter(self._uploads)))
+        except PlanError:
+            self._free([(segment, 0)])  # nobody will hear of it
+            raise
 
     def home(self, key: Key) -> int:
         """The executor that has a value; an upload that none has yet goes to one.
@@ -117,9 +122,23 @@ class Placement:
         return self.holdings.places[key]
 
     def _bind_somewhere(self, segment: int) -> None:
-        """Sends an upload that nothing has used to where it is likely to be used."""
-        nbytes = self.holdings.places[segment, 0].facts.nbytes
-        self._bind(segment, self.policy.home(nbytes, self._situation([])))
+        """Sends an upload that nothing has used to where it is likely to be used.
+
+        Raises:
+            PlanError: there is no room.
+        """
+        nbytes, situation = self.holdings.places[segment, 0].facts.nbytes, self._situation([])
+        home = self.policy.home(nbytes, situation)
+        held, limit = situation.held_nbytes[home], situation.limits_nbytes[home]
+        if held + nbytes > limit:
+            raise PlanError(
+                f"the pool is too small: {situation.waiting_nbytes:,} bytes wait on the client for a place, and "
+                f"executor {home} ({self.lanes[home].transport.address}), the best one for {nbytes:,} of them, holds "
+                f"{held:,} of {limit:,}: {held + nbytes - limit:,} missing; all executors hold "
+                f"{sum(situation.held_nbytes):,} of {sum(situation.limits_nbytes):,}; add an executor, or give them "
+                "more --memory"
+            )
+        self._bind(segment, home)
 
     def _bind(self, segment: int, executor: int, residency: str = "") -> None:
         """Sends an upload to the executor that owns it from then on."""
@@ -341,6 +360,7 @@ class Placement:
             tuple(lane.grant.memory_nbytes for lane in self.lanes),
             tuple(lane.link.stream.kept_frames for lane in self.lanes),
             self.programs,
+            self._pinned_nbytes,
             random=random,
             pool=self.planner.pool,
         )
@@ -364,9 +384,16 @@ class Placement:
             self.policy.turn(situation),
         )
         plan = self.plans.get(key)
-        if plan is None:
+        if plan is None or not self._fits(plan):
             plan = self.plans[key] = self._made(segment, keys, places, bucket)
         return plan
+
+    def _fits(self, plan: Plan) -> bool:
+        """Whether executors still have room for what they have to get before it runs."""
+        return all(
+            self.holdings.held_nbytes[executor] + nbytes <= self.lanes[executor].grant.memory_nbytes * ROOM
+            for executor, nbytes in plan.gets_nbytes
+        )
 
     def _made(self, segment: Segment, keys: list[Key], places: list[Place], bucket: int) -> Plan:
         started_s = time.perf_counter()

@@ -10,6 +10,7 @@ from remora.capture.recorder import CapturedTemplate
 from remora.ir.annotated import Facts, Graph
 from remora.ir.node import Ref, Slot
 from remora.plan.duration import Duration
+from remora.plan.memory import need
 from remora.plan.parts import Part, Parts, Transfer
 from remora.plan.planner import Decision
 from remora.plan.policies.policy import Wish
@@ -43,6 +44,7 @@ class Plan:
     shared: for an output that lies in a slot's memory, that slot. aliases: for one that lies in another output's
     memory, that output. drops: after each part, (executor, row, out) of what only travelled and ends.
     copies: (executor, row, out) of what lives on at an executor that did not make it.
+    gets_nbytes: by executor, what has to get there first.
     predicted: of each part, by the model alone. phase: what the graph does, '' if that is not known. homes: executors
     that had each slot when the plan was made.
     """
@@ -60,6 +62,7 @@ class Plan:
     facts: dict[tuple[int, int], Facts]
     drops: tuple[tuple[tuple[int, int, int], ...], ...]
     copies: tuple[tuple[int, int, int], ...]
+    gets_nbytes: tuple[tuple[int, int], ...]
     predicted: tuple[Duration, ...]
     whole: Duration
     phase: str
@@ -115,6 +118,7 @@ def plan_of(
         },
         drops,
         copies,
+        _gets(decision, homes),
         tuple(estimate.duration for estimate in decision.predicted.parts),
         decision.predicted.estimate.duration,
         _phase(graph),
@@ -123,6 +127,17 @@ def plan_of(
         graph,
         Ran(planning_s),
     )
+
+
+def _gets(decision: Decision, homes: tuple[frozenset[int], ...]) -> tuple[tuple[int, int], ...]:
+    """Plan.gets_nbytes, without executors that get nothing."""
+    found = []
+    for executor in sorted({part.executor for part in decision.parts.parts}):
+        rows = [row for row, at in enumerate(decision.graph.executors) if at == executor]
+        missing_nbytes = need(decision.graph, rows, [executor in home for home in homes], 0).missing_nbytes
+        if missing_nbytes:
+            found.append((executor, missing_nbytes))
+    return tuple(found)
 
 
 def _phase(graph: Graph) -> str:
