@@ -81,7 +81,9 @@ def test_a_pool_that_is_too_small_refuses_it_with_the_arithmetic(connected, monk
 
 def test_what_a_refused_segment_was_to_make_says_so_again(connected):
     connected(2)
-    parts = [torch.full((1 << 22,), float(at)).to("remora") for at in range(5)]  # 16 MiB each, on no executor yet
+    parts = [
+        torch.full((1 << 22,), float(at)).to("remora") for at in range(5)
+    ]  # 16 MiB each, on no executor yet
     whole = torch.cat(parts)
     for _ in range(2):
         with pytest.raises(PlanError, match="the pool is too small"):
