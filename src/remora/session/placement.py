@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from remora.capture.recorder import Segment
-from remora.capture.value import OUT_BITS, OUT_MASK
+from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.errors import PlanError
 from remora.ir.annotated import Facts
 from remora.ir.node import Ref, Slot
@@ -152,6 +152,12 @@ class Placement:
             lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
         self.holdings.arrived((segment, 0), executor)
 
+    def returned(self, value: Value, executor: int, nbytes: int) -> None:
+        """The client got a value's bytes."""
+        place = self.holdings.places.get((value.segment, value.code))
+        residency = place.meaning.residency if place is not None else None
+        self.ledger.returns(executor, residency or "", nbytes)
+
     def program_ends(self) -> None:
         """A sync is asked for. A program of nothing is none."""
         self.programs += self.graphs > self._graphs_before
@@ -172,14 +178,21 @@ class Placement:
 
     # -- segments
 
-    def write(self, segment: Segment) -> list[int]:
-        """Appends a segment's runs and transfers to the lanes; renames what it made. Returns the lanes in use."""
+    def write(self, segment: Segment, wanted: Sequence[int] = ()) -> None:
+        """Appends a segment's runs and transfers to the lanes; renames what it made.
+
+        Args:
+            wanted: of its outputs (`Value.code`), those whose bytes the client asks for next.
+
+        Raises:
+            PlanError: it cannot be placed. What it was to make raises that from now on; all else is as before.
+        """
         self.graphs += 1
         frees = self._freed(segment)
         keys = [(value.segment, value.code) for value in segment.slots]
         try:
             places = self._places(segment, keys)
-            plan = self._plan(segment, keys, places)
+            plan = self._plan(segment, keys, places, wanted)
         except PlanError as error:
             self._free_at(frees)
             self._refused.update(((value.segment, value.code), error) for value in segment.kept)
@@ -211,7 +224,6 @@ class Placement:
         for place, slot_of in zip(places, plan.graph.slots, strict=True):
             place.reads += 1
             place.meaning = slot_of.meaning
-        return sorted({part.executor for part in plan.parts})
 
     def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
         if self._refused:
@@ -395,7 +407,7 @@ class Placement:
             pool=self.planner.pool,
         )
 
-    def _plan(self, segment: Segment, keys: list[Key], places: list[Place]) -> Plan:
+    def _plan(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Plan:
         """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
         whom, what lives on, whether random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
@@ -417,7 +429,7 @@ class Placement:
         )
         plan = self.plans.get(key)
         if plan is None or (plan.gets_nbytes and not self._fits(plan)):
-            plan = self.plans[key] = self._made(segment, keys, places, bucket)
+            plan = self.plans[key] = self._made(segment, keys, places, wanted, bucket)
         return plan
 
     def _fits(self, plan: Plan) -> bool:
@@ -427,9 +439,12 @@ class Placement:
             for executor, nbytes in plan.gets_nbytes
         )
 
-    def _made(self, segment: Segment, keys: list[Key], places: list[Place], bucket: int) -> Plan:
+    def _made(
+        self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int], bucket: int
+    ) -> Plan:
         started_s = time.perf_counter()
-        graph = graph_of(segment, [self.holdings.outside(key, self.graphs) for key in keys])
+        slots = [self.holdings.outside(key, self.graphs) for key in keys]
+        graph = graph_of(segment, slots, frozenset((code >> OUT_BITS, code & OUT_MASK) for code in wanted))
         situation = self._situation(places, random_rows(graph))
         knew = self.planner.memory
         decision = self.planner.decide(graph, situation)

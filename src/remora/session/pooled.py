@@ -81,10 +81,12 @@ class PoolSession(Session):
         self._place(segment)
         self._commit()
 
-    def _place(self, segment: Segment) -> None:
+    def _place(self, segment: Segment, wanted: Sequence[Value] = ()) -> None:
+        """wanted: values whose bytes the client asks for next."""
         if self.tap is not None:
             self.tap(segment)
-        self.placement.write(segment)
+        number = segment.number
+        self.placement.write(segment, [value.code for value in wanted if value.segment == number])
         self.segments += 1
 
     def _commit(self) -> None:
@@ -116,13 +118,14 @@ class PoolSession(Session):
                     for home, positions in by_lane.items()
                 }
 
-            replies = self._ask_lanes(questions)
+            replies = self._ask_lanes(questions, values)
             found: dict[int, Fetched] = {}
             for home, positions in by_lane.items():
                 reply = replies[home]
                 assert isinstance(reply, Values)
                 for at, payload in zip(positions, reply.values, strict=True):
                     found[at] = self._fetched(values[at], payload, self.lanes[home])
+                    self.placement.returned(values[at], home, payload.nbytes)
             return [found[at] for at in range(len(values))]
 
     def _ask(self, question: Question) -> Reply:
@@ -135,16 +138,18 @@ class PoolSession(Session):
             return _summed([reply for reply in replies.values() if isinstance(reply, Memory)])
         return first
 
-    def _ask_lanes(self, questions: Callable[[], dict[int, Question]]) -> dict[int, Reply]:
+    def _ask_lanes(
+        self, questions: Callable[[], dict[int, Question]], wanted: Sequence[Value] = ()
+    ) -> dict[int, Reply]:
         """Sends the open segment and questions behind it; blocks until all are answered.
 
-        questions: to be asked for once the segment is placed.
+        questions: to be asked for once the segment is placed. wanted: the values that they are about.
         """
         self.progress.done()
         with uninterrupted:
             segment = self.recorder.end_segment()
             if segment is not None:
-                self._place(segment)
+                self._place(segment, wanted)
             segment = None
             asked = questions()
             for at, question in asked.items():
