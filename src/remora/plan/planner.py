@@ -55,6 +55,12 @@ class Planner:
         wish = self.policy.place(graph, situation, table)
         legal = legalised(graph, wish.executors, situation, situation.random)
         graph = enter(placed(graph, legal.executors), Stage.PLACED)
+        for row, executor in enumerate(legal.executors):
+            if executor >= situation.n_executors:
+                raise PlanError(
+                    f"{self.policy.name} puts row {row} ({graph.rows[row].node.op}) on executor {executor} of "
+                    f"{situation.n_executors}"
+                )
         parts = split(graph, *legal.whereabouts(graph, situation))
         planned = {row for part in parts.parts for row in part.rows}
         for row in range(len(graph.rows)):

@@ -34,6 +34,7 @@ from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
 from remora.wire.messages import Grant, OpenSession
 
 HEARTBEAT_S = 5.0
+PEERS_SINCE = 2  # protocol
 
 _current: Session | None = None
 _embedded: EmbeddedExecutor | None = None
@@ -120,6 +121,12 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
                 f"the executors of one pool must compute alike, but these are {what}: results and random numbers "
                 "would depend on where a row runs; connect to those of one kind"
             )
+        for transport, grant in opened if len(opened) > 1 else ():
+            if grant.protocol < PEERS_SINCE:
+                raise UsageError(
+                    f"executor {transport.address} speaks protocol {grant.protocol}, and values go from executor to "
+                    f"executor since {PEERS_SINCE} only: install this version of Remora there, or connect to it alone"
+                )
         session = PoolSession(opened, settings, Planner(policy, calibrated(opened, settings, _wants())))
     except BaseException:
         for transport, grant in opened:

@@ -31,6 +31,7 @@ from remora.session.plans import UNKNOWN, Plan, plan_of
 from remora.wire.messages import Adopt, Await, Mark, Push, Put
 
 Name = tuple[int, int, int]
+MAX_PLANS = 512  # the oldest goes first, and is made again if it is needed
 PINNED_NBYTES = (
     256 << 20
 )  # of uploads that wait for their first use; they are copies, since the program may write on
@@ -429,7 +430,10 @@ class Placement:
         )
         plan = self.plans.get(key)
         if plan is None or (plan.gets_nbytes and not self._fits(plan)):
-            plan = self.plans[key] = self._made(segment, keys, places, wanted, bucket)
+            plan = self._made(segment, keys, places, wanted, bucket)
+            if len(self.plans) >= MAX_PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[key] = plan
         return plan
 
     def _fits(self, plan: Plan) -> bool:

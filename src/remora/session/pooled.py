@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import Segment
 from remora.capture.value import Value
 from remora.config import ClientSettings
+from remora.device.census import living
 from remora.device.counters import counters
 from remora.device.sink import Fetched, Moment
 from remora.errors import ExecutorError, RemoraError
@@ -69,11 +71,23 @@ class PoolSession(Session):
         for index, lane in enumerate(self.lanes):
             lane.link.on_mark = self._marked
             lane.link.on_push = self._pushed
+            lane.link.living = functools.partial(self._living_at, index)
             lane.link.meanwhile = self._watch
             for other, peer in enumerate(self.lanes):
                 if other != index:
                     grant = peer.grant
                     lane.say(Peer(other, peer.transport.address, grant.session, grant.push_secret))
+
+    def _living_at(self, executor: int) -> str:
+        """What the program still holds that no other executor has."""
+        places = self.placement.holdings.places
+
+        def is_there_alone(value: Value) -> bool:
+            place = places.get((value.segment, value.code))
+            return place is not None and place.homes == {executor}
+
+        found = living(self.grant.session, is_there_alone)
+        return f": {found}" if found else " (none that the program still holds)"
 
     # -- steps
 
