@@ -19,7 +19,7 @@ from remora.errors import PlanError
 from remora.ir.annotated import Facts, Graph, Stage
 from remora.ir.node import Ref, Slot
 from remora.ir.stages import enter
-from remora.plan.legal import legalised
+from remora.plan.legal import Legal, legalised
 from remora.plan.parts import Part, Parts, Transfer, placed, split
 from remora.plan.policies.policy import Policy
 from remora.plan.situation import Situation
@@ -350,7 +350,11 @@ class Placement:
     def _made(self, graph: Graph, segment: Segment, situation: Situation) -> Plan:
         graph, self._memory = annotate(graph, self._memory)
         wish = self.policy.place(graph, situation)
-        legal = legalised(graph, wish.executors, situation, random_rows(graph))
+        # where each device has generators of its own, its rows keep their order there
+        random = () if self.policy.indexed else random_rows(graph)
+        legal = legalised(graph, wish.executors, situation, random)
+        if self.policy.indexed and legal != Legal(wish.executors, ()):
+            raise PlanError("rows of different devices share memory")
         graph = enter(placed(graph, legal.executors), Stage.PLACED)
         owners = dict(legal.moves)
         bound = tuple(
