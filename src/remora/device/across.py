@@ -69,7 +69,9 @@ def across(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
         return record(func, (), args, kwargs, depth + 1)
     if not found or index in found:
         return NotImplemented
-    (example,) = remora_tensors((*args, *kwargs.values()))[:1]  # only what it looks like matters: `zeros_like`
+    (example,) = remora_tensors((*args, *kwargs.values()))[
+        :1
+    ]  # only what it looks like matters: `zeros_like`
     meta = example._value.meta
     blank = record(
         aten.empty_strided.default,
@@ -118,5 +120,3 @@ def _replaced(by: tuple[type, Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
         return instead if isinstance(item, kind) else item
 
     return tuple(map(replace, args)), {name: replace(item) for name, item in kwargs.items()}
-
-

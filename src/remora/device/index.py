@@ -10,7 +10,9 @@ import torch
 from remora.device.sink import bound
 
 _devices: list[torch.device] = []
-_thread = threading.local()  # of each thread: the session in which it has set a device, and the device's index
+_thread = (
+    threading.local()
+)  # of each thread: the session in which it has set a device, and the device's index
 
 
 def device_at(index: int) -> torch.device:

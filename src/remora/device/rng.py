@@ -27,7 +27,9 @@ FIRST_SEED = _PyTorchs().initial_seed()  # what PyTorch starts every generator f
 _STATE_NBYTES = {"cpu": _PyTorchs().get_state().numel(), "cuda": 16}  # cuda: seed and offset
 
 _by_impl: WeakValueDictionary[int, RemoraGenerator] = WeakValueDictionary()
-_free_numbers: defaultdict[int, deque[int]] = defaultdict(deque)  # by device: a number never changes its device
+_free_numbers: defaultdict[int, deque[int]] = defaultdict(
+    deque
+)  # by device: a number never changes its device
 _n_numbers = 1  # 0 is the default generator's, on each device
 
 

@@ -9,6 +9,7 @@ import torch
 
 from remora.capture.value import Value
 from remora.device import unpickled
+from remora.device.across import moved
 from remora.device.addresses import (
     address_of_bytes,
     address_of_root,
@@ -18,7 +19,6 @@ from remora.device.addresses import (
     root_of,
 )
 from remora.device.ahead import expect
-from remora.device.across import moved
 from remora.device.index import device_at, index_of
 from remora.device.resize import grown
 from remora.device.tensor import RemoraTensor, wrap

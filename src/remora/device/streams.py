@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from remora.device.index import device_at, index_of
+from remora.device.index import index_of
 from remora.device.sink import Moment, bound
 from remora.errors import Disconnected, NotSupported
 

@@ -247,7 +247,9 @@ class RemoraTensor(torch.Tensor):
 def wrap(value: Value) -> RemoraTensor:
     """A new tensor for a value."""
     meta = value.meta
-    tensor = _make(RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, meta.device)
+    tensor = _make(
+        RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, meta.device
+    )
     tensor._value = value
     if meta.lazy:
         meta.mark(tensor)

@@ -244,7 +244,9 @@ class PoolSession(Session):
 
     def put(self, dtype: str, shape: tuple[int, ...], data: bytes, index: int = 0) -> int:
         if self._indexed:
-            return self._bound(index, dtype, shape, len(data), lambda segment: Put(segment, dtype, shape, data))
+            return self._bound(
+                index, dtype, shape, len(data), lambda segment: Put(segment, dtype, shape, data)
+            )
         return self._pin(Upload(dtype, shape, data, None))
 
     def store(self, dtype: str, shape: tuple[int, ...], data: memoryview, index: int = 0) -> int:
