@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_mode, _push_mode
+from torch.utils import _device
 from torch.utils._device import DeviceContext
 
 from remora.device.index import current, device_at, index_of, set_current
+from remora.device.sink import bound
 
 _thread = threading.local()  # its mode, while there is one
+_to = torch.Tensor.to
 
 
 class _WithIndex(TorchFunctionMode):
@@ -24,7 +27,7 @@ class _WithIndex(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs and "device" in kwargs:
             kwargs = {**kwargs, "device": _indexed(kwargs["device"])}
-        if func is torch.Tensor.to and len(args) > 1:
+        if func is _to and len(args) > 1:
             args = (args[0], _indexed(args[1]), *args[2:])
         return func(*args, **(kwargs or {}))
 
@@ -45,21 +48,20 @@ def set_device(device: Any) -> None:
 def exchange(index: int) -> int:
     """Makes a device the current one; returns the index of the one before."""
     before = current()
-    if index != before or index:
+    if bound.n_devices > 1:
         set_current(index)
-        _put_mode(index != 0)
+    _put_mode(index != 0)
     return before
 
 
 def _put_mode(wanted: bool) -> None:
-    """Modes that others have entered stay above, and PyTorch's for `with torch.device(…)` stays the lowest."""
+    """Modes that others have entered stay above; only that of a default device has to be the lowest."""
     mode = _thread.__dict__.get("mode")
     if wanted is (mode is not None):
         return
     above = [_pop_mode() for _ in range(_len_torch_function_stack())]
-    lowest = above.pop() if above and isinstance(above[-1], DeviceContext) else None
-    if lowest is not None:
-        _push_mode(lowest)
+    if above and isinstance(above[-1], DeviceContext) and _device.CURRENT_DEVICE is not None:
+        _push_mode(above.pop())
     _thread.mode = _WithIndex() if wanted else None
     if wanted:
         _push_mode(_thread.mode)

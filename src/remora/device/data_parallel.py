@@ -1,4 +1,4 @@
-"""`nn.DataParallel` over the one executor there is: its scatter needs a C++ function that only CUDA builds have."""
+"""`nn.DataParallel` on one executor: its scatter, and its replicas, need C++ functions that only CUDA builds have."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def install() -> None:
             return scatter(self, inputs, kwargs, device_ids)
         if len(device_ids) > 1:
             raise NotSupported(
-                f"nn.DataParallel over {len(device_ids)} executors: a session has one; leave device_ids out"
+                f"nn.DataParallel over {len(device_ids)} executors; give device_ids=[{device_ids[0]}], or split the "
+                "model: its parts on remora:0, remora:1, … (placement='explicit')"
             )
         return tree_map(
             lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, ([inputs], [kwargs or {}])

@@ -15,6 +15,11 @@ _thread = (
 )  # of each thread: the session in which it has set a device, and the device's index
 
 
+def local_device(device: Any) -> torch.device:
+    """The device that a program means; replaced where other names mean this device too."""
+    return torch.device(device)
+
+
 def device_at(index: int) -> torch.device:
     """`remora:index`; always the same object."""
     while len(_devices) <= index:
@@ -26,13 +31,14 @@ def current() -> int:
     """The index that "remora" alone means, on this thread."""
     if bound.n_devices == 1:
         return 0
-    session, index = getattr(_thread, "current", (None, 0))
-    return index if session is bound.recorder else 0
+    session, index = getattr(_thread, "current", ("", 0))
+    return index if bound.recorder is not None and session == bound.recorder.session else 0
 
 
 def set_current(index: int) -> None:
     """What `current` says from here on, while the session lasts."""
-    _thread.current = bound.recorder, index
+    assert bound.recorder is not None
+    _thread.current = bound.recorder.session, index
 
 
 def index_of(device: Any) -> int:
@@ -44,7 +50,7 @@ def index_of(device: Any) -> int:
     """
     index = device
     if device is not None and not isinstance(device, int):
-        device = torch.device(device)
+        device = local_device(device)
         if device.type != "remora":
             raise ValueError(f"Expected a remora device, but got: {device}")
         index = device.index

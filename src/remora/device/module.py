@@ -24,7 +24,7 @@ class DeviceModule(types.ModuleType):
     set_rng_state = staticmethod(rng.set_rng_state)
     get_rng_state_all = staticmethod(rng.get_rng_state_all)
     set_rng_state_all = staticmethod(rng.set_rng_state_all)
-    default_generators = property(lambda self: rng.defaults())
+    default_generators = rng.defaults
 
     Stream, Event, StreamContext = streams.Stream, streams.Event, streams.StreamContext
     stream = streams.StreamContext

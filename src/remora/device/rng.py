@@ -8,6 +8,7 @@ that `fork_rng` and checkpointing wait for nothing.
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from remora.capture.recorder import Recorder
 from remora.capture.value import Kept, Value
+from remora.device import index as indices
 from remora.device.index import current, device_at, index_of
 from remora.device.meta import contiguous_meta
 from remora.device.sink import bound
@@ -199,9 +201,17 @@ def default(index: int = 0) -> RemoraGenerator:
     return _defaults[index]
 
 
-def defaults() -> tuple[RemoraGenerator, ...]:
-    """Of all devices."""
-    return tuple(map(default, range(bound.n_devices)))
+class Defaults(Sequence[RemoraGenerator]):
+    """The default generators of all devices."""
+
+    def __len__(self) -> int:
+        return bound.n_devices
+
+    def __getitem__(self, at: Any) -> Any:
+        return tuple(map(default, range(len(self))))[at]
+
+
+defaults = Defaults()
 
 
 def generator_of(generator: _PyTorchs) -> RemoraGenerator:
@@ -278,11 +288,6 @@ def _seed_in(state: torch.Tensor) -> int:
 # torch.Generator
 
 
-def local_device(device: Any) -> torch.device:
-    """The device that a program means; replaced where other names mean this device too."""
-    return torch.device(device)
-
-
 class _Generators(type(_PyTorchs)):  # type: ignore[misc]  # newer versions have a metaclass
     """Of the class that stands for PyTorch's: it makes PyTorch's own generators for its own devices, knows all of
     them as instances, and can be derived from as PyTorch's can."""
@@ -291,7 +296,7 @@ class _Generators(type(_PyTorchs)):  # type: ignore[misc]  # newer versions have
         if cls is not Generator:
             return super().__call__(*args, **kwargs)
         device = args[0] if args else kwargs.get("device", "cpu")
-        meant = local_device(device)
+        meant = indices.local_device(device)
         if meant.type != "remora":
             return _PyTorchs(*args, **kwargs)
         return _generator(index_of(meant))
@@ -326,7 +331,7 @@ def manual_seed(seed: int) -> None:
 
 
 def manual_seed_all(seed: int) -> None:
-    for generator in defaults():
+    for generator in defaults:
         generator.manual_seed(int(seed))
 
 
@@ -353,7 +358,7 @@ def set_rng_state(new_state: torch.Tensor, device: Any = "remora") -> None:
 
 
 def get_rng_state_all() -> list[torch.Tensor]:
-    return [generator.get_state() for generator in defaults()]
+    return [generator.get_state() for generator in defaults]
 
 
 def set_rng_state_all(new_states: Any) -> None:
