@@ -18,7 +18,6 @@ from remora.device.index import current, device_at, index_of, set_current
 from remora.device.sink import bound
 
 _thread = threading.local()  # its mode, while there is one
-_to = torch.Tensor.to
 
 
 class _WithIndex(TorchFunctionMode):
@@ -27,7 +26,7 @@ class _WithIndex(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs and "device" in kwargs:
             kwargs = {**kwargs, "device": _indexed(kwargs["device"])}
-        if func is _to and len(args) > 1:
+        if func is torch.Tensor.to and len(args) > 1:
             args = (args[0], _indexed(args[1]), *args[2:])
         return func(*args, **(kwargs or {}))
 
