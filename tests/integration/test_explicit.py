@@ -389,3 +389,46 @@ def test_generators_belong_to_a_device(both):
         torch.rand(2, generator=generators[1], device="remora:0")
     with pytest.raises(RuntimeError, match="Expected a generator of remora:1 but found one of remora:0"):
         torch.empty(2, device="remora:1").normal_(generator=generators[0])
+
+
+# -- streams, events, the default device
+
+
+def test_events_are_of_a_device(both):
+    x = torch.ones(200, 200, device="remora:1")
+    with torch.remora.device(1):
+        start, end = torch.remora.Event(enable_timing=True), torch.remora.Event(enable_timing=True)
+        start.record()
+        x @ x
+        end.record()
+    assert start.elapsed_time(end) > 0
+    assert end.device == ONE
+    other = torch.remora.Event(enable_timing=True)
+    other.record(torch.remora.current_stream("remora:0"))
+    with pytest.raises(ValueError, match="on one device, and these are on remora:1 and remora:0"):
+        start.elapsed_time(other)
+    stream = torch.Stream(device="remora:1")
+    assert stream.device == ONE
+    with stream:
+        assert torch.remora.current_stream(1) == stream
+        assert torch.remora.current_stream(0) == torch.remora.default_stream(0)
+    assert torch.remora.current_stream(1) == torch.remora.default_stream(1) != torch.remora.default_stream(0)
+    bad = torch.nn.functional.embedding(torch.tensor([7]).to("remora:1"), x[:2])
+    stream.record_event(end)
+    with pytest.raises((IndexError, ExecutorError), match=r"test_explicit\.py"):
+        end.synchronize()
+    del bad
+
+
+def test_a_default_device_with_another_current_one(both):
+    try:
+        torch.set_default_device("remora:1")
+        assert torch.ones(2).device == ONE
+        torch.remora.set_device(1)
+        torch.set_default_device("remora")
+        assert torch.ones(2).device == ONE
+        torch.remora.set_device(0)
+        assert torch.ones(2).device == ZERO
+    finally:
+        torch.set_default_device(None)
+    assert torch.ones(2).device.type == "cpu"

@@ -25,10 +25,10 @@ class Fetched:
 
 class Moment:
     """A place in the op stream: when the executor passed it, by its own clock, and for how long it had computed
-    for this session by then. None: it is not known to have passed it."""
+    for this session by then. None: it is not known to have passed it. index: of the device."""
 
-    def __init__(self, ticket: int) -> None:
-        self.ticket = ticket
+    def __init__(self, ticket: int, index: int = 0) -> None:
+        self.ticket, self.index = ticket, index
         self.at_s: float | None = None
         self.busy_s = 0.0
 
@@ -69,7 +69,7 @@ class Sink(Protocol):
     def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
         """The program has called one of the setters in ops/flags.py."""
 
-    def mark(self, settle: bool = False) -> Moment:
+    def mark(self, settle: bool = False, index: int = 0) -> Moment:
         """The place behind everything recorded so far. Waits for nothing. `settle`: the executor waits for its
         device there, and counts that as computing."""
 

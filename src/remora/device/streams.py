@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from remora.device.index import index_of
+from remora.device.index import current, device_at, index_of
 from remora.device.sink import Moment, bound
 from remora.errors import Disconnected, NotSupported
 
@@ -42,7 +42,7 @@ class Stream(_PyTorchsStream):
             return True
         covers = (bound.recorder.session, bound.recorder.ops)
         if self._recorded is None or self._recorded[0] != covers:
-            self._recorded = (covers, bound.sink.mark())
+            self._recorded = (covers, bound.sink.mark(index=self.device_index))
         return bound.sink.passed(self._recorded[1], wait=False)
 
     def synchronize(self) -> None:
@@ -105,12 +105,13 @@ class Event(_PyTorchsEvent):
 
     @property
     def device(self) -> torch.device:
-        return torch.device("remora", 0)
+        return device_at(self._moment.index if self._moment is not None else 0)
 
     def record(self, stream: Any = None) -> None:
         """The event is behind everything recorded so far. Waits for nothing."""
         recorder, sink = bound.need()
-        self._moment, self._session = sink.mark(), recorder.session
+        index = current() if stream is None else stream.device_index
+        self._moment, self._session = sink.mark(index=index), recorder.session
 
     def wait(self, stream: Any = None) -> None:
         """What is recorded from now on runs behind the event, as it does anyway."""
@@ -135,6 +136,11 @@ class Event(_PyTorchsEvent):
         if self._session != end._session:
             raise ValueError(
                 "Both events must be recorded in one session: each executor has a clock of its own."
+            )
+        if self._moment.index != end._moment.index:
+            raise ValueError(
+                f"Both events must be recorded on one device, and these are on {self.device} and {end.device}: "
+                "each executor has a clock of its own."
             )
         for event in (self, end):
             event.synchronize()

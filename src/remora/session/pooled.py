@@ -41,19 +41,17 @@ from remora.wire.messages import (
     Pushed,
     PushFailed,
     Put,
-    SaveRng,
-    Seed,
     ToExecutor,
     Values,
 )
 
 ABANDON_S = 2.0
-GENERATORS = 0  # the executor where random numbers are drawn, if it is one for all
 _STATE = Facts("uint8", (0,), 1)  # of a generator; only its device knows the size
 
 
 class PoolSession(Session):
-    """Implements device.sink.Sink over several executors."""
+    """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
+    of the executor where random numbers are drawn and the place in the op stream is marked."""
 
     def __init__(
         self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, policy: Policy
@@ -293,32 +291,22 @@ class PoolSession(Session):
 
     # -- generator and order
 
-    def seed(self, seed: int, generator: int = 0, index: int = 0) -> None:
-        self._in_order(lambda: self.lanes[self._draws_at(index)].post(Seed(seed, generator)))
-
     def save_rng(self, generator: int = 0, index: int = 0) -> int:
-        at = self._draws_at(index)
         with self.recorder.lock:
-            segment = self.recorder.number()
-            self._in_order(lambda: self.lanes[at].post(SaveRng(segment, generator)))
+            segment = super().save_rng(generator, index)
             by = Node("remora.save_rng.default"), 0
-            self.placement.holdings.made((segment, 0), _STATE, at, None, by, 0, NOTHING)
+            self.placement.holdings.made((segment, 0), _STATE, index, None, by, 0, NOTHING)
             return segment
 
     def load_rng(self, value: Value, generator: int = 0, index: int = 0) -> None:
         if value.home is not self.recorder:
             raise self.recorder.foreign(value)
-        at = self._draws_at(index)
 
         def post() -> None:
-            self.placement.bring((value.segment, value.code), at)
-            self.lanes[at].post(LoadRng(generator, value.name))
+            self.placement.bring((value.segment, value.code), index)
+            self.lanes[index].post(LoadRng(generator, value.name))
 
         self._in_order(post)
-
-    def _draws_at(self, index: int) -> int:
-        """The executor that has the generators of a device."""
-        return index if self._indexed else GENERATORS
 
     def default_dtype(self, name: str) -> None:
         self._to_all(DefaultDtype(name))

@@ -218,18 +218,18 @@ class Session:
     # -- generator and order
 
     def seed(self, seed: int, generator: int = 0, index: int = 0) -> None:
-        self._in_order(lambda: self.lane.post(Seed(seed, generator)))
+        self._in_order(lambda: self.lanes[index].post(Seed(seed, generator)))
 
     def save_rng(self, generator: int = 0, index: int = 0) -> int:
         with self.recorder.lock:
             segment = self.recorder.number()
-            self._in_order(lambda: self.lane.post(SaveRng(segment, generator)))
+            self._in_order(lambda: self.lanes[index].post(SaveRng(segment, generator)))
             return segment
 
     def load_rng(self, value: Value, generator: int = 0, index: int = 0) -> None:
         if value.home is not self.recorder:
             raise self.recorder.foreign(value)
-        self._in_order(lambda: self.lane.post(LoadRng(generator, value.name)))
+        self._in_order(lambda: self.lanes[index].post(LoadRng(generator, value.name)))
 
     def default_dtype(self, name: str) -> None:
         self._in_order(lambda: self.lane.post(DefaultDtype(name)))
@@ -266,26 +266,27 @@ class Session:
             self._check()
             return self.lane.ops.schemas()
 
-    def mark(self, settle: bool = False) -> Moment:
+    def mark(self, settle: bool = False, index: int = 0) -> Moment:
         with self.recorder.lock:
-            moment = Moment(next(self._tickets))
+            moment = Moment(next(self._tickets), index)
             self._moments[moment.ticket] = moment
-            self._in_order(lambda: self.lane.post(Mark(moment.ticket, settle)))
+            self._in_order(lambda: self.lanes[index].post(Mark(moment.ticket, settle)))
             return moment
 
     def passed(self, moment: Moment, wait: bool) -> bool:
         if moment.at_s is None:
+            lane = self.lanes[moment.index]
             with self.recorder.lock:
                 self._check()
                 with uninterrupted:
-                    self.lane.commit()
-                self.link.transmit()
+                    lane.commit()
+                lane.link.transmit()
                 if wait:
-                    self.link.wait_until(lambda: moment.at_s is not None)
+                    lane.link.wait_until(lambda: moment.at_s is not None)
                 else:
-                    self.link.poll()
+                    lane.link.poll()
                 if moment.at_s is None:
-                    self.lane.raise_failure()
+                    lane.raise_failure()
         return moment.at_s is not None
 
     def _marked(self, marked: Marked) -> None:
