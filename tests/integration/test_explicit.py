@@ -140,13 +140,21 @@ def test_fewer_executors_after_a_new_connection(executors):
     torch.remora.set_device(1)
     assert torch.ones(2, device="remora").device == ONE
     lost = torch.ones(2, device="remora:1")
+    generator, default = torch.Generator("remora:1"), torch.remora.default_generators[1]
+    stream = torch.remora.current_stream(1)
     remora.disconnect()
     remora.connect(executors[:1], placement="explicit")
     try:
         assert (torch.remora.device_count(), torch.remora.current_device()) == (1, 0)
         assert torch.ones(2).to("remora").device == ZERO
-        with pytest.raises(RuntimeError, match="remora:1 does not exist: this session has one executor"):
-            torch.ones(2, device="remora:1")
+        for call in (
+            lambda: torch.ones(2, device="remora:1"),
+            lambda: torch.rand(2, generator=generator, device="remora"),
+            lambda: default.manual_seed(1),
+            lambda: stream.record_event(),
+        ):
+            with pytest.raises(RuntimeError, match="remora:1 does not exist: this session has one executor"):
+                call()
         with pytest.raises(remora.errors.Disconnected):
             lost.sum().item()
     finally:
@@ -245,8 +253,15 @@ def test_storages_and_views_belong_to_one_device(both):
     assert grown.tolist()[:2] == [1, 1]
     twin = copy.deepcopy(base)
     assert twin.device == ONE
-    with pytest.raises(RuntimeError, match="on device"):
-        base.set_(torch.zeros(2))
+    for other in (torch.zeros(2), moved, moved.untyped_storage()):
+        with pytest.raises(RuntimeError, match="the devices must match"):
+            base.set_(other)
+    held = torch.nn.Parameter(torch.ones(3, device="remora:0"))
+    (held * 2).sum().backward()
+    held.grad, held.data = None, held.data.to("remora:1")
+    (held * 3).sum().backward()
+    assert held.device == held.grad.device == ONE
+    assert held.grad.tolist() == [3, 3, 3]
 
 
 def test_nothing_is_kept_of_a_copy_on_its_way(both):

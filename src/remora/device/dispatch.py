@@ -253,9 +253,7 @@ def _add_to_key(items: Any, key: list[Any], floats: bool) -> None:
         elif item is None or isinstance(item, (bool, int, float, str)):
             key += (type(item), item)
         else:
-            key.append(
-                _Generator if isinstance(item, _Generator) else item
-            )  # of the call's device, or it is refused
+            key.append(_Generator if isinstance(item, _Generator) else item)
 
 
 def _first_call(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: int) -> Any:

@@ -115,7 +115,7 @@ class RemoraGenerator(_PyTorchs):
         recorder, sink = bound.need()
         state = torch.Tensor._make_subclass(RngState, torch.empty(0, dtype=torch.uint8, device="meta"))
         meta = contiguous_meta((_state_nbytes(),), torch.uint8)
-        value = Kept(recorder, sink.save_rng(number, self.index), 0, meta)
+        value = Kept(recorder, sink.save_rng(number, index_of(self.index)), 0, meta)
         state.__dict__.update(_value=value, _seed=self._seed, _real=None)
         return state
 
@@ -128,7 +128,7 @@ class RemoraGenerator(_PyTorchs):
         else:
             state = _checked(_read(new_state))
             value, seed = _uploaded(state, self.index), _seed_in(state)
-        sink.load_rng(value, self._number, self.index)
+        sink.load_rng(value, self._number, index_of(self.index))
         self._session, self._seed = recorder.session, seed
         return self
 
@@ -165,7 +165,7 @@ class RemoraGenerator(_PyTorchs):
 
     def _introduce(self) -> None:
         recorder, sink = bound.need()
-        sink.seed(self._seed, self._number, self.index)
+        sink.seed(self._seed, self._number, index_of(self.index))
         self._session = recorder.session
 
 

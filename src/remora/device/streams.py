@@ -42,7 +42,7 @@ class Stream(_PyTorchsStream):
             return True
         covers = (bound.recorder.session, bound.recorder.ops)
         if self._recorded is None or self._recorded[0] != covers:
-            self._recorded = (covers, bound.sink.mark(index=self.device_index))
+            self._recorded = (covers, bound.sink.mark(index=index_of(self.device_index)))
         return bound.sink.passed(self._recorded[1], wait=False)
 
     def synchronize(self) -> None:
@@ -110,7 +110,7 @@ class Event(_PyTorchsEvent):
     def record(self, stream: Any = None) -> None:
         """The event is behind everything recorded so far. Waits for nothing."""
         recorder, sink = bound.need()
-        index = current() if stream is None else stream.device_index
+        index = current() if stream is None else index_of(stream.device_index)
         self._moment, self._session = sink.mark(index=index), recorder.session
 
     def wait(self, stream: Any = None) -> None:

@@ -163,7 +163,8 @@ class RemoraTensor(torch.Tensor):
             source = torch.empty(0, dtype=self.dtype, device=self.device)
         if isinstance(source, torch.TypedStorage):
             source = source._untyped_storage
-        if not isinstance(source, (RemoraTensor, RemoraStorage)):
+        ours = isinstance(source, (RemoraTensor, RemoraStorage))
+        if not ours or source.device != self.device:
             raise RuntimeError(
                 f'Attempted to set the storage of a tensor on device "{self.device}" to a storage on different '
                 f'device "{getattr(source, "device", type(source).__name__)}".  This is no longer allowed; '
