@@ -314,3 +314,15 @@ assert torch.equal(torch.rand(2, device="cuda:0").cpu(), torch.rand(2, device="c
 
 def test_programs_for_several_gpus(executors):
     subprocess.run([sys.executable, "-c", AS_CUDA, *executors], check=True, timeout=100)
+
+
+def test_data_parallel_says_what_to_do(both):
+    model, inputs = nn.Linear(3, 2), torch.randn(4, 3)
+    expected = model(inputs).detach()
+    model.to("remora:1")
+    one = nn.DataParallel(model, device_ids=[1])
+    assert torch.equal(one(inputs).detach().cpu(), expected)
+    with pytest.raises(
+        NotImplementedError, match=r"give device_ids=\[1\], or put parts of the model on each"
+    ):
+        nn.DataParallel(model, device_ids=[1, 0])(inputs)
