@@ -81,5 +81,5 @@ def probe_accelerator() -> str | None:
         for n in _OURS
         if hasattr(torch.accelerator, n) and not hasattr(getattr(torch.accelerator, n), _MARK)
     ]
-    missing += [n for n in _IN_CORE if not hasattr(getattr(torch._C, n, None), _MARK)]
+    missing += [n for n in _IN_CORE if hasattr(torch._C, n) and not hasattr(getattr(torch._C, n), _MARK)]
     return f"not replaced: {', '.join(missing)}" if missing else None
