@@ -53,7 +53,11 @@ class Planner:
         graph, self.memory = annotate(graph, self.memory)
         table = costs(graph, self.pool.devices)
         wish = self.policy.place(graph, situation, table)
-        legal = legalised(graph, wish.executors, situation, situation.random)
+        # where each device has generators of its own, its rows keep their order there
+        random = () if self.policy.indexed else situation.random
+        legal = legalised(graph, wish.executors, situation, random)
+        if self.policy.indexed and (legal.moves or legal.executors != wish.executors):
+            raise PlanError("rows of different devices share memory")
         graph = enter(placed(graph, legal.executors), Stage.PLACED)
         for row, executor in enumerate(legal.executors):
             if executor >= situation.n_executors:

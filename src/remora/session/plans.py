@@ -106,7 +106,7 @@ def plan_of(
         for out, known in enumerate(row.outs)
         if known is not None
     }
-    straight = len(parts.parts) == 1 and parts.parts[0].inputs == tuple(map(Slot, range(len(graph.slots))))
+    straight = len(parts.parts) == 1 and parts.parts[0].template.id == whole.template.id
     return Plan(
         whole.template.id,
         bucket,

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import prod
 
 from blake3 import blake3
 
@@ -30,8 +31,10 @@ from remora.session.session import Question, Session
 from remora.session.stats import Stats
 from remora.transport.interface import Transport
 from remora.wire.messages import (
+    Adopt,
     Barrier,
     DefaultDtype,
+    DeviceQuery,
     Fetch,
     Flag,
     Grant,
@@ -42,20 +45,19 @@ from remora.wire.messages import (
     Peer,
     Pushed,
     PushFailed,
-    SaveRng,
+    Put,
     ToExecutor,
     Values,
 )
 
 ABANDON_S = 2.0
-GENERATORS = 0  # the executor where random numbers are drawn
-_SAVED = Made(  # a generator's state; only its device knows the size
-    0, 0, GENERATORS, Facts("uint8", (0,), 1), 0, (Node("remora.save_rng.default"), 0), NOTHING, ""
-)
+_STATE = Facts("uint8", (0,), 1)  # of a generator; only its device knows the size
+_SAVING = Node("remora.save_rng.default"), 0
 
 
 class PoolSession(Session):
-    """Implements device.sink.Sink over several executors."""
+    """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
+    of the executor where random numbers are drawn and the place in the op stream is marked."""
 
     def __init__(
         self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
@@ -65,6 +67,7 @@ class PoolSession(Session):
         self.placement = Placement(
             self.lanes, planner, recorder.number, recorder.renumber, lambda: next(self._tickets)
         )
+        self._indexed = planner.policy.indexed  # each executor is a device of its own
         self._peer_nbytes = 0
         self._push_failure: PushFailed | None = None
         self._watching = False
@@ -77,6 +80,10 @@ class PoolSession(Session):
                 if other != index:
                     grant = peer.grant
                     lane.say(Peer(other, peer.transport.address, grant.session, grant.push_secret))
+
+    @property
+    def n_devices(self) -> int:
+        return len(self.lanes) if self._indexed else 1
 
     def _living_at(self, executor: int) -> str:
         """What the program still holds that no other executor has."""
@@ -142,8 +149,11 @@ class PoolSession(Session):
                     self.placement.returned(values[at], home, payload.nbytes)
             return [found[at] for at in range(len(values))]
 
-    def _ask(self, question: Question) -> Reply:
-        """Asks all executors; the answer of the first, or the sum of what they hold."""
+    def _ask(self, question: Question, index: int = 0) -> Reply:
+        """Asks the executor that is a device, for what belongs to a device. Else asks all of them; the answer of the
+        first, or the sum of what they hold."""
+        if self._indexed and isinstance(question, MemoryQuery | DeviceQuery):
+            return self._ask_lanes(lambda: {index: question})[index]
         replies = self._ask_lanes(
             lambda: {at: _under(question, next(self._tickets)) for at in range(len(self.lanes))}
         )
@@ -265,39 +275,71 @@ class PoolSession(Session):
 
     # -- uploads
 
-    def put(self, dtype: str, shape: tuple[int, ...], data: bytes) -> int:
+    def put(self, dtype: str, shape: tuple[int, ...], data: bytes, index: int = 0) -> int:
+        if self._indexed:
+            return self._bound(
+                index, dtype, shape, len(data), lambda segment: Put(segment, dtype, shape, data)
+            )
         return self._pin(Upload(dtype, shape, data, None))
 
-    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
-        return self._pin(Upload(dtype, shape, bytes(data), blake3(data).digest()))
+    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview, index: int = 0) -> int:
+        digest = blake3(data).digest()
+        if self._indexed:
+            uploads, link = self.lanes[index].uploads, self.lanes[index].link
+            with self.recorder.lock:
+                self._check()
+                link.persist(lambda: uploads.ensure(digest, data))
+
+                def adopt(segment: int) -> Adopt:
+                    uploads.adopted(segment, digest)
+                    return Adopt(segment, dtype, shape, digest)
+
+                return self._bound(index, dtype, shape, data.nbytes, adopt)
+        return self._pin(Upload(dtype, shape, bytes(data), digest))
+
+    def _bound(
+        self,
+        index: int,
+        dtype: str,
+        shape: tuple[int, ...],
+        nbytes: int,
+        message: Callable[[int], Put | Adopt],
+    ) -> int:
+        """A value on the device that the program has said. message: makes it, of a segment number."""
+        with self.recorder.lock:
+            self._check()
+            with uninterrupted:
+                segment = self.recorder.number()
+                said = message(segment)
+                self.lanes[index].post(said, nbytes if isinstance(said, Put) else 0)
+                self.placement.holdings.uploaded((segment, 0), _facts(dtype, shape, nbytes))
+                self.placement.holdings.arrived((segment, 0), index)
+            self._transmit()
+            return segment
 
     def _pin(self, upload: Upload) -> int:
         with self.recorder.lock:
             self._check()
             segment = self.recorder.number()
-            numel = 1
-            for n in upload.shape:
-                numel *= n
-            itemsize = len(upload.data) // numel if numel else 1
-            self.placement.uploaded(segment, upload, Facts(upload.dtype, tuple(upload.shape), itemsize))
+            self.placement.uploaded(segment, upload, _facts(upload.dtype, upload.shape, len(upload.data)))
             return segment
 
     # -- generator and order
 
-    def save_rng(self, generator: int = 0) -> int:
+    def save_rng(self, generator: int = 0, index: int = 0) -> int:
         with self.recorder.lock:
-            segment = self.recorder.number()
-            self._in_order(lambda: self.lanes[GENERATORS].post(SaveRng(segment, generator)))
-            self.placement.holdings.made((segment, 0), _SAVED, None, 0)
+            segment = super().save_rng(generator, index)
+            made = Made(0, 0, index, _STATE, 0, _SAVING, NOTHING, "")
+            self.placement.holdings.made((segment, 0), made, None, 0)
             return segment
 
-    def load_rng(self, value: Value, generator: int = 0) -> None:
+    def load_rng(self, value: Value, generator: int = 0, index: int = 0) -> None:
         if value.home is not self.recorder:
             raise self.recorder.foreign(value)
 
         def post() -> None:
-            self.placement.bring((value.segment, value.code), GENERATORS)
-            self.lanes[GENERATORS].post(LoadRng(generator, value.name))
+            self.placement.bring((value.segment, value.code), index)
+            self.lanes[index].post(LoadRng(generator, value.name))
 
         self._in_order(post)
 
@@ -338,8 +380,9 @@ class PoolSession(Session):
             f"{lane.transport.address} (torch {lane.grant.torch})" for lane in self.lanes
         )
 
-    @property
-    def memory_nbytes(self) -> int:
+    def memory_nbytes(self, index: int = 0) -> int:
+        if self._indexed:
+            return self.lanes[index].grant.memory_nbytes
         return sum(lane.grant.memory_nbytes for lane in self.lanes)
 
     # -- life
@@ -397,6 +440,11 @@ def _under(question: Question, ticket: int) -> Question:
 def _summed(replies: list[Memory]) -> Memory:
     fields = Memory.__struct_fields__[1:]
     return Memory(0, *(sum(getattr(reply, name) for reply in replies) for name in fields))
+
+
+def _facts(dtype: str, shape: tuple[int, ...], nbytes: int) -> Facts:
+    numel = prod(shape)
+    return Facts(dtype, tuple(shape), nbytes // numel if numel else 1)
 
 
 def _failed_segment(lane: Lane) -> int:
