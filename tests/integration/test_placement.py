@@ -19,7 +19,7 @@ from remora.device.sink import bound
 from remora.errors import ExecutorError, PlanError, SessionLost, UsageError
 from remora.plan.policies import POLICIES
 from remora.plan.policies.policy import Policy, Wish
-from remora.session.connect import open_pool
+from remora.session.connect import current, open_pool
 from remora.transport.http import HttpTransport
 
 PROGRAMS = 60
@@ -167,6 +167,44 @@ def test_an_executor_that_dies_is_named(executors):
                 list(turns)
         finally:
             remora.disconnect()
+
+
+class Second(Policy):
+    """All on the second executor."""
+
+    name: ClassVar[str] = "second"
+
+    def place(self, graph, situation, costs):
+        return Wish((1,) * len(graph.rows), "all on executor 1", "as the test wants it")
+
+
+def test_random_numbers_are_drawn_where_the_first_ones_are_wished_until_all_is_seeded_anew(executors):
+    torch.manual_seed(11)
+    expected = [torch.rand(3), torch.randn(2)]
+    state = torch.get_rng_state()
+    expected.append(torch.rand(4))
+    open_pool([HttpTransport(url, None) for url in executors[:2]], ClientSettings(), Second())
+    try:
+        placement = current().placement
+        for _ in range(2):
+            torch.manual_seed(11)
+            assert placement.generators is None
+            drawn = [torch.rand(3, device="remora"), torch.randn(2, device="remora")]
+            saved = torch.remora.get_rng_state()
+            drawn.append(torch.rand(4, device="remora"))
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(drawn, expected, strict=True))
+            assert placement.generators == 1
+            assert torch.equal(saved, state)
+            torch.remora.set_rng_state(saved)
+            assert torch.equal(torch.rand(4, device="remora").cpu(), expected[2])
+        own = torch.Generator("remora").manual_seed(5)
+        again = torch.rand(3, device="remora", generator=own)
+        assert torch.equal(again.cpu(), torch.rand(3, generator=torch.Generator().manual_seed(5)))
+        torch.manual_seed(11)
+        assert torch.equal(torch.rand(3, device="remora").cpu(), expected[0])
+        assert remora.stats().peer_bytes == 0
+    finally:
+        remora.disconnect()
 
 
 class Apart(Policy):

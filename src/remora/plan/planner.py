@@ -23,7 +23,7 @@ class Decision:
     """How a graph is to run.
 
     graph: placed. moves: storages of slots (`Outside.storage`) that get an owner, or another one, first, with it.
-    predicted: by the model alone.
+    predicted: by the model alone. draws: where random numbers are drawn, if any are.
     """
 
     graph: Graph
@@ -31,6 +31,7 @@ class Decision:
     moves: tuple[tuple[int, int], ...]
     wish: Wish
     predicted: Placed
+    draws: int | None = None
 
 
 class Planner:
@@ -70,7 +71,9 @@ class Planner:
         for row in range(len(graph.rows)):
             if row not in planned:
                 raise PlanError(f"row {row} ({graph.rows[row].node.op}) is in no part")
-        return Decision(graph, parts, legal.moves, wish, predict(graph, parts, table, self.pool))
+        predicted = predict(graph, parts, table, self.pool)
+        draws = legal.executors[min(random)] if random else None
+        return Decision(graph, parts, legal.moves, wish, predicted, draws)
 
     def is_outdated(self, graph: Graph) -> bool:
         """Whether a later graph has taught what a planned one does not say yet."""

@@ -68,6 +68,7 @@ class Placement:
         self.ledger = Ledger(planner.pool, ticket)
         self.plans: dict[tuple[object, ...], Plan] = {}
         self.plans_made = 0
+        self.generators: int | None = None  # where random numbers are drawn; None: anywhere, as in Situation
         self.programs = 0
         self.graphs = 0
         self._graphs_before = 0  # this program
@@ -203,6 +204,8 @@ class Placement:
                 self._bind(keys[slot][0], executor, plan.residency(Slot(slot)))
             else:
                 self._move(places[slot].storage, executor, plan)
+        if plan.draws is not None:
+            self.generators = plan.draws
         marks = self.ledger.runs(plan, time.perf_counter())
         if plan.straight:
             numbers = [segment.number]
@@ -404,13 +407,14 @@ class Placement:
             tuple([lane.link.stream.kept_frames for lane in self.lanes]),
             self.programs,
             self._pinned_nbytes,
+            self.generators,
             random=random,
             pool=self.planner.pool,
         )
 
     def _plan(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Plan:
         """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
-        whom, what lives on, whether random numbers are drawn, and the policy's turn."""
+        whom, what lives on, whether and where random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
         gates = self._gates.get(template.id)
         if gates is None:
@@ -427,6 +431,7 @@ class Placement:
             segment.keep,
             tuple([segment.holes[hole] != 0 for hole in gates]),
             self.policy.turn(self._situation(())) if self.policy.turns else 0,
+            self.generators,
         )
         plan = self.plans.get(key)
         if plan is None or (plan.gets_nbytes and not self._fits(plan)):

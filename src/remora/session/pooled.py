@@ -46,6 +46,7 @@ from remora.wire.messages import (
     Pushed,
     PushFailed,
     Put,
+    Seed,
     ToExecutor,
     Values,
 )
@@ -57,7 +58,7 @@ _SAVING = Node("remora.save_rng.default"), 0
 
 class PoolSession(Session):
     """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
-    of the executor where random numbers are drawn and the place in the op stream is marked."""
+    of the executor where the place in the op stream is marked."""
 
     def __init__(
         self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
@@ -68,6 +69,7 @@ class PoolSession(Session):
             self.lanes, planner, recorder.number, recorder.renumber, lambda: next(self._tickets)
         )
         self._indexed = planner.policy.indexed  # each executor is a device of its own
+        self._generators = {0}  # those that were seeded, and the default one
         self._peer_nbytes = 0
         self._push_failure: PushFailed | None = None
         self._watching = False
@@ -326,8 +328,22 @@ class PoolSession(Session):
 
     # -- generator and order
 
+    def seed(self, seed: int, generator: int = 0, index: int = 0) -> None:
+        """Where all executors are one device, all of them seed, and whoever is asked for numbers first draws from then
+        on: state never has to travel."""
+        if self._indexed:
+            super().seed(seed, generator, index)
+            return
+        self._to_all(Seed(seed, generator))
+        self._generators.add(generator)
+        if self._generators == {0}:
+            self.placement.generators = None
+
     def save_rng(self, generator: int = 0, index: int = 0) -> int:
         with self.recorder.lock:
+            if not self._indexed:
+                self._in_order(lambda: None)
+                index = self.placement.generators or 0
             segment = super().save_rng(generator, index)
             made = Made(0, 0, index, _STATE, 0, _SAVING, NOTHING, "")
             self.placement.holdings.made((segment, 0), made, None, 0)
@@ -338,8 +354,11 @@ class PoolSession(Session):
             raise self.recorder.foreign(value)
 
         def post() -> None:
-            self.placement.bring((value.segment, value.code), index)
-            self.lanes[index].post(LoadRng(generator, value.name))
+            at = index
+            if not self._indexed:
+                at = self.placement.generators = self.placement.generators or 0
+            self.placement.bring((value.segment, value.code), at)
+            self.lanes[at].post(LoadRng(generator, value.name))
 
         self._in_order(post)
 
