@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from remora.capture.recorder import CapturedTemplate, Segment, Step
@@ -24,9 +25,22 @@ def graph_of(
     return Graph(rows, tuple(slots), tuple(segment.holes), keep, wants, template=template)
 
 
+@lru_cache(maxsize=4096)
 def facts_of(meta: Any) -> Facts:
     """Facts of a value's metadata (device/meta.py: TensorMeta)."""
     return Facts(NAMES[meta.dtype], tuple(meta.shape), meta.dtype.itemsize)
+
+
+def facts_at(segment: Segment, row: int, out: int) -> Facts | None:
+    """What an output looks like in this use of the template; None if only the data tells."""
+    step = segment.step
+    for _ in range(step.rows - 1 - row):
+        assert step.parent is not None
+        step = step.parent
+    meta = step.outcome.outs[out]
+    if isinstance(meta, int):
+        meta = (step.metas or [])[meta]
+    return None if meta is None else facts_of(meta)
 
 
 def random_rows(graph: Graph) -> tuple[int, ...]:

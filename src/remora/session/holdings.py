@@ -38,6 +38,20 @@ class Place:
     made_in: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Living:
+    """A value at one moment, as of Place. used: whether a graph has read it."""
+
+    storage: int
+    nbytes: int
+    homes: frozenset[int]
+    residency: str
+    layer: int | None
+    made_in: str
+    made_by: tuple[Node, int] | None
+    used: bool
+
+
 class Holdings:
     """All values of a session that live, by name."""
 
@@ -116,6 +130,22 @@ class Holdings:
                 if not storage.names or executor != storage.owner:
                     self.held_nbytes[executor] -= place.facts.nbytes
         return found
+
+    def living(self) -> tuple[Living, ...]:
+        """What lives now, as the program goes on to change it."""
+        return tuple(
+            Living(
+                place.storage.number,
+                place.facts.nbytes,
+                frozenset(place.homes),
+                place.meaning.residency or "",
+                place.meaning.layer,
+                place.made_in,
+                place.made_by,
+                place.reads > 0,
+            )
+            for place in self.places.values()
+        )
 
     def outside(self, key: Key, graph: int) -> Outside:
         """What the planner may know of a value that graph number `graph` reads."""

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from remora.capture.recorder import Segment
 from remora.capture.value import OUT_BITS, OUT_MASK
 from remora.errors import PlanError
-from remora.ir.annotated import Facts
+from remora.ir.annotated import Facts, Residency
 from remora.ir.node import Ref, Slot
 from remora.plan.parts import Part
 from remora.plan.planner import Planner
+from remora.plan.policies.semantic import STAYS
 from remora.plan.situation import Situation
-from remora.session.graphs import dropout_holes, facts_of, graph_of, random_rows
+from remora.session.graphs import dropout_holes, facts_at, facts_of, graph_of, random_rows
 from remora.session.holdings import Holdings, Key, Place, Storage
 from remora.session.lane import Lane
-from remora.session.ledger import Ledger
+from remora.session.ledger import UNUSED, Ledger
 from remora.session.plans import Plan, plan_of
 from remora.wire.messages import Adopt, Await, Mark, Push, Put
 
@@ -106,7 +107,7 @@ class Placement:
         if place.storage.owner is None:
             self._bind(key[0], executor)
         elif executor not in place.homes:
-            kinds = Counter({("", place.meaning.residency or ""): place.facts.nbytes})
+            kinds = Counter({place.meaning.residency or "": place.facts.nbytes})
             self._push(self.home(key), executor, [_name(key)], kinds)
             self.holdings.arrived(key, executor)
 
@@ -121,10 +122,10 @@ class Placement:
         nbytes = self.holdings.places[segment, 0].facts.nbytes
         self._bind(segment, self.policy.home(nbytes, self._situation([])))
 
-    def _bind(self, segment: int, executor: int, residency: str = "") -> None:
+    def _bind(self, segment: int, executor: int) -> None:
         """Sends an upload to the executor that owns it from then on."""
-        self.ledger.uploads(executor, residency, self.holdings.places[segment, 0].facts.nbytes)
         upload, lane = self._uploads.pop(segment), self.lanes[executor]
+        self.ledger.uploads(segment, executor, len(upload.data), upload.digest is not None)
         self._pinned_nbytes -= len(upload.data)
         if upload.digest is None:
             lane.post(Put(segment, upload.dtype, upload.shape, upload.data), len(upload.data))
@@ -133,10 +134,23 @@ class Placement:
             lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
         self.holdings.arrived((segment, 0), executor)
 
+    def returned(self, key: Key, executor: int, nbytes: int) -> None:
+        """The client has got a value's bytes."""
+        place = self.holdings.places[key]
+        what = place.meaning.residency
+        residency = what if what in STAYS else Residency.OUTPUT
+        made = (place.made_in, place.made_by) if place.made_by is not None else None
+        self.ledger.returns(executor, residency, nbytes, made)
+
     def program_ends(self) -> None:
         """A sync is asked for. A program of nothing is none."""
         self.programs += self.graphs > self._graphs_before
         self._graphs_before = self.graphs
+
+    @property
+    def waiting_nbytes(self) -> int:
+        """Of uploads that no executor has yet."""
+        return self._pinned_nbytes
 
     @property
     def has_bulk(self) -> bool:
@@ -147,7 +161,10 @@ class Placement:
         """Sends the bytes of uploads that were bound. May be interrupted, and goes on then when it is called again."""
         while self._bulk:
             lane, segment, digest, data = self._bulk[0]
+            sent_nbytes, started_s = lane.uploads.sent_nbytes, time.perf_counter()
             lane.link.persist(functools.partial(lane.uploads.ensure, digest, data))
+            took_s = time.perf_counter() - started_s
+            self.ledger.sent(segment, lane.uploads.sent_nbytes - sent_nbytes, took_s)
             lane.uploads.adopted(segment, digest)
             self._bulk.popleft()
 
@@ -169,13 +186,13 @@ class Placement:
             raise
         for slot, executor in plan.moves:
             if places[slot].storage.owner is None:
-                self._bind(keys[slot][0], executor, plan.residency(Slot(slot)))
+                self._bind(keys[slot][0], executor)
             else:
-                self._move(places[slot].storage, executor, plan)
+                self._move(places[slot].storage, executor)
         numbers = [self._number() for _ in plan.parts]
         marks = self.ledger.runs(plan, time.perf_counter())
         for at, part in enumerate(plan.parts):
-            self._transfer(plan, at, numbers, keys)
+            self._transfer(segment, plan, at, numbers, keys)
             if marks:
                 self.lanes[part.executor].say(Mark(marks[at][0], settle=True))
             self._run(segment, plan, at, part, numbers, keys)
@@ -184,6 +201,9 @@ class Placement:
         self._rename(segment, plan, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
+        if self.ledger.uploading:
+            for slot, (number, _) in enumerate(keys):
+                self.ledger.used(number, plan.residency(Slot(slot)))
         for place, slot_of in zip(places, plan.graph.slots, strict=True):
             place.reads += 1
             place.meaning = slot_of.meaning
@@ -216,9 +236,9 @@ class Placement:
             made_in, here = plan.found[row]
             self.lanes[executor].free([(numbers[made_in], here, out)])
 
-    def _transfer(self, plan: Plan, at: int, numbers: list[int], keys: list[Key]) -> None:
+    def _transfer(self, segment: Segment, plan: Plan, at: int, numbers: list[int], keys: list[Key]) -> None:
         """What part `at` reads from other executors, one push from each of them."""
-        by_source: dict[int, tuple[list[Name], Counter[tuple[str, str]]]] = {}
+        by_source: dict[int, tuple[list[Name], Counter[str]]] = {}
         target = plan.parts[at].executor
         for transfer in plan.transfers[at]:
             residency, source = plan.residency(transfer.value), transfer.source
@@ -229,7 +249,7 @@ class Placement:
                     continue
                 owner = place.storage.owner
                 if owner is None:
-                    self._bind(key[0], target, residency)
+                    self._bind(key[0], target)
                     continue
                 source, name = owner if owner in place.homes else min(place.homes), _name(key)
                 nbytes = place.facts.nbytes
@@ -237,10 +257,11 @@ class Placement:
             else:
                 made_in, row = plan.found[transfer.value.row]
                 name = numbers[made_in], row, transfer.value.out
-                nbytes = plan.facts.get((transfer.value.row, transfer.value.out), UNKNOWN).nbytes
+                facts = facts_at(segment, transfer.value.row, transfer.value.out)
+                nbytes = facts.nbytes if facts is not None else 0
             names, kinds = by_source.setdefault(source, ([], Counter()))
             names.append(name)
-            kinds[plan.phase, residency] += nbytes
+            kinds[residency] += nbytes
         for source, (names, kinds) in by_source.items():
             self._push(source, target, names, kinds)
 
@@ -249,10 +270,10 @@ class Placement:
         source: int,
         target: int,
         names: list[Name],
-        kinds: Counter[tuple[str, str]],
+        kinds: Counter[str],
         whole: bool = False,
     ) -> None:
-        """kinds: bytes by phase and residency."""
+        """kinds: bytes by residency."""
         flat = tuple(number for name in names for number in name)
         ticket = self.ledger.pushes_to(source, target, flat, kinds)
         self.lanes[source].say(Push(ticket, target, flat, whole))
@@ -273,7 +294,9 @@ class Placement:
                 shared = storages.get(plan.aliases.get((row, out), (row, out)))
             place = self.holdings.made(
                 (value.segment, value.code),
-                plan.facts.get((row, out), UNKNOWN),
+                facts_of(value.meta)
+                if (row, out) in plan.facts
+                else UNKNOWN,  # the plan knows its first use's
                 plan.parts[made_in].executor,
                 shared,
                 (template.nodes[row], out),
@@ -286,7 +309,7 @@ class Placement:
                 if (copied_row, copied_out) == (row, out):
                     self.holdings.arrived((value.segment, value.code), executor)
 
-    def _move(self, storage: Storage, to: int, plan: Plan) -> None:
+    def _move(self, storage: Storage, to: int) -> None:
         """All values of a storage go to another executor, which owns it from then on."""
         source = storage.owner
         assert source is not None
@@ -294,10 +317,10 @@ class Placement:
         for key in storage.names & self.holdings.places.keys():
             if to in self.holdings.places[key].homes:  # a copy that nobody writes; the whole comes now
                 self._free_at([(to, key)])
-        kinds: Counter[tuple[str, str]] = Counter()
+        kinds: Counter[str] = Counter()
         for key in storage.names:
             place = self.holdings.places[key]
-            kind = plan.phase, place.meaning.residency or ""
+            kind = place.meaning.residency or ""
             kinds[kind] = max(kinds[kind], place.facts.nbytes)
         self._push(source, to, names, kinds, whole=True)
         self._free_at(self.holdings.moved(storage, to))
@@ -321,6 +344,9 @@ class Placement:
             self._refused.pop(key, None)
             if upload is not None:
                 self._pinned_nbytes -= len(upload.data)
+        if self.ledger.uploading:
+            for number, _ in keys:
+                self.ledger.used(number, UNUSED)
         self._free_at(self.holdings.freed(keys))
 
     def _free_at(self, where: list[tuple[int, Key]]) -> None:

@@ -43,7 +43,7 @@ class Plan:
     shared: for an output that lies in a slot's memory, that slot. aliases: for one that lies in another output's
     memory, that output. drops: after each part, (executor, row, out) of what only travelled and ends.
     copies: (executor, row, out) of what lives on at an executor that did not make it.
-    predicted: of each part, by the model alone. phase: what the graph does, '' if that is not known. homes: executors
+    predicted: of each part, by the model alone. phases: what the graph does, in how many of its rows. homes: executors
     that had each slot when the plan was made.
     """
 
@@ -62,11 +62,16 @@ class Plan:
     copies: tuple[tuple[int, int, int], ...]
     predicted: tuple[Duration, ...]
     whole: Duration
-    phase: str
+    phases: dict[str, int]
     wish: Wish
     homes: tuple[frozenset[int], ...]
     graph: Graph = field(repr=False)
     ran: Ran = field(repr=False)
+
+    @property
+    def phase(self) -> str:
+        """Of most of its rows, '' if that is not known."""
+        return max(self.phases, key=lambda phase: self.phases[phase], default="")
 
     def residency(self, value: Ref | Slot) -> str:
         """Of a value of the graph, '' if nobody recognised it."""
@@ -117,7 +122,7 @@ def plan_of(
         copies,
         tuple(estimate.duration for estimate in decision.predicted.parts),
         decision.predicted.estimate.duration,
-        _phase(graph),
+        _phases(graph),
         decision.wish,
         homes,
         graph,
@@ -125,9 +130,8 @@ def plan_of(
     )
 
 
-def _phase(graph: Graph) -> str:
-    phases = Counter(row.meaning.phase for row in graph.rows if row.meaning.phase is not None)
-    return phases.most_common(1)[0][0].value if phases else ""
+def _phases(graph: Graph) -> dict[str, int]:
+    return Counter(row.meaning.phase.value for row in graph.rows if row.meaning.phase is not None)
 
 
 def _sharing(graph: Graph) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], tuple[int, int]]]:
