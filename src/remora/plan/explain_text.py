@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from remora.plan.explain import CLIENT, Choice, Executor, Explanation, Phase, Template
 
 COLUMNS = 100
+STAYS = ("weight", "kv_cache", "optimizer_state")  # what a step leaves to the next
 # Up to the first whole number between dots, and what follows it.
 _NUMBER = re.compile(r"(?as)(.*?)(?:(?<!\w)([1-9]\d{0,8}|0)(?!\w)(.*))?\Z")
 _TEMPLATES_SHOWN = 20
@@ -186,9 +187,11 @@ def _phase(phase: Phase) -> Iterator[str]:
         computed_s = phase.computed_s / max(phase.steps, 1)
         yield f"    a step took {duration(each_s)}; executors computed for {duration(computed_s)} of it"
     for number, held in enumerate(phase.held):
-        if held:
-            what = ", ".join(f"{plain(each.residency, 16)} {amount(each.nbytes)}" for each in held)
-            yield from _wrapped(f"    executor {number} held ", f"{what} (after step {phase.held_at:,})")
+        stays = [
+            f"{plain(each.residency, 16)} {amount(each.nbytes)}" for each in held if each.residency in STAYS
+        ]
+        if stays:
+            yield from _wrapped(f"    after step {phase.held_at:,} executor {number} held ", ", ".join(stays))
     for transfer in phase.transfers:
         each = transfer.nbytes // max(transfer.count, 1)
         yield _timed(

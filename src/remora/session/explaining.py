@@ -225,11 +225,11 @@ def _transfer(way: Way, tally: Tally) -> Transfer:
 def _choices(plans: Iterable[Plan]) -> Iterator[Choice]:
     """One for all plans of a phase for which the same was chosen, instead of the same, for the same reason but for
     its numbers. What takes longest comes first."""
-    groups: dict[tuple[str | None, ...], list[Plan]] = {}
+    groups: dict[tuple[object, ...], list[Plan]] = {}
     for plan in plans:
         wish = plan.wish
         alike = _NUMBER.sub("#", wish.reason)
-        key = plan.phase, wish.what, alike, wish.alternative, _chosen([plan])
+        key = plan.phase, wish.what, alike, wish.alternative, _chosen([plan]), _is_bound(plan)
         groups.setdefault(key, []).append(plan)
 
     def took_s(group: list[Plan]) -> float:
@@ -243,14 +243,15 @@ def _choice(group: Sequence[Plan]) -> Choice:
     """Predictions are of one run of each template, as it was planned last."""
     latest = list({plan.template: plan for plan in group}.values())
     wish, chosen = latest[-1].wish, _chosen(latest)
-    if chosen is not None and chosen != wish.what:
-        reason = f"memory that its rows view or write is there, or random numbers are drawn there ({wish.what} was wished)"
-        return Choice(_subject(group, latest), chosen, reason, sum(plan.whole.seconds for plan in latest))
+    if _is_bound(latest[-1]):
+        reason = f"what its rows view, write or draw is there ({wish.what} was wished)"
+        predicted_s = sum(plan.whole.seconds for plan in latest)
+        return Choice(_subject(group, latest), chosen or wish.what, reason, predicted_s)
     instead = [plan.wish.alternative_took for plan in latest]
     known = [took.seconds for took in instead if took is not None]
     return Choice(
         _subject(group, latest),
-        wish.what + _bound(latest),
+        chosen or wish.what + _bound(latest),
         ranged([plan.wish.reason for plan in group]),
         sum(plan.whole.seconds for plan in latest),
         wish.alternative,
@@ -271,6 +272,11 @@ def _chosen(plans: Iterable[Plan]) -> str | None:
     """Where all rows run, if that is one place."""
     executors = {executor for plan in plans for executor in plan.graph.executors}
     return f"all on executor {executors.pop()}" if len(executors) == 1 else None
+
+
+def _is_bound(plan: Plan) -> bool:
+    """Whether bonds have brought all of a plan to one executor, against the wish."""
+    return _chosen([plan]) is not None and plan.wish.executors != plan.graph.executors
 
 
 def _bound(plans: Sequence[Plan]) -> str:

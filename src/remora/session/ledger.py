@@ -96,8 +96,8 @@ class Upload:
 class PhaseTotal:
     """All programs of a phase. Predicted for executors and links alone; measured by the client, its own work too.
 
-    runs: of each plan, by its id(). last: the plans, each once, of the last program all of whose plans had run before. returned: who made what the
-    client asked for at its end. living: what lived after step `living_at`.
+    runs: of each plan, by its id(). last: the plans, each once, of the last program all of whose plans had run
+    before. returned: who made what the client asked for at its end. living: what lived after step `living_at`.
     """
 
     steps: int = 0
