@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from statistics import median
@@ -25,8 +25,8 @@ from remora.plan.explain import (
 from remora.plan.explain_text import amount, duration, times
 from remora.plan.picture import FIRST, LAST, joined, picture_of
 from remora.session.holdings import Holdings, Living
-from remora.session.ledger import UNUSED, Ledger, Maker, PhaseTotal, Tally, Way
-from remora.session.plans import Plan
+from remora.session.ledger import UNUSED, Ledger, PhaseTotal, Tally, Way
+from remora.session.plans import Plan, Use
 from remora.session.stats import Stats
 from remora.wire.messages import Grant
 
@@ -52,7 +52,7 @@ class Observed:
 def explanation(of: Observed) -> Explanation:
     """The session as it is now."""
     plans = of.ledger.plans
-    modules = _Modules(plans)
+    modules = _Modules(plans, of.holdings.names)
     n = len(of.executors)
     now = _held(of.holdings.living(), modules, n)
     return Explanation(
@@ -64,7 +64,7 @@ def explanation(of: Observed) -> Explanation:
         tuple(_phases(of.ledger, modules, n)),
         tuple(_choices(plans)),
         tuple(_template(plan) for plan in plans),
-        _picture(of.ledger.phases),
+        _picture(of.ledger.phases, modules),
         tuple(_notes(of)),
     )
 
@@ -80,52 +80,88 @@ def _device(pool: Pool, number: int, address: str, grant: Grant) -> str:
 
 
 class _Modules:
-    """Whose values are, by the plans' graphs: for each memory the module of the first row that reads it, for each
-    value that a row made that row's; of a repeated block, the block. In program order."""
+    """Whose values are: of weights the module, of what rows made the row's; of a repeated block, the block.
 
-    def __init__(self, plans: Iterable[Plan]) -> None:
-        self._storages: dict[int, tuple[int, str]] = {}
-        self._made: dict[Maker, tuple[int, str]] = {}
+    A plan's rows keep the paths of the layer that ran them first. By the weights that a use of it read, it is known
+    which one ran them then.
+    """
+
+    def __init__(self, plans: Iterable[Plan], names: Mapping[int, str]) -> None:
+        self._names = names
+        self._uses: dict[tuple[int, tuple[int, ...]], dict[str, str]] = {}
         graphs = [plan.graph for plan in plans]
         self._root = _root(graphs)
-        order = 0
+        self._read: dict[int, str] = {}  # by storage: the module of the first row that reads it
         for graph in graphs:
-            keep: dict[int, list[int]] = {}
-            for number, out in graph.keep:
-                keep.setdefault(number, []).append(out)
-            for number, row in enumerate(graph.rows):
-                if not row.module:
-                    continue
-                order += 1
-                found = order, self._name(row)
-                for arg in row.tensors():
+            for row in graph.rows:
+                for arg in row.tensors() if row.module else ():
                     if isinstance(arg, Slot):
-                        self._storages.setdefault(graph.slots[arg.index].storage, found)
-                for out in keep.get(number, ()):
-                    self._made.setdefault((graph.template, (row.node, out)), found)
+                        self._read.setdefault(graph.slots[arg.index].storage, _path(row))
+        paths = map(self._short, (*names.values(), *self._read.values()))
+        self._order = {path: at for at, path in enumerate(dict.fromkeys(paths))}
 
     def of(self, value: Living) -> tuple[int, str]:
         """Place in the program, and name; '' if no module is known."""
-        found = None
-        if value.made_by is not None:
-            found = self._made.get((value.made_in, value.made_by))
-        return found or self._storages.get(value.storage, (0, ""))
+        if value.use is not None:
+            path = _path(value.use.plan.graph.rows[value.row])
+            path = self.blocks(value.use).get(_block(path), path)
+        else:
+            path = self._names.get(value.storage) or self._read.get(value.storage, "")
+        short = self._short(path)
+        return self._order.get(short, len(self._order)), short
 
-    def _name(self, row: Row) -> str:
-        parts = _path(row)
-        layer = str(row.meaning.layer)
-        if layer in parts:
-            parts = parts[: parts.index(layer) + 1]
-        return ".".join(parts[1:] if len(parts) > 1 and parts[0] == self._root else parts)
+    def blocks(self, use: Use) -> dict[str, str]:
+        """What the blocks of a plan's rows are in one use of it."""
+        key = id(use.plan), use.storages
+        found = self._uses.get(key)
+        if found is None:
+            found = self._uses[key] = {}
+            for row in use.plan.graph.rows:
+                block = _block(_path(row))
+                for arg in row.tensors() if block else ():
+                    if isinstance(arg, Slot):
+                        really = _block(self._names.get(use.storages[arg.index], ""))
+                        if really:
+                            found.setdefault(block, really)
+        return found
+
+    def graph(self, use: Use) -> Graph:
+        """The plan's graph, its rows where they are in that use."""
+        blocks = self.blocks(use)
+        graph = use.plan.graph
+        return replace(graph, rows=tuple(_moved(row, blocks) for row in graph.rows))
+
+    def _short(self, path: str) -> str:
+        """Without the class of the model, as in a state dict, if there is but one."""
+        path = _block(path) or path
+        root, _, rest = path.partition(".")
+        return rest if rest and root == self._root else path
 
 
-def _path(row: Row) -> list[str]:
-    return row.module.partition(" (")[0].split(".")
+def _path(row: Row) -> str:
+    """Of its module, without the class behind it."""
+    return row.module.partition(" (")[0]
+
+
+def _block(path: str) -> str:
+    """Up to the number of the repeated block, '' if there is none."""
+    parts = path.split(".")
+    number = next((at for at, part in enumerate(parts) if part.isdecimal()), None)
+    return "" if number is None else ".".join(parts[: number + 1])
+
+
+def _moved(row: Row, blocks: Mapping[str, str]) -> Row:
+    block = _block(_path(row))
+    really = blocks.get(block, block)
+    if really == block:
+        return row
+    layer = int(really.rpartition(".")[2])
+    return replace(row, module=really + row.module[len(block) :], meaning=replace(row.meaning, layer=layer))
 
 
 def _root(graphs: Iterable[Graph]) -> str:
-    """The class of the model, if there is but one: paths are then those of its state dict."""
-    roots = {_path(row)[0] for graph in graphs for row in graph.rows if row.module}
+    """The class of the model, '' if there are several."""
+    roots = {_path(row).partition(".")[0] for graph in graphs for row in graph.rows if row.module}
     return roots.pop() if len(roots) == 1 else ""
 
 
@@ -143,7 +179,7 @@ def _held(living: Iterable[Living], modules: _Modules, n_executors: int) -> tupl
     """By executor, each storage counted once."""
     storages: dict[int, _Memory] = {}
     for value in living:
-        residency = value.residency or (OTHER if value.used or value.made_by is not None else UNUSED)
+        residency = value.residency or (OTHER if value.used or value.use is not None else UNUSED)
         found = _Memory(value.homes, residency, value.nbytes, modules.of(value))
         known = storages.setdefault(value.storage, found)
         if known is not found:
@@ -322,23 +358,24 @@ def _template(plan: Plan) -> Template:
     )
 
 
-def _picture(phases: dict[str, PhaseTotal]) -> Picture:
+def _picture(phases: dict[str, PhaseTotal], modules: _Modules) -> Picture:
     """Of the last warm step of the phase with most of them."""
     name = max(phases, key=lambda name: phases[name].steps, default=None)
     if name is None:
         return Picture()
     phase = phases[name]
+    uses = {(id(use.plan), *sorted(modules.blocks(use).items())): use for use in phase.last}.values()
+    graphs = [modules.graph(use) for use in uses]
+    layered = [any(row.meaning.layer is not None for row in graph.rows) for graph in graphs]
     pictures = []
-    layered = [any(row.meaning.layer is not None for row in plan.graph.rows) for plan in phase.last]
-    for number, plan in enumerate(phase.last):
-        graph = plan.graph
+    for number, (use, graph) in enumerate(zip(uses, graphs, strict=True)):
         wants = frozenset(
-            (number, out)
-            for number, out in graph.keep
-            if (graph.template, (graph.rows[number].node, out)) in phase.returned
+            (row, out)
+            for row, out in graph.keep
+            if (graph.template, (graph.rows[row].node, out)) in phase.returned
         )
-        transfers = [transfer for before in plan.transfers for transfer in before]
-        picture = picture_of(replace(graph, wants=wants), transfers, plan.homes)
+        transfers = [transfer for before in use.plan.transfers for transfer in before]
+        picture = picture_of(replace(graph, wants=wants), transfers, use.plan.homes)
         if any(layered) and not layered[number]:  # its columns are modules, beside layers they have no place
             outside = FIRST if any(layered[number:]) else LAST
             picture = replace(picture, columns=(outside,) * len(picture.columns))

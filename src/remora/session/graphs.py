@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from remora.capture.recorder import CapturedTemplate, Segment, Step
+from remora.capture.value import Value
 from remora.ir.annotated import Facts, Graph, Outside, Row
 from remora.ir.graph import Template
 from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot
@@ -23,6 +25,19 @@ def graph_of(
     keep = frozenset(zip(segment.keep[::2], segment.keep[1::2], strict=True))
     template = segment.captured.template.id.hex()
     return Graph(rows, tuple(slots), tuple(segment.holes), keep, wants, template=template)
+
+
+def module_values(captured: CapturedTemplate) -> Iterator[tuple[str, Value]]:
+    """Parameters and buffers of the models that ran a template's rows, each with the path of its module.
+
+    Rows that were seen before keep the path that they had first, though another of equal layers may run them.
+    """
+    models = {id(model): model for where in captured.where if where is not None and (model := where.model)}
+    for model in models.values():
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+            value = getattr(tensor, "_value", None)
+            if value is not None:
+                yield ".".join([type(model).__name__, *name.split(".")[:-1]]), value
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from remora.ir.annotated import NOTHING, Facts, Meaning, Outside
 from remora.ir.node import Node
+from remora.session.plans import Use
 
 Key = tuple[int, int]
 """A value's name: segment, and row and output in one number (capture/value.py)."""
@@ -26,7 +27,7 @@ class Storage:
 @dataclass
 class Place:
     """A value. homes: executors that hold it. made_by, made_in: the row that made it, and its template; None and '':
-    it was uploaded."""
+    it was uploaded. use, row: where in the program that was."""
 
     facts: Facts
     storage: Storage
@@ -36,6 +37,8 @@ class Place:
     meaning: Meaning = NOTHING
     reads: int = 0
     made_in: str = ""
+    use: Use | None = None
+    row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,8 @@ class Living:
     nbytes: int
     homes: frozenset[int]
     residency: str
-    layer: int | None
-    made_in: str
-    made_by: tuple[Node, int] | None
+    use: Use | None
+    row: int
     used: bool
 
 
@@ -58,6 +60,7 @@ class Holdings:
     def __init__(self, n_executors: int) -> None:
         self.places: dict[Key, Place] = {}
         self.held_nbytes = [0] * n_executors
+        self.names: dict[int, str] = {}  # module path that a storage belongs to, by its number
         self._storages = itertools.count()
 
     def uploaded(self, key: Key, facts: Facts) -> Place:
@@ -131,6 +134,12 @@ class Holdings:
                     self.held_nbytes[executor] -= place.facts.nbytes
         return found
 
+    def called(self, key: Key, module: str) -> None:
+        """A value is a parameter or buffer of a module. Of several that share its memory, the first counts."""
+        place = self.places.get(key)
+        if place is not None:
+            self.names.setdefault(place.storage.number, module)
+
     def living(self) -> tuple[Living, ...]:
         """What lives now, as the program goes on to change it."""
         return tuple(
@@ -139,9 +148,8 @@ class Holdings:
                 place.facts.nbytes,
                 frozenset(place.homes),
                 place.meaning.residency or "",
-                place.meaning.layer,
-                place.made_in,
-                place.made_by,
+                place.use,
+                place.row,
                 place.reads > 0,
             )
             for place in self.places.values()

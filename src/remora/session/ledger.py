@@ -13,7 +13,7 @@ from remora.plan.devices import CLIENT, Pool
 from remora.plan.duration import total
 from remora.plan.record import Key, Record
 from remora.session.holdings import Living
-from remora.session.plans import Plan, Timed
+from remora.session.plans import Plan, Timed, Use
 from remora.wire.messages import Marked, Pushed
 
 TIMED_FIRST = (
@@ -96,15 +96,15 @@ class Upload:
 class PhaseTotal:
     """All programs of a phase. Predicted for executors and links alone; measured by the client, its own work too.
 
-    runs: of each plan, by its id(). last: the plans, each once, of the last program all of whose plans had run
-    before. returned: who made what the client asked for at its end. living: what lived after step `living_at`.
+    runs: of each plan, by its id(). last: the last program all of whose plans had run before. returned: who made
+    what the client asked for at its end. living: what lived after step `living_at`.
     """
 
     steps: int = 0
     predicted_s: float = 0.0
     measured_s: float = 0.0
     runs: Counter[int] = field(default_factory=Counter)
-    last: tuple[Plan, ...] = ()
+    last: tuple[Use, ...] = ()
     returned: set[Maker] = field(default_factory=set)
     living: tuple[Living, ...] = ()
     living_at: int = 0
@@ -142,17 +142,18 @@ class Ledger:
         self._phase = ""  # of the last program that ended
         self._ticket = ticket
         self._marks: dict[int, tuple[_Timing, list[tuple[int, int]]]] = {}
-        self._program: list[Plan] = []  # that ran since the last sync
+        self._program: list[Use] = []  # since the last sync
         self._fresh = False  # whether one of them ran for the first time
         self._began_s: float | None = None
 
     # -- runs
 
-    def runs(self, plan: Plan, now_s: float) -> list[tuple[int, int]]:
+    def runs(self, use: Use, now_s: float) -> list[tuple[int, int]]:
         """A plan is about to run. Returns the tickets of marks to put around each part, none if it is not timed."""
         if self._began_s is None:
             self._began_s = now_s
-        self._program.append(plan)
+        plan = use.plan
+        self._program.append(use)
         ran = plan.ran
         if not ran.count:
             self.plans.append(plan)
@@ -200,10 +201,10 @@ class Ledger:
         phase = self.phases.setdefault(self._phase, PhaseTotal())
         phase.steps += 1
         phase.measured_s += now_s - began_s
-        phase.predicted_s += sum(plan.whole.seconds for plan in ran)
-        phase.runs.update(map(id, ran))
+        phase.predicted_s += sum(use.plan.whole.seconds for use in ran)
+        phase.runs.update(id(use.plan) for use in ran)
         if not fresh or not phase.last:
-            phase.last = tuple({id(plan): plan for plan in ran}.values())
+            phase.last = tuple(ran)
             phase.returned = set()
         return phase if phase.steps & (phase.steps - 1) == 0 else None
 
@@ -211,8 +212,8 @@ class Ledger:
         """A failure came in place of the answer: how long that took says nothing."""
         self._ends()
 
-    def _ends(self) -> tuple[list[Plan], bool]:
-        """Everything that the program moved gets its phase. Returns its plans, and whether one of them is new."""
+    def _ends(self) -> tuple[list[Use], bool]:
+        """Everything that the program moved gets its phase. Returns what ran, and whether a plan of it is new."""
         (ran, self._program), (fresh, self._fresh) = (self._program, []), (self._fresh, False)
         began_s, self._began_s = self._began_s, None
         if began_s is None:
@@ -308,10 +309,10 @@ class Ledger:
         return self._flows.setdefault(Flow(phase, way), Tally())
 
 
-def phase_of(plans: list[Plan]) -> str:
+def phase_of(ran: list[Use]) -> str:
     """What a program does: the phases of most of its rows, those of a phase counted; '' if no row has one."""
     rows: Counter[str] = Counter()
-    for plan in plans:
-        rows.update(plan.phases)
+    for use in ran:
+        rows.update(use.plan.phases)
     least = MIXED * rows.total()
     return "+".join(phase for phase in PHASES if rows[phase] and rows[phase] >= least)

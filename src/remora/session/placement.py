@@ -23,11 +23,11 @@ from remora.plan.parts import Part
 from remora.plan.planner import Planner
 from remora.plan.policies.semantic import STAYS
 from remora.plan.situation import Situation
-from remora.session.graphs import dropout_holes, facts_at, facts_of, graph_of, random_rows
+from remora.session.graphs import dropout_holes, facts_at, facts_of, graph_of, module_values, random_rows
 from remora.session.holdings import Holdings, Key, Place, Storage
 from remora.session.lane import Lane
 from remora.session.ledger import UNUSED, Ledger
-from remora.session.plans import Plan, plan_of
+from remora.session.plans import Plan, Use, plan_of
 from remora.wire.messages import Adopt, Await, Mark, Push, Put
 
 Name = tuple[int, int, int]
@@ -190,7 +190,8 @@ class Placement:
             else:
                 self._move(places[slot].storage, executor)
         numbers = [self._number() for _ in plan.parts]
-        marks = self.ledger.runs(plan, time.perf_counter())
+        use = Use(plan, tuple(place.storage.number for place in places))
+        marks = self.ledger.runs(use, time.perf_counter())
         for at, part in enumerate(plan.parts):
             self._transfer(segment, plan, at, numbers, keys)
             if marks:
@@ -198,7 +199,7 @@ class Placement:
             self._run(segment, plan, at, part, numbers, keys)
             if marks:
                 self.lanes[part.executor].say(Mark(marks[at][1], settle=True))
-        self._rename(segment, plan, numbers, places)
+        self._rename(segment, use, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
         if self.ledger.uploading:
@@ -279,8 +280,9 @@ class Placement:
         self.lanes[source].say(Push(ticket, target, flat, whole))
         self.lanes[target].say(Await(flat, self.lanes[source].transport.address[:200]))
 
-    def _rename(self, segment: Segment, plan: Plan, numbers: list[int], places: list[Place]) -> None:
+    def _rename(self, segment: Segment, use: Use, numbers: list[int], places: list[Place]) -> None:
         """The values that live on are called what they are called where they were made."""
+        plan = use.plan
         storages: dict[tuple[int, int], Storage] = {}
         template = segment.captured.template
         for value in segment.kept:
@@ -304,6 +306,7 @@ class Placement:
                 plan.graph.rows[row].meaning,
                 plan.graph.template,
             )
+            place.use, place.row = use, row
             storages.setdefault(plan.aliases.get((row, out), (row, out)), place.storage)
             for executor, copied_row, copied_out in plan.copies:
                 if (copied_row, copied_out) == (row, out):
@@ -403,6 +406,8 @@ class Placement:
         if self.planner.memory is not knew:
             for key in [key for key, plan in self.plans.items() if self.planner.is_outdated(plan.graph)]:
                 del self.plans[key]  # made again when it is needed, with what is known now
+        for module, value in module_values(segment.captured):
+            self.holdings.called((value.segment, value.code), module)
         self.plans_made += 1
         return plan_of(
             decision,

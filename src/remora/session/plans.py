@@ -80,6 +80,15 @@ class Plan:
         return self.graph.rows[value.row].meaning.residency or ""
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One run of a plan. storages: the memories (holdings.Storage.number) of its slots, which other runs have others
+    of: equal layers may share a plan."""
+
+    plan: Plan
+    storages: tuple[int, ...]
+
+
 def plan_of(
     decision: Decision,
     whole: CapturedTemplate,
