@@ -33,7 +33,7 @@ from remora.wire.messages import Grant
 OTHER = "other"  # phase of programs without a layer; residency of what no recogniser took
 NOT_USED_YET = "not used yet"  # phase of such uploads
 ORDER = (*map(str, Residency), OTHER, UNUSED)
-_NUMBER = re.compile(r"(?<!executor )(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w.])")
+_NUMBER = re.compile(r"(?<!executor )(?<![\w.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w.])")
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ def _bound(plans: Sequence[Plan]) -> str:
         for plan in plans
         for wished, here in zip_longest(plan.wish.executors, plan.graph.executors)
     )
-    return f", but for {times(moved, 'row')} bound to memory elsewhere" if moved else ""
+    return f", but for {times(moved, 'row')} bound elsewhere" if moved else ""
 
 
 def ranged(texts: Sequence[str]) -> str:
