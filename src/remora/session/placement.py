@@ -202,10 +202,10 @@ class Placement:
         self._rename(segment, use, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
-        if self.ledger.uploading:
-            for slot, (number, _) in enumerate(keys):
-                self.ledger.used(number, plan.residency(Slot(slot)))
-        for place, slot_of in zip(places, plan.graph.slots, strict=True):
+        uploading = self.ledger.uploading
+        for (number, _), place, slot_of in zip(keys, places, plan.graph.slots, strict=True):
+            if not place.reads and number in uploading:
+                self.ledger.used(number, slot_of.meaning.residency or "")
             place.reads += 1
             place.meaning = slot_of.meaning
         return sorted({part.executor for part in plan.parts})
