@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -20,7 +20,7 @@ from remora.plan.planner import Planner
 from remora.plan.policies.policy import Policy, Wish
 from remora.plan.situation import Situation
 from remora.session.explaining import Observed, explanation, ranged
-from remora.session.holdings import Holdings
+from remora.session.holdings import Holdings, Made
 from remora.session.ledger import Ledger
 from remora.session.plans import Plan, Timed, Use, plan_of
 from remora.session.stats import Stats
@@ -78,7 +78,9 @@ def plan(
     )
     template = Template(tuple(row.node for row in graph.rows))
     captured = CapturedTemplate(template, 0, (None,) * len(graph.rows))
-    made = plan_of(decision, captured, 10, homes, itertools.count(-1, -1).__next__, 0.25)
+    made = plan_of(
+        decision, captured, (len(graph.rows) - 1, 0), 10, homes, itertools.count(-1, -1).__next__, 0.25
+    )
     made.phases.clear()
     made.phases.update({"decode": len(graph.rows)} if phases is None else phases)
     return made
@@ -137,14 +139,11 @@ def test_what_lives_somewhere_is_counted_once_a_storage():
     holdings.called((1, 0), "Net.h.3.attn")
     place = holdings.places[1, 0]
     place.meaning, place.reads = Meaning(Residency.WEIGHT), 1
-    cache = holdings.made(
-        (4, 0), Facts("float32", (1, 8, 16), 4), 1, None, (first.graph.rows[1].node, 0), 1,
-        Meaning(Residency.KV_CACHE), first.graph.template,
-    )  # fmt: skip
-    cache.use, cache.row = use, 1
-    holdings.made(
-        (5, 0), Facts("float32", (1, 4, 16), 4), 1, cache.storage, cache.made_by, 1, Meaning(), ""
-    )  # a view of it
+    whole, by = Facts("float32", (1, 4, 16), 4), (first.graph.rows[1].node, 0)
+    made = Made(0, 0, 1, whole, whole.nbytes, by, Meaning(Residency.KV_CACHE), first.graph.template, (), 1)
+    grown = Facts("float32", (1, 8, 16), 4)  # since the plan was made
+    storage = holdings.made((4, 0), made, None, 1, use, (grown, grown.nbytes))
+    holdings.made((5, 0), replace(made, meaning=Meaning()), storage, 1)  # a view of it
     tree = session.explained()
     assert tree.executors[0].held == (Held("weight", KB, 1, ("h.3",)), Held("unused", 20, 1))
     # its row's path is that of the first layer that ran it; the weight which that use read says which one it was
@@ -227,7 +226,7 @@ def test_transfers_belong_to_their_program_though_they_are_answered_later():
     ticket = ledger.pushes_to(0, 1, (1, 0, 0), Counter({"kv_cache": 3000, "activation": 1000}))
     ledger.program_ends(1.0)
     ledger.pushed(Pushed(ticket, 4100, 0.04))
-    ledger.returns(1, "output", 1, None)
+    ledger.returns(1, "output", 1)
     first = of(session.explained(), "decode")
     assert first.transfers == (
         Transfer(0, 1, "kv_cache", 3000, 1, pytest.approx(0.00375), pytest.approx(0.03)),
@@ -293,13 +292,11 @@ def test_rows_that_are_bound_elsewhere_are_said():
 def test_the_picture_is_of_the_last_warm_step_and_names_its_layers():
     session = Session()
     session.holdings.names.update({10: "Net.h.0.attn", 20: "Net.h.1.attn"})
-    layer = plan(There(0, 1.0))
+    layer = plan(There(0, 1.0), LAYER.replace("keep=%1", "keep=%1 wants=%1"))
     prefill = plan(There(1, 1.0), phases={"prefill": 2})
     session.program(Use(prefill, (10, 11, 12)))
     for step in range(3):  # one plan for two layers
         session.program(Use(layer, (10, 11, 100 + step)), Use(layer, (20, 11, 200 + step)))
-    maker = layer.graph.template, (layer.graph.rows[1].node, 0)
-    session.ledger.returns(0, "output", 512, maker)
     picture = session.explained().picture
     assert picture.of == "a step of decode"
     assert picture.columns == ("h.0", "h.1")
@@ -339,3 +336,15 @@ def test_json_gives_an_equal_tree_and_text_fits():
     tree = session.explained()
     assert from_json(tree.to_json()) == tree
     assert max(map(len, str(tree).splitlines())) <= 100
+
+
+def test_the_oldest_of_too_many_plans_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("remora.session.ledger.MAX_PLANS", 2)
+    session = Session()
+    plans = [plan(There(at % 2, 1.0)) for at in range(3)]
+    for each in plans:
+        session.program(Use(each, (0, 1, 2)))
+    tree = session.explained()
+    assert [template.executors for template in tree.templates] == [(1,), (0,)]
+    assert of(tree, "decode").steps == 3
+    assert "1 older plans are left out" in tree.notes

@@ -53,8 +53,18 @@ class Planner:
         graph, self.memory = annotate(graph, self.memory)
         table = costs(graph, self.pool.devices)
         wish = self.policy.place(graph, situation, table)
-        legal = legalised(graph, wish.executors, situation, situation.random)
+        # where each device has generators of its own, its rows keep their order there
+        random = () if self.policy.indexed else situation.random
+        legal = legalised(graph, wish.executors, situation, random)
+        if self.policy.indexed and (legal.moves or legal.executors != wish.executors):
+            raise PlanError("rows of different devices share memory")
         graph = enter(placed(graph, legal.executors), Stage.PLACED)
+        for row, executor in enumerate(legal.executors):
+            if executor >= situation.n_executors:
+                raise PlanError(
+                    f"{self.policy.name} puts row {row} ({graph.rows[row].node.op}) on executor {executor} of "
+                    f"{situation.n_executors}"
+                )
         parts = split(graph, *legal.whereabouts(graph, situation))
         planned = {row for part in parts.parts for row in part.rows}
         for row in range(len(graph.rows)):

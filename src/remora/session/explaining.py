@@ -369,13 +369,8 @@ def _picture(phases: dict[str, PhaseTotal], modules: _Modules) -> Picture:
     layered = [any(row.meaning.layer is not None for row in graph.rows) for graph in graphs]
     pictures = []
     for number, (use, graph) in enumerate(zip(uses, graphs, strict=True)):
-        wants = frozenset(
-            (row, out)
-            for row, out in graph.keep
-            if (graph.template, (graph.rows[row].node, out)) in phase.returned
-        )
         transfers = [transfer for before in use.plan.transfers for transfer in before]
-        picture = picture_of(replace(graph, wants=wants), transfers, use.plan.homes)
+        picture = picture_of(graph, transfers, use.plan.homes)
         if any(layered) and not layered[number]:  # its columns are modules, beside layers they have no place
             outside = FIRST if any(layered[number:]) else LAST
             picture = replace(picture, columns=(outside,) * len(picture.columns))
@@ -398,6 +393,8 @@ def _notes(of: Observed) -> Iterator[str]:
             "a template is measured at its executors, without the link: the median of the "
             f"{times(timed, 'run')} that were timed, never the first; predicted is what was known before each of them"
         )
+    if of.ledger.forgotten:
+        yield f"{of.ledger.forgotten:,} older plans are left out"
     stats = of.stats
     yield (
         f"the client sent {amount(stats.bytes_sent)} in all, received {amount(stats.bytes_received)} and waited for an "

@@ -41,6 +41,12 @@ def module_values(captured: CapturedTemplate) -> Iterator[tuple[str, Value]]:
 
 
 @lru_cache(maxsize=4096)
+def size_of(meta: Any) -> tuple[Facts, int]:
+    """Facts of a value's metadata, and their bytes."""
+    facts = facts_of(meta)
+    return facts, facts.nbytes
+
+
 def facts_of(meta: Any) -> Facts:
     """Facts of a value's metadata (device/meta.py: TensorMeta)."""
     return Facts(NAMES[meta.dtype], tuple(meta.shape), meta.dtype.itemsize)

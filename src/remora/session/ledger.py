@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from remora.ir.annotated import Phase
-from remora.ir.node import Node
 from remora.plan.devices import CLIENT, Pool
 from remora.plan.duration import total
 from remora.plan.record import Key, Record
@@ -19,12 +18,10 @@ from remora.wire.messages import Marked, Pushed
 TIMED_FIRST = (
     6  # runs of a plan that are timed, without the very first; later, those whose number is a power of two
 )
+MAX_PLANS = 1024  # that are told of
 PHASES = tuple(phase.value for phase in Phase)
 UNUSED = "unused"  # residency of an upload that no graph has read
 MIXED = 0.25  # share of a program's rows from which on a phase is part of its name
-
-Maker = tuple[str, tuple[Node, int]]
-"""The template, the row and the output that made a value."""
 
 
 class Way(NamedTuple):
@@ -96,8 +93,8 @@ class Upload:
 class PhaseTotal:
     """All programs of a phase. Predicted for executors and links alone; measured by the client, its own work too.
 
-    runs: of each plan, by its id(). last: the last program all of whose plans had run before. returned: who made
-    what the client asked for at its end. living: what lived after step `living_at`.
+    runs: of each plan, by its id(). last: the last program all of whose plans had run before. living: what
+    lived after step `living_at`.
     """
 
     steps: int = 0
@@ -105,7 +102,6 @@ class PhaseTotal:
     measured_s: float = 0.0
     runs: Counter[int] = field(default_factory=Counter)
     last: tuple[Use, ...] = ()
-    returned: set[Maker] = field(default_factory=set)
     living: tuple[Living, ...] = ()
     living_at: int = 0
 
@@ -132,7 +128,8 @@ class Ledger:
     def __init__(self, pool: Pool, ticket: Callable[[], int]) -> None:
         self.pool = pool
         self.record = Record()
-        self.plans: list[Plan] = []  # all that ran, in the order in which they first did
+        self.plans: list[Plan] = []  # that ran, in the order in which they first did
+        self.forgotten = 0  # older ones
         self.phases: dict[str, PhaseTotal] = {}
         self.pushes: dict[int, Pushing] = {}  # by ticket
         self.uploading: dict[int, Upload] = {}  # by segment: not sent yet, or not used yet
@@ -156,8 +153,13 @@ class Ledger:
         self._program.append(use)
         ran = plan.ran
         if not ran.count:
-            self.plans.append(plan)
             self._fresh = True
+            self.plans.append(plan)
+            if len(self.plans) > MAX_PLANS:
+                oldest = self.plans.pop(0)
+                self.forgotten += 1
+                for phase in self.phases.values():
+                    phase.runs.pop(id(oldest), None)
         ran.count += 1
         if ran.count == 1 or not (ran.count <= TIMED_FIRST or ran.count & (ran.count - 1) == 0):
             return []
@@ -205,7 +207,6 @@ class Ledger:
         phase.runs.update(id(use.plan) for use in ran)
         if not fresh or not phase.last:
             phase.last = tuple(ran)
-            phase.returned = set()
         return phase if phase.steps & (phase.steps - 1) == 0 else None
 
     def program_fails(self) -> None:
@@ -267,11 +268,9 @@ class Ledger:
         if upload.measured_s is not None:
             tally.measured_s = (tally.measured_s or 0.0) + upload.measured_s
 
-    def returns(self, executor: int, residency: str, nbytes: int, made: Maker | None) -> None:
+    def returns(self, executor: int, residency: str, nbytes: int) -> None:
         """A value went to the client, at the end of the program that has just ended."""
         self._add(Way(executor, CLIENT, residency), nbytes, self._phase)
-        if made is not None and self._phase in self.phases:
-            self.phases[self._phase].returned.add(made)
 
     def pushes_to(self, source: int, target: int, names: tuple[int, ...], of: Counter[str]) -> int:
         """Values go from executor to executor; `of`: bytes by residency. Returns the push's ticket."""

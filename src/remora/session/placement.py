@@ -15,23 +15,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from remora.capture.recorder import Segment
-from remora.capture.value import OUT_BITS, OUT_MASK
+from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.errors import PlanError
 from remora.ir.annotated import Facts, Residency
 from remora.ir.node import Ref, Slot
 from remora.plan.parts import Part
 from remora.plan.planner import Planner
+from remora.plan.policies.policy import ROOM
 from remora.plan.policies.semantic import STAYS
 from remora.plan.situation import Situation
-from remora.session.graphs import dropout_holes, facts_at, facts_of, graph_of, module_values, random_rows
+from remora.session.graphs import (
+    dropout_holes,
+    facts_at,
+    facts_of,
+    graph_of,
+    module_values,
+    random_rows,
+    size_of,
+)
 from remora.session.holdings import Holdings, Key, Place, Storage
 from remora.session.lane import Lane
 from remora.session.ledger import UNUSED, Ledger
-from remora.session.plans import Plan, Use, plan_of
+from remora.session.plans import UNKNOWN, Plan, Use, plan_of
 from remora.wire.messages import Adopt, Await, Mark, Push, Put
 
 Name = tuple[int, int, int]
-UNKNOWN = Facts("uint8", (0,), 1)  # of a value whose shape only the data tells, until it is described
+MAX_PLANS = 512  # the oldest goes first, and is made again if it is needed
 PINNED_NBYTES = (
     256 << 20
 )  # of uploads that wait for their first use; they are copies, since the program may write on
@@ -51,7 +60,7 @@ class Placement:
     """The state of placing one session's segments.
 
     Args:
-        number: gives a fresh segment number.
+        number: gives a fresh segment number. renumber: gives the open segment a number above all of these.
         ticket: gives a fresh ticket.
     """
 
@@ -60,6 +69,7 @@ class Placement:
         lanes: Sequence[Lane],
         planner: Planner,
         number: Callable[[], int],
+        renumber: Callable[[], None],
         ticket: Callable[[], int],
     ) -> None:
         self.lanes, self.planner, self.policy = lanes, planner, planner.policy
@@ -70,7 +80,7 @@ class Placement:
         self.programs = 0
         self.graphs = 0
         self._graphs_before = 0  # this program
-        self._number = number
+        self._number, self._renumber = number, renumber
         self._captured = itertools.count(-1, -1)
         self._uploads: dict[int, Upload] = {}  # oldest first
         self._pinned_nbytes = 0
@@ -85,8 +95,12 @@ class Placement:
         self._uploads[segment] = upload
         self._pinned_nbytes += len(upload.data)
         self.holdings.uploaded((segment, 0), facts)
-        while self._pinned_nbytes > PINNED_NBYTES:
-            self._bind_somewhere(next(iter(self._uploads)))
+        try:
+            while self._pinned_nbytes > PINNED_NBYTES:
+                self._bind_somewhere(next(iter(self._uploads)))
+        except PlanError:
+            self.free([(segment, 0)])  # nobody will hear of it
+            raise
 
     def home(self, key: Key) -> int:
         """The executor that has a value; an upload that none has yet goes to one.
@@ -118,9 +132,23 @@ class Placement:
         return self.holdings.places[key]
 
     def _bind_somewhere(self, segment: int) -> None:
-        """Sends an upload that nothing has used to where it is likely to be used."""
-        nbytes = self.holdings.places[segment, 0].facts.nbytes
-        self._bind(segment, self.policy.home(nbytes, self._situation([])))
+        """Sends an upload that nothing has used to where it is likely to be used.
+
+        Raises:
+            PlanError: there is no room.
+        """
+        nbytes, situation = self.holdings.places[segment, 0].facts.nbytes, self._situation([])
+        home = self.policy.home(nbytes, situation)
+        held, limit = situation.held_nbytes[home], situation.limits_nbytes[home]
+        if held + nbytes > limit:
+            raise PlanError(
+                f"the pool is too small: {situation.waiting_nbytes:,} bytes wait on the client for a place, and "
+                f"executor {home} ({self.lanes[home].transport.address}), the best one for {nbytes:,} of them, holds "
+                f"{held:,} of {limit:,}: {held + nbytes - limit:,} missing; all executors hold "
+                f"{sum(situation.held_nbytes):,} of {sum(situation.limits_nbytes):,}; add an executor, or give them "
+                "more --memory"
+            )
+        self._bind(segment, home)
 
     def _bind(self, segment: int, executor: int) -> None:
         """Sends an upload to the executor that owns it from then on."""
@@ -134,13 +162,10 @@ class Placement:
             lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
         self.holdings.arrived((segment, 0), executor)
 
-    def returned(self, key: Key, executor: int, nbytes: int) -> None:
-        """The client has got a value's bytes."""
-        place = self.holdings.places[key]
-        what = place.meaning.residency
-        residency = what if what in STAYS else Residency.OUTPUT
-        made = (place.made_in, place.made_by) if place.made_by is not None else None
-        self.ledger.returns(executor, residency, nbytes, made)
+    def returned(self, value: Value, executor: int, nbytes: int) -> None:
+        """The client got a value's bytes."""
+        what = self.holdings.places[value.segment, value.code].meaning.residency
+        self.ledger.returns(executor, what if what in STAYS else Residency.OUTPUT, nbytes)
 
     def program_ends(self) -> None:
         """A sync is asked for. A program of nothing is none."""
@@ -170,18 +195,23 @@ class Placement:
 
     # -- segments
 
-    def write(self, segment: Segment) -> list[int]:
-        """Appends a segment's runs and transfers to the lanes; renames what it made. Returns the lanes in use."""
+    def write(self, segment: Segment, wanted: Sequence[int] = ()) -> None:
+        """Appends a segment's runs and transfers to the lanes; renames what it made.
+
+        Args:
+            wanted: of its outputs (`Value.code`), those whose bytes the client asks for next.
+
+        Raises:
+            PlanError: it cannot be placed. What it was to make raises that from now on; all else is as before.
+        """
         self.graphs += 1
-        self._free(self._frees(segment))
+        frees = self._freed(segment)
         keys = [(value.segment, value.code) for value in segment.slots]
         try:
-            places = [self._place(key) for key in keys]
-            for place, value in zip(places, segment.slots, strict=True):
-                if place.facts is UNKNOWN:
-                    place.facts = facts_of(value.meta)
-            plan = self._plan(segment, keys, places)
+            places = self._places(segment, keys)
+            plan = self._plan(segment, keys, places, wanted)
         except PlanError as error:
+            self._free_at(frees)
             self._refused.update(((value.segment, value.code), error) for value in segment.kept)
             raise
         for slot, executor in plan.moves:
@@ -189,16 +219,23 @@ class Placement:
                 self._bind(keys[slot][0], executor)
             else:
                 self._move(places[slot].storage, executor)
-        numbers = [self._number() for _ in plan.parts]
-        use = Use(plan, tuple(place.storage.number for place in places))
+        use = Use(plan, tuple([place.storage.number for place in places]))
         marks = self.ledger.runs(use, time.perf_counter())
-        for at, part in enumerate(plan.parts):
-            self._transfer(segment, plan, at, numbers, keys)
-            if marks:
-                self.lanes[part.executor].say(Mark(marks[at][0], settle=True))
-            self._run(segment, plan, at, part, numbers, keys)
-            if marks:
-                self.lanes[part.executor].say(Mark(marks[at][1], settle=True))
+        if plan.straight:
+            numbers = [segment.number]
+            self._transfer(segment, plan, 0, numbers, keys)
+            self._mark(plan, 0, marks, 0)
+            self._run_straight(segment, plan, frees)
+            self._mark(plan, 0, marks, 1)
+        else:
+            self._free_at(frees)
+            numbers = [self._number() for _ in plan.parts]
+            for at, part in enumerate(plan.parts):
+                self._transfer(segment, plan, at, numbers, keys)
+                self._mark(plan, at, marks, 0)
+                self._run(segment, plan, at, part, numbers, keys)
+                self._mark(plan, at, marks, 1)
+            self._renumber()
         self._rename(segment, use, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
@@ -208,7 +245,38 @@ class Placement:
                 self.ledger.used(number, slot_of.meaning.residency or "")
             place.reads += 1
             place.meaning = slot_of.meaning
-        return sorted({part.executor for part in plan.parts})
+
+    def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
+        if self._refused:
+            for key in keys:
+                self._place(key)
+        known = self.holdings.places
+        places = [known[key] for key in keys]
+        for place, value in zip(places, segment.slots, strict=True):
+            if place.facts is UNKNOWN:
+                place.facts = facts_of(value.meta)
+        return places
+
+    def _mark(self, plan: Plan, at: int, marks: list[tuple[int, int]], end: int) -> None:
+        if marks:
+            self.lanes[plan.parts[at].executor].say(Mark(marks[at][end], settle=True))
+
+    def _run_straight(self, segment: Segment, plan: Plan, frees: list[tuple[int, Key]]) -> None:
+        """The whole segment on one executor, under its own number, with what ended there since the last one."""
+        executor = plan.parts[0].executor
+        here = [key for at, key in frees if at == executor]
+        if len(here) < len(frees):
+            self._free_at([pair for pair in frees if pair[0] != executor])
+        number = segment.number
+        self.lanes[executor].run(
+            plan.captured[0],
+            number,
+            segment.names(),
+            segment.holes,
+            segment.keep,
+            tuple([n for at, code in here for n in (number - at, code >> OUT_BITS, code & OUT_MASK)]),
+            segment.uploaded,
+        )
 
     def _run(
         self, segment: Segment, plan: Plan, at: int, part: Part, numbers: list[int], keys: list[Key]
@@ -232,6 +300,11 @@ class Placement:
             [segment.holes[hole] for hole in part.holes],
             tuple(n for pair in (*keep, *exported) for n in pair),
             (),
+            uploaded=lambda: [
+                at
+                for at, value in enumerate(part.inputs)
+                if isinstance(value, Slot) and segment.slots[value.index].uploaded
+            ],
         )
         for executor, row, out in plan.drops[at]:
             made_in, here = plan.found[row]
@@ -282,35 +355,18 @@ class Placement:
 
     def _rename(self, segment: Segment, use: Use, numbers: list[int], places: list[Place]) -> None:
         """The values that live on are called what they are called where they were made."""
-        plan = use.plan
-        storages: dict[tuple[int, int], Storage] = {}
-        template = segment.captured.template
-        for value in segment.kept:
-            row, out = value.code >> OUT_BITS, value.code & OUT_MASK
-            made_in, local = plan.found[row]
-            value.segment, value.code = numbers[made_in], local << OUT_BITS | out
-            slot = plan.shared.get((row, out))
-            if slot is not None:
-                shared: Storage | None = places[slot].storage
+        plan, storages = use.plan, list[Storage]()
+        holdings, graph, straight = self.holdings, self.graphs, plan.straight
+        for value, (made, shared) in zip(segment.kept, plan.made, strict=True):
+            if not straight:
+                value.segment, value.code = numbers[made.part], made.code
+            if shared is None:
+                memory: Storage | None = None
             else:
-                shared = storages.get(plan.aliases.get((row, out), (row, out)))
-            place = self.holdings.made(
-                (value.segment, value.code),
-                facts_of(value.meta)
-                if (row, out) in plan.facts
-                else UNKNOWN,  # the plan knows its first use's
-                plan.parts[made_in].executor,
-                shared,
-                (template.nodes[row], out),
-                self.graphs,
-                plan.graph.rows[row].meaning,
-                plan.graph.template,
-            )
-            place.use, place.row = use, row
-            storages.setdefault(plan.aliases.get((row, out), (row, out)), place.storage)
-            for executor, copied_row, copied_out in plan.copies:
-                if (copied_row, copied_out) == (row, out):
-                    self.holdings.arrived((value.segment, value.code), executor)
+                memory = places[shared].storage if shared >= 0 else storages[shared + len(plan.made)]
+            size = None if made.facts is UNKNOWN else size_of(value.meta)
+            key = value.segment, value.code
+            storages.append(holdings.made(key, made, memory, graph, use, size))
 
     def _move(self, storage: Storage, to: int) -> None:
         """All values of a storage go to another executor, which owns it from then on."""
@@ -330,27 +386,30 @@ class Placement:
 
     # -- ends
 
-    def _frees(self, segment: Segment) -> list[Key]:
-        frees = segment.frees
-        return [
-            (segment.number - distance, row << OUT_BITS | out)
-            for distance, row, out in zip(frees[::3], frees[1::3], frees[2::3], strict=True)
+    def _freed(self, segment: Segment) -> list[tuple[int, Key]]:
+        """Takes note of what ended since the last segment; (executor, name) of what executors hold of it."""
+        number, frees = segment.number, iter(segment.frees)
+        keys = [
+            (number - distance, row << OUT_BITS | out)
+            for distance, row, out in zip(frees, frees, frees, strict=True)
         ]
+        return self._end(keys)
 
     def free(self, keys: Sequence[Key]) -> None:
         """Values that the program has dropped."""
-        self._free(keys)
+        self._free_at(self._end(keys))
 
-    def _free(self, keys: Sequence[Key]) -> None:
-        for key in keys:
-            upload = self._uploads.pop(key[0], None)
-            self._refused.pop(key, None)
-            if upload is not None:
-                self._pinned_nbytes -= len(upload.data)
+    def _end(self, keys: Sequence[Key]) -> list[tuple[int, Key]]:
+        if self._uploads or self._refused:
+            for key in keys:
+                upload = self._uploads.pop(key[0], None)
+                self._refused.pop(key, None)
+                if upload is not None:
+                    self._pinned_nbytes -= len(upload.data)
         if self.ledger.uploading:
             for number, _ in keys:
                 self.ledger.used(number, UNUSED)
-        self._free_at(self.holdings.freed(keys))
+        return self.holdings.freed(keys)
 
     def _free_at(self, where: list[tuple[int, Key]]) -> None:
         by_lane: dict[int, list[Name]] = {}
@@ -364,42 +423,58 @@ class Placement:
 
     def _situation(self, places: Sequence[Place], random: tuple[int, ...] = ()) -> Situation:
         return Situation(
-            tuple(place.storage.owner for place in places),
-            tuple(frozenset(place.homes) for place in places),
+            tuple([place.storage.owner for place in places]),
+            tuple([place.homes for place in places]),
             tuple(self.holdings.held_nbytes),
-            tuple(lane.grant.memory_nbytes for lane in self.lanes),
-            tuple(lane.link.stream.kept_frames for lane in self.lanes),
+            tuple([lane.grant.memory_nbytes for lane in self.lanes]),
+            tuple([lane.link.stream.kept_frames for lane in self.lanes]),
             self.programs,
+            self._pinned_nbytes,
             random=random,
             pool=self.planner.pool,
         )
 
-    def _plan(self, segment: Segment, keys: list[Key], places: list[Place]) -> Plan:
-        first: dict[int, int] = {}
-        situation = self._situation(places)
+    def _plan(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Plan:
+        """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
+        whom, what lives on, whether random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
         gates = self._gates.get(template.id)
         if gates is None:
             gates = self._gates[template.id] = dropout_holes(template)
-        bucket = max((place.facts.nbytes for place in places), default=0).bit_length()
+        bucket = max([place.nbytes for place in places], default=0).bit_length()
+        storages = [place.storage for place in places]
+        numbers = [storage.number for storage in storages]
         key = (
             template.id,
             bucket,
-            situation.owners,
-            situation.homes,
-            tuple(first.setdefault(place.storage.number, at) for at, place in enumerate(places)),
+            tuple([storage.owner for storage in storages]),
+            tuple([place.homes for place in places]),
+            tuple(map(numbers.index, numbers)) if len(set(numbers)) < len(numbers) else None,
             segment.keep,
-            tuple(segment.holes[hole] != 0 for hole in gates),
-            self.policy.turn(situation),
+            tuple([segment.holes[hole] != 0 for hole in gates]),
+            self.policy.turn(self._situation(())) if self.policy.turns else 0,
         )
         plan = self.plans.get(key)
-        if plan is None:
-            plan = self.plans[key] = self._made(segment, keys, places, bucket)
+        if plan is None or (plan.gets_nbytes and not self._fits(plan)):
+            plan = self._made(segment, keys, places, wanted, bucket)
+            if len(self.plans) >= MAX_PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[key] = plan
         return plan
 
-    def _made(self, segment: Segment, keys: list[Key], places: list[Place], bucket: int) -> Plan:
+    def _fits(self, plan: Plan) -> bool:
+        """Whether executors still have room for what they have to get before it runs."""
+        return all(
+            self.holdings.held_nbytes[executor] + nbytes <= self.lanes[executor].grant.memory_nbytes * ROOM
+            for executor, nbytes in plan.gets_nbytes
+        )
+
+    def _made(
+        self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int], bucket: int
+    ) -> Plan:
         started_s = time.perf_counter()
-        graph = graph_of(segment, [self.holdings.outside(key, self.graphs) for key in keys])
+        slots = [self.holdings.outside(key, self.graphs) for key in keys]
+        graph = graph_of(segment, slots, frozenset((code >> OUT_BITS, code & OUT_MASK) for code in wanted))
         situation = self._situation(places, random_rows(graph))
         knew = self.planner.memory
         decision = self.planner.decide(graph, situation)
@@ -412,6 +487,7 @@ class Placement:
         return plan_of(
             decision,
             segment.captured,
+            segment.keep,
             bucket,
             situation.homes,
             lambda: next(self._captured),
