@@ -52,3 +52,11 @@ def test_nothing_is_bound_and_every_wish_is_granted() -> None:
     legal = legalised(Graph((row, row, row), ()), (2, 0, 1), situation((), 3), ())
     assert legal.executors == (2, 0, 1)
     assert not legal.moves
+
+
+def test_rows_draw_where_they_are_if_each_executor_has_generators() -> None:
+    row = Row(Node("aten.op.default"), (None,), (None,))
+    graph = Graph((row, row, row), ())
+    assert legalised(graph, (2, 0, 1), situation((), 3), (0, 1, 2)).executors == (0, 0, 0)
+    own = replace(situation((), 3), generators=None)
+    assert legalised(graph, (2, 0, 1), own, (0, 1, 2)).executors == (2, 0, 1)

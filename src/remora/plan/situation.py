@@ -12,7 +12,8 @@ class Situation:
     owners: for each slot the executor where its memory is, or None for an upload that is on none yet.
     homes: for each slot all executors that hold its value, the owner among them.
     held_nbytes, limits_nbytes, queued: per executor: bytes of values, what the grant allows, segments on their way.
-    program: how many programs (from sync to sync) came before. generators: where random numbers are drawn.
+    program: how many programs (from sync to sync) came before. generators: where random numbers are drawn; None:
+    each executor has generators of its own, and a row draws where it is.
     """
 
     owners: tuple[int | None, ...]
@@ -21,7 +22,7 @@ class Situation:
     limits_nbytes: tuple[int, ...]
     queued: tuple[int, ...]
     program: int = 0
-    generators: int = 0
+    generators: int | None = 0
 
     @property
     def n_executors(self) -> int:

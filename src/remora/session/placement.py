@@ -320,6 +320,7 @@ class Placement:
             tuple(lane.grant.memory_nbytes for lane in self.lanes),
             tuple(lane.link.stream.kept_frames for lane in self.lanes),
             self.programs,
+            None if self.policy.indexed else 0,
         )
 
     def _plan(self, segment: Segment, keys: list[Key], places: list[Place]) -> Plan:
@@ -350,9 +351,7 @@ class Placement:
     def _made(self, graph: Graph, segment: Segment, situation: Situation) -> Plan:
         graph, self._memory = annotate(graph, self._memory)
         wish = self.policy.place(graph, situation)
-        # where each device has generators of its own, its rows keep their order there
-        random = () if self.policy.indexed else random_rows(graph)
-        legal = legalised(graph, wish.executors, situation, random)
+        legal = legalised(graph, wish.executors, situation, random_rows(graph))
         if self.policy.indexed and legal != Legal(wish.executors, ()):
             raise PlanError("rows of different devices share memory")
         graph = enter(placed(graph, legal.executors), Stage.PLACED)
