@@ -42,16 +42,15 @@ class Ran:
 class Plan:
     """How a template runs.
 
-        captured: of each part. transfers: before each part. found: where each row's outputs are made: part and row there.
-        moves: positions of slots whose memory gets another owner first. writes: slots whose memory is written.
-        made: of each value that lives on, in the order of the segment's own list, with whose memory it lies in: that of a
-        slot (0 or more), of an earlier one of them (its position less their number: below 0), or, None, its own.
-        straight: all of it runs as it is, on one executor. drops: after each part, (executor, row, out) of what only
-        travelled and ends.
-        gets_nbytes: by executor, what has to get there first. draws: where random numbers are drawn, if any are.
+    captured: of each part. transfers: before each part. found: where each row's outputs are made: part and row there.
+    moves: positions of slots whose memory gets another owner first. writes: slots whose memory is written.
+    made: of each value that lives on, in the order of the segment's own list, with whose memory it lies in: that of a
+    slot (0 or more), of an earlier one of them (its position less their number: below 0), or, None, its own.
+    straight: all of it runs as it is, on one executor. drops: after each part, (executor, row, out) of what only
+    travelled and ends.
+    gets_nbytes: by executor, what has to get there first. draws: where random numbers are drawn, if any are.
     predicted: of each part, by the model alone. phases: what the graph does, in how many of its rows.
-    homes: executors
-        that had each slot when the plan was made.
+    homes: executors that had each slot when the plan was made.
     """
 
     template: bytes
