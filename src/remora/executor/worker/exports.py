@@ -1,0 +1,169 @@
+"""Device memory that is lent to another process of this host for as long as that copies out of it.
+
+The device's part is small: make, write down as a handle, open, copy (`Memory`; cuda_ipc.py is the one there is).
+What is lent is made for that alone, so a handle opens nothing else of this process, and is used again for a while,
+as it takes long to make.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+MAX_SPARE_NBYTES = 256 << 20
+_FIT = 2  # a spare one is taken if it is at most so many times as large
+
+
+class CannotExport(Exception):
+    """The memory cannot be lent; the text says why. lasting: nor will it be later."""
+
+    def __init__(self, message: str, lasting: bool) -> None:
+        super().__init__(message)
+        self.lasting = lasting
+
+
+class CannotOpen(Exception):
+    """Another process's memory cannot be opened here; nothing was copied."""
+
+
+@dataclass(eq=False)
+class Export:
+    """tensor: uint8, the memory. handle: what another process opens it with."""
+
+    tensor: torch.Tensor
+    handle: bytes
+    spare_since: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel()
+
+
+class Memory(Protocol):
+    """One device's memory. kind: only memory of the same kind can be opened."""
+
+    kind: str
+
+    def make(self, nbytes: int) -> Export:
+        """Raises CannotExport."""
+
+    def settle(self) -> None:
+        """Waits until what was written is there for other processes."""
+
+    def free(self, export: Export) -> None: ...
+
+    def read(self, handle: bytes, targets: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Copies from each offset of another process's memory into a uint8 tensor; all is there on return.
+
+        Raises:
+            CannotOpen: not here.
+        """
+
+
+class Exports:
+    """What one worker lends, by push, and what it keeps to lend again.
+
+    room_nbytes: what the device still has for it.
+    """
+
+    def __init__(self, memory: Memory, limit_nbytes: int, room_nbytes: Callable[[], int]) -> None:
+        self.memory = memory
+        self._limit_nbytes, self._room_nbytes = limit_nbytes, room_nbytes
+        self._lent: dict[str, Export] = {}
+        self._spare: list[Export] = []
+
+    @property
+    def lent_nbytes(self) -> int:
+        return sum(export.nbytes for export in self._lent.values())
+
+    @property
+    def spare_nbytes(self) -> int:
+        return sum(export.nbytes for export in self._spare)
+
+    def lend(self, push: str, nbytes: int, write: Callable[[torch.Tensor], None]) -> bytes:
+        """The handle of memory into which `write` has put what the push sends. Raises CannotExport."""
+        export = self._spare_one(nbytes) or self._make(nbytes)
+        try:
+            write(export.tensor)
+            self.memory.settle()
+        except BaseException:
+            self._free(export)
+            raise
+        self._lent[push] = export
+        return export.handle
+
+    def lent(self, push: str) -> torch.Tensor | None:
+        export = self._lent.get(push)
+        return None if export is None else export.tensor
+
+    def over(self, push: str, reusable: bool) -> None:
+        """Nobody copies out of it any more, or (not reusable) nobody is known to."""
+        export = self._lent.pop(push, None)
+        if export is None:
+            return
+        if not reusable or export.nbytes + self.spare_nbytes > MAX_SPARE_NBYTES:
+            self._free(export)
+            return
+        export.spare_since = time.monotonic()
+        self._spare.append(export)
+
+    def drop_spare(self, before: float = float("inf")) -> None:
+        """Frees what has been spare since `before`."""
+        old = [export for export in self._spare if export.spare_since < before]
+        self._spare = [export for export in self._spare if export.spare_since >= before]
+        for export in old:
+            self._free(export)
+
+    def read(self, handle: bytes, targets: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """As the memory's; what this process has lent itself, it does not open. Raises CannotOpen."""
+        own = next((export for export in self._lent.values() if export.handle == handle), None)
+        if own is None:
+            self.memory.read(handle, targets)
+            return
+        for at, target in targets:
+            target.copy_(own.tensor[at : at + target.numel()])
+
+    def _spare_one(self, nbytes: int) -> Export | None:
+        fitting = [export for export in self._spare if nbytes <= export.nbytes <= _FIT * max(nbytes, 2 << 20)]
+        if not fitting:
+            return None
+        best = min(fitting, key=lambda export: export.nbytes)
+        self._spare.remove(best)
+        return best
+
+    def _make(self, nbytes: int) -> Export:
+        if nbytes > self._free_nbytes():
+            self.drop_spare()
+        if nbytes > self._free_nbytes():
+            raise CannotExport(
+                f"{nbytes:,} bytes of the device's memory were not free to send from", lasting=False
+            )
+        try:
+            return self.memory.make(nbytes)
+        except CannotExport:
+            if not self._spare:
+                raise
+            self.drop_spare()
+            return self.memory.make(nbytes)
+
+    def _free_nbytes(self) -> int:
+        used_nbytes = self.lent_nbytes + self.spare_nbytes
+        return min(self._limit_nbytes - used_nbytes, self._room_nbytes())
+
+    def _free(self, export: Export) -> None:
+        export.tensor = torch.empty(0, dtype=torch.uint8)
+        self.memory.free(export)
+
+
+def memory_of(device: torch.device) -> Memory | None:
+    """What can be lent of a device; None for one that has no such memory."""
+    if device.type == "cuda" and sys.platform == "linux" and torch.version.cuda:
+        from remora.executor.worker.cuda_ipc import CudaMemory
+
+        return CudaMemory(device)
+    return None
