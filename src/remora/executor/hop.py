@@ -146,9 +146,12 @@ class Near(msgspec.Struct, frozen=True):
 
 
 class Spill(msgspec.Struct, frozen=True):
-    """The peer could not open the push's device memory: it is to be handed over once more, as a file."""
+    """The peer could not open the push's device memory: it is to be handed over once more, as a file.
+
+    reusable: nobody reads it."""
 
     push: str
+    reusable: bool
 
 
 class Arrival(msgspec.Struct, frozen=True):

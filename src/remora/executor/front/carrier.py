@@ -55,7 +55,14 @@ class Carried:
 
 
 class CannotOpen(Exception):
-    """The peer cannot open the device memory in which a parcel lies; it takes it from the host's."""
+    """The peer cannot open the device memory in which a parcel lies; it takes it from the host's.
+
+    answered: the peer says so; else it may be reading still.
+    """
+
+    def __init__(self, message: str, answered: bool) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class Carrier(Protocol):
@@ -116,7 +123,7 @@ class HttpCarrier:
 
     def carry(self, out: Outgoing) -> Carried:
         if out.handle:
-            raise CannotOpen("HTTP brings what lies in the host's memory")
+            raise CannotOpen("HTTP brings what lies in the host's memory", answered=True)
         path, parts = f"/values?header={len(out.head)}", (out.head, _body(out))
         try:
             return Carried(self._ask("POST", path, parts)[0], "http")

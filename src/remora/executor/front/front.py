@@ -410,11 +410,12 @@ class Front:
         if session.number in self.table.by_number:
             self._reply(session, encode((message,)))
 
-    def _to_worker(self, session: Session, kind: Kind, content: msgspec.Struct) -> None:
-        """Also for a session that is over: what it has handed over is still brought."""
+    def _to_worker(self, session: Session, kind: Kind, content: msgspec.Struct) -> bool:
+        """Also for a session that is over: what it has handed over is still brought. False: there is no worker."""
         worker = self.workers.of_tenant.get(session.tenant)
         if worker is not None:
             worker.link.send(kind, session.number, content)
+        return worker is not None
 
     def _push_ways(self) -> PushWays:
         """Asked for a device when a push starts: a worker is ready by then."""

@@ -74,8 +74,10 @@ class LocalCarrier:
                 return self._give_twice(path, out)
             except _NotThisWay as error:
                 self._miss(str(error))
+                if out.handle:
+                    raise CannotOpen(self._missed, answered=False) from None
         if out.handle:
-            raise CannotOpen(self._not_opened or self._missed or "it is on another host")
+            raise CannotOpen(self._not_opened or self._missed or "it is on another host", answered=True)
         carried = self._http.carry(out)
         return Carried(carried.seconds, carried.way, self._missed)
 
@@ -173,7 +175,7 @@ class LocalCarrier:
         if not out.handle:
             raise _NotThisWay(answer.message)
         self.opens, self._not_opened = "", answer.message[:MAX_TOLD_CHARS] or "it failed"
-        raise CannotOpen(self._not_opened)
+        raise CannotOpen(self._not_opened, answered=True)
 
     def _ask(self, connection: socket.socket, out: Outgoing) -> Answer:
         give = Give(self._secret, out.head, out.nbytes, out.data, out.handle)

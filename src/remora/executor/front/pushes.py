@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 MAX_THREADS = 32  # a tenant; one that its peers keep waiting delays its own pushes only
 MAX_NAMED = 4  # values that a message names
+SPILL_S = 60.0  # as long as a peer is waited for
 MAX_SAID = 10_000  # reasons that are logged
 
 
@@ -68,7 +69,7 @@ class Pushes:
 
     Args:
         reply: gives a session's client a message, if it still has one.
-        tell_worker: gives the session's worker a packet.
+        tell_worker: gives the session's worker a packet; false if there is none.
         count: adds to the counters of the session's principal.
     """
 
@@ -77,7 +78,7 @@ class Pushes:
         rule: PeerRule,
         ways: PushWays,
         reply: Callable[[Session, ToClient], None],
-        tell_worker: Callable[[Session, Kind, msgspec.Struct], None],
+        tell_worker: Callable[[Session, Kind, msgspec.Struct], bool],
         count: Callable[[Session, Counted], None],
     ) -> None:
         self._rule, self._ways = rule, ways
@@ -188,8 +189,12 @@ class Pushes:
             asked = asyncio.get_running_loop().create_future()
             self._spilling[out.push] = session.tenant, asked
             try:
-                self._tell_worker(session, Kind.SPILL, Spill(out.push))
-                spilled = await asked
+                if not self._tell_worker(session, Kind.SPILL, Spill(out.push, error.answered)):
+                    raise ConnectError("the worker here has ended") from None
+                async with asyncio.timeout(SPILL_S):
+                    spilled = await asked
+            except TimeoutError:
+                raise ConnectError(f"the worker here did not hand it over again in {SPILL_S:g} s") from None
             finally:
                 del self._spilling[out.push]
             if spilled.failed:

@@ -181,7 +181,8 @@ class Worker:
             self.device.outbox.sent(sent.push, sent.reusable)
             return
         if kind is Kind.SPILL:
-            self.device.outbox.spill(msgspec.msgpack.decode(body, type=Spill).push)
+            spill = msgspec.msgpack.decode(body, type=Spill)
+            self.device.outbox.spill(spill.push, spill.reusable)
             return
         session = self.sessions.get(number)
         if session is None:  # it has ended meanwhile

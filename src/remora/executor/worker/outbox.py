@@ -68,10 +68,13 @@ class Outbox:
         self._lent[outgoing.push] = _Lent(session, outgoing)
         return msgspec.structs.replace(outgoing, handle=handle)
 
-    def spill(self, push: str) -> None:
+    def spill(self, push: str, reusable: bool) -> None:
         """Nobody opened the device memory of a push: hands it over as a file, or says why not."""
         lent = self._lent.pop(push, None)
-        if lent is None or self.exports is None:
+        if lent is None or self.exports is None:  # of a worker before this one
+            self.tell(
+                Kind.PUSH, 0, Outgoing(push, 0, 0, (), failed="the worker that had the values has ended")
+            )
             return
         tensor, nbytes = self.exports.lent(push), lent.outgoing.nbytes
         assert tensor is not None
@@ -80,7 +83,7 @@ class Outbox:
         except (OSError, MemoryLimit) as error:
             self.sent(push, reusable=True)
             spilled = msgspec.structs.replace(lent.outgoing, failed=str(error)[:4000] or "?")
-        self.exports.over(push, reusable=True)
+        self.exports.over(push, reusable)
         self.tell(Kind.PUSH, lent.session, spilled)
 
     def take(self, push: str, nbytes: int) -> Buffer:
