@@ -361,7 +361,7 @@ def test_what_cannot_be_lent_or_opened_goes_through_the_host_and_is_counted(
             with_lanes(scenario, a, b)
             found = counted(a)
             assert (found["all"], found["host"], "device" in found) == (4, 4, False)
-            assert found["missed"] == {"export": 1, "full": 3, "open": 3}[fault]
+            assert found["missed"] == 3  # the first tells that the two are near
             assert a.said().count(text) == 1, a.said()
             status_until(b, lambda status: status.used_nbytes == 0)
 

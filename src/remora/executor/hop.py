@@ -115,7 +115,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     in `data` if they are few.
 
     names: flat. head: the encoded Parcel. failed: why there is nothing to send; the peer is to be told.
-    not_lent: why it is no device memory, though the peer could open it.
+    not_lent: why it is no device memory, though the peer could open it. again: this is what a Spill asked for.
     """
 
     push: str
@@ -129,6 +129,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     failed: str = ""
     handle: bytes = b""
     not_lent: str = ""
+    again: bool = False
 
 
 class Sent(msgspec.Struct, frozen=True):

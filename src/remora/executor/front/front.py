@@ -164,7 +164,9 @@ class Front:
             out = msgspec.msgpack.decode(payload, type=Outgoing)
             if out.path and Path(out.path).parent != link.folder:
                 raise ValueError(f"push {out.push} lies outside the worker's folder")
-            if session is not None or self.pushes.knows(out):
+            if out.again and self.pushes.go_on(out):
+                return
+            if session is not None and not out.again:
                 self.pushes.start(session, out)
             else:
                 link.send(Kind.SENT, 0, Sent(out.push, reusable=True))

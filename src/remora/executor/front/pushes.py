@@ -106,17 +106,16 @@ class Pushes:
         if older is not None and not isinstance(older, str):
             older.close()
 
-    def knows(self, out: Outgoing) -> bool:
-        """Whether a push is under way for which this is what was asked for."""
-        return out.push in self._spilling
-
-    def start(self, session: Session | None, out: Outgoing) -> None:
-        """Begins a push, or goes on with one; its end is told to client and worker."""
+    def go_on(self, out: Outgoing) -> bool:
+        """Takes what the worker has handed over again; false if it is not waited for any more."""
         _, spilling = self._spilling.get(out.push, ("", None))
-        if spilling is not None and not spilling.done():
-            spilling.set_result(out)
-            return
-        assert session is not None
+        if spilling is None or spilling.done():
+            return False
+        spilling.set_result(out)
+        return True
+
+    def start(self, session: Session, out: Outgoing) -> None:
+        """Begins a push; its end is told to client and worker."""
         peers = self._peers.setdefault(session.number, _Peers())
         peers.under_way += 1
         task = asyncio.get_running_loop().create_task(self._push(session, out, peers))

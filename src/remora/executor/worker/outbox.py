@@ -73,16 +73,19 @@ class Outbox:
         lent = self._lent.pop(push, None)
         if lent is None or self.exports is None:  # of a worker before this one
             self.tell(
-                Kind.PUSH, 0, Outgoing(push, 0, 0, (), failed="the worker that had the values has ended")
+                Kind.PUSH,
+                0,
+                Outgoing(push, 0, 0, (), failed="the worker that had the values has ended", again=True),
             )
             return
         tensor, nbytes = self.exports.lent(push), lent.outgoing.nbytes
         assert tensor is not None
+        again = msgspec.structs.replace(lent.outgoing, again=True)
         try:
-            spilled = self.write(lent.outgoing, lambda memory: memory[:nbytes].copy_(tensor[:nbytes]))
+            spilled = self.write(again, lambda memory: memory[:nbytes].copy_(tensor[:nbytes]))
         except (OSError, MemoryLimit) as error:
             self.sent(push, reusable=True)
-            spilled = msgspec.structs.replace(lent.outgoing, failed=str(error)[:4000] or "?")
+            spilled = msgspec.structs.replace(again, failed=str(error)[:4000] or "?")
         self.exports.over(push, reusable)
         self.tell(Kind.PUSH, lent.session, spilled)
 

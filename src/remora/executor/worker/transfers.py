@@ -71,8 +71,6 @@ class Transfers:
                 return outbox.lend(self._session.number, Outgoing(*told), packed.into)
             except CannotExport as error:
                 not_lent = str(error) or "it failed"
-                if error.lasting:
-                    self._near.discard(message.peer)
         return outbox.write(Outgoing(*told, not_lent=not_lent), packed.into)
 
     # ---- from others
