@@ -87,7 +87,7 @@ class CudaMemory:
             try:
                 handle = _Handle()
                 self._cuda.call("cudaIpcGetMemHandle", ctypes.byref(handle), address)
-                tensor = torch.as_tensor(_Raw(address, whole_nbytes), device=self._device)
+                tensor = self._looked_at(address, whole_nbytes)
             except BaseException as error:
                 self._cuda.call("cudaFree", address)
                 if isinstance(error, CudaError):
@@ -134,6 +134,9 @@ class CudaMemory:
             finally:
                 stream.synchronize()  # before it is closed, or the other process writes to it
                 cuda.call("cudaIpcCloseMemHandle", opened)
+
+    def _looked_at(self, address: int, nbytes: int) -> torch.Tensor:
+        return torch.as_tensor(_Raw(address, nbytes), device=self._device)
 
     def _allocated(self, nbytes: int) -> int:
         address = ctypes.c_void_p()

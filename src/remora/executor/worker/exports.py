@@ -74,7 +74,7 @@ class Exports:
     def __init__(self, memory: Memory, limit_nbytes: int, room_nbytes: Callable[[], int]) -> None:
         self.memory = memory
         self._limit_nbytes, self._room_nbytes = limit_nbytes, room_nbytes
-        self._broken: CannotExport | None = None
+        self._broken = ""  # why nothing can be lent, ever
         self._lent: dict[str, Export] = {}
         self._spare: list[Export] = []
 
@@ -88,8 +88,8 @@ class Exports:
 
     def lend(self, push: str, nbytes: int, write: Callable[[torch.Tensor], None]) -> bytes:
         """The handle of memory into which `write` has put what the push sends. Raises CannotExport."""
-        if self._broken is not None:
-            raise self._broken
+        if self._broken:
+            raise CannotExport(self._broken, lasting=True)
         export = self._spare_one(nbytes) or self._make(nbytes)
         try:
             write(export.tensor)
@@ -150,7 +150,7 @@ class Exports:
             return self.memory.make(nbytes)
         except CannotExport as error:
             if error.lasting:
-                self._broken = error.with_traceback(None)
+                self._broken = str(error) or "it failed"
             raise
 
     def _free_nbytes(self) -> int:
