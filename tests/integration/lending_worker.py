@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from remora.executor.worker import __main__ as worker
-from remora.executor.worker import exports
+from remora.executor.worker import exports, outbox
 from remora.executor.worker.exports import CannotExport, CannotOpen, Export
 
 FAULT = os.environ.get("REMORA_TEST_LENDING", "")
@@ -58,5 +58,7 @@ class SharedMemory:
             target.copy_(memory[at : at + target.numel()])
 
 
+worker.SPARE_S = outbox.SPARE_S = 0.5
+exports.DOUBT_S = 1.0
 exports.memory_of = lambda device: SharedMemory()
 worker.main()

@@ -7,7 +7,7 @@ import torch
 
 from remora.executor.buffers import Buffers
 from remora.executor.hop import Kind, Outgoing
-from remora.executor.worker.exports import MAX_SPARE_NBYTES, CannotExport, Export, Exports
+from remora.executor.worker.exports import DOUBT_S, MAX_SPARE_NBYTES, CannotExport, Export, Exports
 from remora.executor.worker.outbox import Outbox
 
 MB = 1 << 20
@@ -63,11 +63,21 @@ def test_it_is_lent_again_once_nobody_reads_it(exports, memory):
     assert exports.lend("b", 4 * MB, torch.Tensor.zero_) == b"2"
     exports.over("a", reusable=True)
     assert exports.lend("c", 3 * MB, torch.Tensor.zero_) == b"1"
-    exports.over("b", reusable=False)
-    assert memory.freed == [b"2"]
-    assert exports.lend("d", 4 * MB, torch.Tensor.zero_) == b"3"
+    exports.over("b", reusable=True)
+    assert exports.lend("d", 5 * MB, torch.Tensor.zero_) == b"3"
     exports.over("nobody", reusable=True)
-    assert (exports.lent_nbytes, exports.spare_nbytes) == (8 * MB, 0)
+    assert (exports.lent_nbytes, exports.spare_nbytes, memory.freed) == (9 * MB, 4 * MB, [])
+
+
+def test_what_somebody_may_still_read_is_neither_lent_again_nor_freed_at_once(exports, memory):
+    exports.lend("a", 4 * MB, torch.Tensor.zero_)
+    exports.over("a", reusable=False)
+    exports.drop_spare()
+    assert exports.lend("b", 4 * MB, torch.Tensor.zero_) == b"2"
+    assert (exports.doubtful_nbytes, exports.spare_nbytes, memory.freed) == (4 * MB, 0, [])
+    exports._doubtful[0].spare_since -= DOUBT_S + 1
+    exports.drop_spare(before=0.0)
+    assert (exports.doubtful_nbytes, memory.freed) == (0, [b"1"])
 
 
 def test_what_is_spare_is_bounded_and_ends(exports, memory):
@@ -146,7 +156,7 @@ def test_what_was_not_opened_is_handed_over_as_a_file(outbox, exports, memory):
     assert (kind, session, again.again, again.handle, again.ticket) == (Kind.PUSH, 7, True, b"", 1)
     with open(again.path, "rb") as file:
         assert file.read() == b"\3" * MB
-    assert (outbox.device_nbytes, memory.freed, outbox.nbytes) == (0, [b"1"], MB)
+    assert (outbox.device_nbytes, exports.doubtful_nbytes, outbox.nbytes) == (MB, MB, MB)
     outbox.sent("a", reusable=True)
     assert outbox.nbytes == 0
 

@@ -73,10 +73,9 @@ class _Raw:
 class CudaMemory:
     """One GPU."""
 
-    kind = "cuda"
-
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.kind = f"cuda {_process_namespace()}"
         self._runtime: CudaRuntime | None = None
         self._addresses: dict[bytes, int] = {}
 
@@ -136,7 +135,10 @@ class CudaMemory:
                 cuda.call("cudaIpcCloseMemHandle", opened)
 
     def _looked_at(self, address: int, nbytes: int) -> torch.Tensor:
-        return torch.as_tensor(_Raw(address, nbytes), device=self._device)
+        tensor = torch.as_tensor(_Raw(address, nbytes), device=self._device)
+        if tensor.data_ptr() != address:
+            raise CannotExport("PyTorch copies memory that it should look at", lasting=True)
+        return tensor
 
     def _allocated(self, nbytes: int) -> int:
         address = ctypes.c_void_p()
@@ -160,6 +162,14 @@ class CudaMemory:
             except (OSError, AttributeError) as error:
                 raise CannotExport(f"PyTorch's CUDA runtime: {error}", lasting=True) from None
         return self._runtime
+
+
+def _process_namespace() -> int:
+    """A handle names its process by a number, which means another process in another namespace; 0: unknown."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
 
 
 def _loaded_runtime() -> str:

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 MAX_SPARE_NBYTES = 256 << 20
+DOUBT_S = 30.0  # after which a process that gave no answer does not read any more, as its front is gone
 _FIT = 2  # a spare one is taken if it is at most so many times as large
 
 
@@ -77,6 +78,7 @@ class Exports:
         self._broken = ""  # why nothing can be lent, ever
         self._lent: dict[str, Export] = {}
         self._spare: list[Export] = []
+        self._doubtful: list[Export] = []  # somebody may read them still: to free them meanwhile is forbidden
 
     @property
     def lent_nbytes(self) -> int:
@@ -85,6 +87,10 @@ class Exports:
     @property
     def spare_nbytes(self) -> int:
         return sum(export.nbytes for export in self._spare)
+
+    @property
+    def doubtful_nbytes(self) -> int:
+        return sum(export.nbytes for export in self._doubtful)
 
     def lend(self, push: str, nbytes: int, write: Callable[[torch.Tensor], None]) -> bytes:
         """The handle of memory into which `write` has put what the push sends. Raises CannotExport."""
@@ -109,16 +115,21 @@ class Exports:
         export = self._lent.pop(push, None)
         if export is None:
             return
-        if not reusable or export.nbytes + self.spare_nbytes > MAX_SPARE_NBYTES:
-            self._free(export)
-            return
         export.spare_since = time.monotonic()
-        self._spare.append(export)
+        if not reusable:
+            self._doubtful.append(export)
+        elif export.nbytes + self.spare_nbytes > MAX_SPARE_NBYTES:
+            self._free(export)
+        else:
+            self._spare.append(export)
 
     def drop_spare(self, before: float = float("inf")) -> None:
-        """Frees what has been spare since `before`."""
+        """Frees what has been spare since `before`, and what has been in doubt for long."""
+        certain = time.monotonic() - DOUBT_S
         old = [export for export in self._spare if export.spare_since < before]
+        old += [export for export in self._doubtful if export.spare_since < certain]
         self._spare = [export for export in self._spare if export.spare_since >= before]
+        self._doubtful = [export for export in self._doubtful if export.spare_since >= certain]
         for export in old:
             self._free(export)
 
@@ -154,7 +165,7 @@ class Exports:
             raise
 
     def _free_nbytes(self) -> int:
-        used_nbytes = self.lent_nbytes + self.spare_nbytes
+        used_nbytes = self.lent_nbytes + self.spare_nbytes + self.doubtful_nbytes
         return min(self._limit_nbytes - used_nbytes, self._room_nbytes())
 
     def _free(self, export: Export) -> None:

@@ -46,14 +46,19 @@ class Outbox:
 
     @property
     def device_nbytes(self) -> int:
-        """Of the device's memory: lent, or kept to be lent again."""
-        return self.exports.lent_nbytes + self.exports.spare_nbytes if self.exports is not None else 0
+        """Of the device's memory: lent, or kept after that."""
+        return self._kept_nbytes + (self.exports.lent_nbytes if self.exports is not None else 0)
+
+    @property
+    def _kept_nbytes(self) -> int:
+        if self.exports is None:
+            return 0
+        return self.exports.spare_nbytes + self.exports.doubtful_nbytes
 
     @property
     def spare_nbytes(self) -> int:
-        """Kept for the next push, in the host's memory and the device's."""
-        device_nbytes = self.exports.spare_nbytes if self.exports is not None else 0
-        return self.buffers.spare_nbytes + device_nbytes
+        """To be given back after a while, of the host's memory and the device's."""
+        return self.buffers.spare_nbytes + self._kept_nbytes
 
     def write(self, outgoing: Outgoing, into: Callable[[torch.Tensor], None]) -> Outgoing:
         """The push with its body in a file. Raises MemoryLimit, OSError."""
