@@ -15,12 +15,14 @@ import asyncio
 import json
 import os
 import platform
+import select
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack, ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "integrat
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import torch
-from executor_process import ExecutorProcess, executor_process
+from executor_process import ExecutorProcess
 from lane import ADD_IN_PLACE, Lane, lanes
 
 from remora.cli.serve import parse_nbytes
@@ -40,6 +42,7 @@ from remora.wire.messages import Barrier, Free, Pushed, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = "4KiB,64KiB,128KiB,1MiB,16MiB,64MiB,256MiB,1GiB"
+ANSWER_S = 90.0
 ADDS = 60  # in place, before a push and after it
 ARANGE = Template((Node("aten.arange.default", (Hole("int"),)),))
 HOST_ONLY = """
@@ -119,7 +122,11 @@ def bare_ipc(device: torch.device, sizes: list[int], trials: int) -> list[dict[s
                 for _ in range(trials):
                     child.stdin.write(f"{export.handle.hex()} {nbytes}\n")
                     child.stdin.flush()
-                    answer = json.loads(child.stdout.readline())
+                    if not select.select([child.stdout], [], [], ANSWER_S)[0]:
+                        child.kill()
+                    answer = json.loads(
+                        child.stdout.readline() or '{"error": "the other process gave no answer"}'
+                    )
                     if "error" in answer:
                         row["error"] = answer["error"]
                         break
@@ -136,7 +143,8 @@ def bare_ipc(device: torch.device, sizes: list[int], trials: int) -> list[dict[s
             rows.append(row)
             if "error" in row:
                 break
-        child.stdin.close()
+        with suppress(OSError):
+            child.stdin.close()
     return rows
 
 
@@ -151,6 +159,7 @@ class Arm:
         self.segment = 0
         self.seconds: dict[int, list[tuple[float, float]]] = {}
         self.error: dict[int, str] = {}
+        self.over = ""  # why it goes on no more
 
     async def begin(self, a: Lane, b: Lane) -> None:
         self.a, self.b = a, b
@@ -165,7 +174,7 @@ class Arm:
     async def settled(self, lane: Lane) -> None:
         ticket = lane.ticket()
         await lane.send(Barrier(ticket))
-        await lane.answer(ticket, 120)
+        await lane.answer(ticket, ANSWER_S)
 
     async def numbers(self, nbytes: int) -> tuple[int, int, int]:
         self.segment += 1
@@ -181,10 +190,10 @@ class Arm:
         await self.b.send(Barrier(waiting))
         started = time.perf_counter()
         ticket = await self.a.start_push(0, name)
-        pushed = await self.a.answer(ticket, 120)
+        pushed = await self.a.answer(ticket, ANSWER_S)
         if not isinstance(pushed, Pushed):
             raise RuntimeError(pushed.message)
-        await self.b.answer(waiting, 120)
+        await self.b.answer(waiting, ANSWER_S)
         return time.perf_counter() - started, pushed.seconds
 
     async def check(self, name: tuple[int, int, int], nbytes: int, more: int = 0) -> None:
@@ -216,7 +225,7 @@ class Arm:
                 ticket = await self.a.start_push(0, name)
             await self.a.add(self.add, self.segment, name)
         await self.b.wait(name)
-        pushed = await self.a.answer(ticket, 120)
+        pushed = await self.a.answer(ticket, ANSWER_S)
         assert isinstance(pushed, Pushed), pushed
         await self.check(name, nbytes, ADDS)
         await self.free(name)
@@ -231,15 +240,18 @@ async def measure(arms: list[Arm], sizes: list[int], trials: int) -> None:
             log(nbytes_text(nbytes))
             for trial in range(-2, trials):  # two to warm up: connections, pages, what is near
                 for arm in arms:
-                    if nbytes in arm.error:
+                    if nbytes in arm.error or arm.over:
                         continue
                     try:
                         await arm.trial(nbytes, keep=trial >= 0, check=trial in (-1, trials - 1))
                     except RuntimeError as error:
                         arm.error[nbytes] = str(error)
                         log(f"{arm.name}: {error}")
+                    except TimeoutError:
+                        arm.over = arm.error[nbytes] = f"no answer within {ANSWER_S:g} s"
+                        log(f"{arm.name}: {arm.over}")
         for arm in arms:
-            for _ in range(3):
+            for _ in range(0 if arm.over else 3):
                 await arm.order(min(64 << 20, max(sizes)))
 
 
@@ -301,15 +313,20 @@ def run(device: torch.device, sizes: list[int], trials: int, memory: str) -> dic
         host_only = Path(folder) / "host_only_worker.py"
         host_only.write_text(HOST_ONLY)
         lending = None if device.type == "cuda" else ROOT / "tests" / "integration" / "lending_worker.py"
-        arms = []
-        for name, worker, more in (
-            ("http", None, ("--no-same-host",)),
-            ("host", host_only, ()),
-            ("device", lending, ()),
-        ):
-            log(f"starting two executors: {name}")
-            a, b = (stack.enter_context(executor_process(*options, *more, worker=worker)) for _ in range(2))
-            arms.append(Arm(name, (a, b)))
+        kinds = [("http", None, ("--no-same-host",)), ("host", host_only, ()), ("device", lending, ())]
+        log(f"starting {2 * len(kinds)} executors")
+        with ThreadPoolExecutor(len(kinds)) as threads:  # a context takes long to make
+            starting = [
+                [threads.submit(ExecutorProcess, *options, *more, worker=worker) for _ in range(2)]
+                for _, worker, more in kinds
+            ]
+        for started in starting:
+            for start in started:
+                if not start.exception():
+                    stack.callback(start.result().stop)
+        arms = [
+            Arm(name, (a.result(), b.result())) for (name, _, _), (a, b) in zip(kinds, starting, strict=True)
+        ]
         asyncio.run(measure(arms, sizes, trials))
         result["rows"] = report(arms, sizes)
         result["counters"] = {arm.name: arm.counters() for arm in arms}

@@ -112,6 +112,16 @@ def test_the_values_room_comes_first(memory):
     assert memory.made == []
 
 
+def test_little_is_kept_where_little_room_is_left(memory):
+    exports = Exports(memory, 512 * MB, lambda: 16 * MB)
+    for push, nbytes in (("a", 2 * MB), ("b", 3 * MB)):
+        exports.lend(push, nbytes, torch.Tensor.zero_)
+    exports.over("b", reusable=True)
+    assert (exports.spare_nbytes, memory.freed) == (0, [b"2"])
+    exports.over("a", reusable=True)
+    assert (exports.spare_nbytes, memory.freed) == (2 * MB, [b"2"])
+
+
 def test_a_lasting_failure_is_remembered(exports, memory):
     memory.fault = CannotExport("not in this container", lasting=True)
     for _ in range(2):
@@ -174,7 +184,7 @@ def test_what_cannot_be_handed_over_again_says_why(outbox, exports):
 def test_a_push_that_is_over_gives_its_memory_back(outbox, exports):
     outbox.lend(7, Outgoing("a", 1, 0, (1, 0, 0), b"head", MB), torch.Tensor.zero_)
     outbox.sent("a", reusable=True)
-    assert (exports.lent_nbytes, outbox.spare_nbytes) == (0, MB)
+    assert (exports.lent_nbytes, outbox.kept_nbytes) == (0, MB)
     exports._spare[0].spare_since -= 60
     assert not outbox.drop_spare()
-    assert outbox.spare_nbytes == 0
+    assert outbox.kept_nbytes == 0

@@ -100,8 +100,9 @@ def socket_in(base: Path, folder: str) -> Path | None:
 
 
 def fits(path: Path) -> bool:
-    """Whether a Unix socket can have this path."""
-    return hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) <= _MAX_PATH_CHARS
+    """Whether executors can meet at this path: the system passes descriptors on, and a Unix socket can have it."""
+    able = hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds") and hasattr(os, "preadv")
+    return able and len(os.fsencode(path)) <= _MAX_PATH_CHARS
 
 
 def same_user(connection: socket.socket) -> bool:

@@ -160,7 +160,7 @@ class Worker:
                 self.tell_marks()
             if self.usage_due and packets.quiet(USAGE_EVERY_S):
                 self.usage()
-            while self.device.outbox.spare_nbytes and packets.quiet(SPARE_S):
+            while self.device.outbox.kept_nbytes and packets.quiet(SPARE_S):
                 self.device.outbox.drop_spare()
             packet = packets.next()
             if packet is None:

@@ -17,6 +17,7 @@ import torch
 
 MAX_SPARE_NBYTES = 256 << 20
 DOUBT_S = 30.0  # after which a process that gave no answer does not read any more, as its front is gone
+_ROOM = 8  # what is spare is at most that part of what values may still take, and they do not miss it
 _FIT = 2  # a spare one is taken if it is at most so many times as large
 
 
@@ -69,7 +70,7 @@ class Memory(Protocol):
 class Exports:
     """What one worker lends, by push, and what it keeps to lend again.
 
-    room_nbytes: what the device still has for it.
+    room_nbytes: what the device still has, beside what is lent.
     """
 
     def __init__(self, memory: Memory, limit_nbytes: int, room_nbytes: Callable[[], int]) -> None:
@@ -118,7 +119,7 @@ class Exports:
         export.spare_since = time.monotonic()
         if not reusable:
             self._doubtful.append(export)
-        elif export.nbytes + self.spare_nbytes > MAX_SPARE_NBYTES:
+        elif export.nbytes + self.spare_nbytes > min(MAX_SPARE_NBYTES, self._room_nbytes() // _ROOM):
             self._free(export)
         else:
             self._spare.append(export)
@@ -166,7 +167,7 @@ class Exports:
 
     def _free_nbytes(self) -> int:
         used_nbytes = self.lent_nbytes + self.spare_nbytes + self.doubtful_nbytes
-        return min(self._limit_nbytes - used_nbytes, self._room_nbytes())
+        return min(self._limit_nbytes - used_nbytes, self._room_nbytes() - self.spare_nbytes)
 
     def _free(self, export: Export) -> None:
         export.tensor = torch.empty(0, dtype=torch.uint8)

@@ -46,19 +46,15 @@ class Outbox:
 
     @property
     def device_nbytes(self) -> int:
-        """Of the device's memory: lent, or kept after that."""
-        return self._kept_nbytes + (self.exports.lent_nbytes if self.exports is not None else 0)
+        """Of the device's memory: what others read, or may be reading still."""
+        return self.exports.lent_nbytes + self.exports.doubtful_nbytes if self.exports is not None else 0
 
     @property
-    def _kept_nbytes(self) -> int:
-        if self.exports is None:
-            return 0
-        return self.exports.spare_nbytes + self.exports.doubtful_nbytes
-
-    @property
-    def spare_nbytes(self) -> int:
+    def kept_nbytes(self) -> int:
         """To be given back after a while, of the host's memory and the device's."""
-        return self.buffers.spare_nbytes + self._kept_nbytes
+        if self.exports is None:
+            return self.buffers.spare_nbytes
+        return self.buffers.spare_nbytes + self.exports.spare_nbytes + self.exports.doubtful_nbytes
 
     def write(self, outgoing: Outgoing, into: Callable[[torch.Tensor], None]) -> Outgoing:
         """The push with its body in a file. Raises MemoryLimit, OSError."""
@@ -125,4 +121,4 @@ class Outbox:
         self.buffers.drop_spare(before)
         if self.exports is not None:
             self.exports.drop_spare(before)
-        return bool(self.spare_nbytes)
+        return bool(self.kept_nbytes)
