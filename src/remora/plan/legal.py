@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from remora.ir.annotated import Graph
 from remora.ir.node import Ref
+from remora.plan.devices import CLIENT
 from remora.plan.situation import Situation
 
 Storage = tuple[str, int, int]
@@ -26,6 +27,19 @@ class Legal:
 
     executors: tuple[int, ...]
     moves: tuple[tuple[int, int], ...]
+
+    def whereabouts(
+        self, graph: Graph, situation: Situation
+    ) -> tuple[tuple[frozenset[int], ...], tuple[int, ...]]:
+        """Homes and owners of the graph's slots once the moves are done; of what is on no executor the owner is
+        CLIENT."""
+        moved = dict(self.moves)
+        homes = tuple(
+            frozenset({moved[slot.storage]}) if slot.storage in moved else home
+            for slot, home in zip(graph.slots, situation.homes, strict=True)
+        )
+        owners = [moved.get(slot.storage, at) for slot, at in zip(graph.slots, situation.owners, strict=True)]
+        return homes, tuple(CLIENT if at is None else at for at in owners)
 
 
 def legalised(graph: Graph, wished: tuple[int, ...], situation: Situation, random: Collection[int]) -> Legal:

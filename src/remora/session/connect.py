@@ -17,12 +17,14 @@ from remora.device.flags import announce
 from remora.device.memo_store import store
 from remora.device.module import torch_version
 from remora.device.optimizers import cut_behind_steps
-from remora.device.rng import default as default_generator
+from remora.device.rng import default as default_generator_of
 from remora.device.sink import bound
 from remora.errors import Disconnected, RemoraError, UsageError
+from remora.plan.planner import Planner
 from remora.plan.policies import policy_named
 from remora.plan.policies.policy import Policy
 from remora.pool.embedded import EmbeddedExecutor
+from remora.session.calibration import calibrated
 from remora.session.pooled import PoolSession
 from remora.session.session import Session
 from remora.session.stats import Stats
@@ -32,6 +34,7 @@ from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
 from remora.wire.messages import Grant, OpenSession
 
 HEARTBEAT_S = 5.0
+PEERS_SINCE = 2  # protocol
 
 _current: Session | None = None
 _embedded: EmbeddedExecutor | None = None
@@ -50,7 +53,8 @@ def connect(
             that, an executor process starts on this machine and one line says so.
         token: for all of them. None: REMORA_TOKEN.
         placement: the policy that says what goes where, see plan/policies. None: `local` on one executor,
-            `data_aware` on several.
+            `semantic` on several. `explicit`: each executor is a device of its own, remora:0, remora:1, …, and
+            "remora" is the current one of them (torch.remora.set_device).
 
     Raises:
         UsageError: there is a session already.
@@ -63,7 +67,7 @@ def connect(
     addresses = _listed(url if url is not None else settings.url)
     token = token if token is not None else settings.token
     if placement is not None or len(addresses) > 1:
-        policy = policy_named(placement or "data_aware")
+        policy = policy_named(placement or "semantic")
     if not addresses:
         if _embedded is None:
             _embedded = EmbeddedExecutor()
@@ -109,8 +113,9 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
     deadline = time.monotonic() + settings.connect_timeout_s
     opened: list[tuple[Transport, Grant]] = []
     try:
-        for transport in transports:
-            opened.append((transport, transport.open_session(_wants(), settings.connect_timeout_s)))
+        for number, transport in enumerate(transports):
+            wants = _wants(number if policy.indexed else 0)
+            opened.append((transport, transport.open_session(wants, settings.connect_timeout_s)))
         kinds = {grant.device.partition(":")[0]: transport.address for transport, grant in opened}
         if len(kinds) > 1:
             what = " and ".join(f"{kind} ({address})" for kind, address in kinds.items())
@@ -118,7 +123,13 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
                 f"the executors of one pool must compute alike, but these are {what}: results and random numbers "
                 "would depend on where a row runs; connect to those of one kind"
             )
-        session = PoolSession(opened, settings, policy)
+        for transport, grant in opened if len(opened) > 1 else ():
+            if grant.protocol < PEERS_SINCE:
+                raise UsageError(
+                    f"executor {transport.address} speaks protocol {grant.protocol}, and values go from executor to "
+                    f"executor since {PEERS_SINCE} only: install this version of Remora there, or connect to it alone"
+                )
+        session = PoolSession(opened, settings, Planner(policy, calibrated(opened, settings, _wants())))
     except BaseException:
         for transport, grant in opened:
             with suppress(RemoraError, OSError):
@@ -129,13 +140,14 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
     return _opened(session, deadline)
 
 
-def _wants() -> OpenSession:
+def _wants(index: int = 0) -> OpenSession:
+    """index: of the device that the executor is."""
     return OpenSession(
         protocol=PROTOCOL,
         oldest_protocol=OLDEST_PROTOCOL,
         torch=torch_version(),
         client=f"{socket.gethostname()[:48]}:{os.getpid()}",
-        seed=default_generator.initial_seed(),
+        seed=default_generator_of(index).initial_seed(),
     )
 
 

@@ -20,7 +20,8 @@ def graph_of(
     steps = _steps(segment.step)
     rows = tuple(_row(segment.captured, number, step) for number, step in enumerate(steps))
     keep = frozenset(zip(segment.keep[::2], segment.keep[1::2], strict=True))
-    return Graph(rows, tuple(slots), tuple(segment.holes), keep, wants)
+    template = segment.captured.template.id.hex()
+    return Graph(rows, tuple(slots), tuple(segment.holes), keep, wants, template=template)
 
 
 def facts_of(meta: Any) -> Facts:
