@@ -13,8 +13,8 @@ from remora.errors import ProtocolError
 from remora.executor.buffers import Buffers
 from remora.executor.hop import Arrival, Kind, Outgoing, SessionTerms, Taken
 from remora.executor.worker.failure import MemoryLimit
+from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.session import WorkerSession
-from remora.executor.worker.transfers import Outbox
 from remora.wire.messages import Abandon, Await, Failed, Free, Peer, Push, Put, Recover
 from worker_endpoint import LIMIT_NBYTES, worker_device
 
