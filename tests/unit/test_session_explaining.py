@@ -74,7 +74,8 @@ def plan(
     owners = tuple(None if slot.uploaded else 0 for slot in graph.slots)
     planner = Planner(policy, POOL)
     decision = planner.decide(
-        graph, Situation(owners, homes, (0, 0), (1 << 30, 1 << 30), (0, 0), random=random, pool=POOL)
+        graph,
+        Situation(owners, homes, (0, 0), (1 << 30, 1 << 30), (0, 0), generators=0, random=random, pool=POOL),
     )
     template = Template(tuple(row.node for row in graph.rows))
     captured = CapturedTemplate(template, 0, (None,) * len(graph.rows))

@@ -40,6 +40,7 @@ from remora.session.plans import UNKNOWN, Plan, Use, plan_of
 from remora.wire.messages import Adopt, Await, Mark, Push, Put
 
 Name = tuple[int, int, int]
+SETTLED = 16  # runs of a plan after which they teach nothing new about what it reads
 MAX_PLANS = 512  # the oldest goes first, and is made again if it is needed
 PINNED_NBYTES = (
     256 << 20
@@ -243,6 +244,8 @@ class Placement:
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
         uploading = self.ledger.uploading
+        if plan.ran.count > SETTLED and not uploading:
+            return
         for (number, _), place, slot_of in zip(keys, places, plan.graph.slots, strict=True):
             if not place.reads and number in uploading:
                 self.ledger.used(number, slot_of.meaning.residency or "")
