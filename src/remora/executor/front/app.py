@@ -113,7 +113,9 @@ class ControlRoutes:
                 device=front.about.device if front.about else "",
                 uptime_s=front.now() - front.started_at,
                 memory_nbytes=front.memory().capacity_nbytes,
-                used_nbytes=front.used_nbytes + front.blobs.stored_nbytes + front.blobs.reserved_nbytes,
+                used_nbytes=front.used_nbytes
+                + front.blobs.reserved_nbytes
+                + (front.blobs.stored_nbytes if front.on_cpu else 0),
                 sessions=len(front.table),
                 workers_started=front.workers_started,
                 principals={p: dict(c) for p, c in front.counters.items() if tenant_of(p) == tenant},

@@ -229,14 +229,18 @@ class Front:
 
     def _share_usage(self) -> None:
         """The workers share one budget: each hears what the others use, when that has changed."""
-        on_cpu = self.about is not None and self.about.device == "cpu"
         for worker in self.workers.of_tenant.values():
             others_nbytes = self.used_nbytes - worker.used_nbytes
-            if on_cpu and worker.tenant is not None:
+            if self.on_cpu and worker.tenant is not None:
                 others_nbytes += self.blobs.held_nbytes_of_others(worker.tenant)
             if others_nbytes != worker.told_nbytes:
                 worker.told_nbytes = others_nbytes
                 worker.link.send(Kind.OTHERS, 0, Others(others_nbytes))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether stored blobs lie in the memory that values lie in."""
+        return self.about is None or self.about.device == "cpu"
 
     @property
     def used_nbytes(self) -> int:
@@ -374,6 +378,7 @@ class Front:
             folder_free_nbytes=volume.f_bavail * volume.f_frsize,
             tenant_capacity_nbytes=self.options.worker.tenant_memory_nbytes,
             tenant_used_nbytes=worker.used_nbytes if worker is not None else 0,
+            on_device=self.on_cpu,
         )
 
     def offer(self, session: Session, blob: Blob) -> None:
