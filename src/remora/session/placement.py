@@ -223,12 +223,8 @@ class Placement:
                 self._bind(keys[slot][0], executor)
             else:
                 self._move(places[slot].storage, executor)
-<<<<<<< HEAD
         if plan.draws is not None:
             self.generators = plan.draws
-        use = Use(plan, tuple([place.storage.number for place in places]))
-=======
->>>>>>> explain
         marks = self.ledger.runs(use, time.perf_counter())
         if plan.straight:
             numbers = [segment.number]
@@ -248,20 +244,13 @@ class Placement:
         self._rename(segment, use, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
-<<<<<<< HEAD
-        uploading = self.ledger.uploading
-        if plan.ran.count > SETTLED and not uploading:
-            return
-        for (number, _), place, slot_of in zip(keys, places, plan.graph.slots, strict=True):
-            if not place.reads and number in uploading:
-                self.ledger.used(number, slot_of.meaning.residency or "")
-=======
         if self.ledger.uploading:
             for slot, (number, _) in enumerate(keys):
                 if not places[slot].reads:
                     self.ledger.used(number, plan.residency(Slot(slot)))
+        if plan.ran.count > SETTLED:
+            return
         for place, slot_of in zip(places, plan.graph.slots, strict=True):
->>>>>>> explain
             place.reads += 1
             place.meaning = slot_of.meaning
 
@@ -461,7 +450,7 @@ class Placement:
         gates = self._gates.get(template.id)
         if gates is None:
             gates = self._gates[template.id] = dropout_holes(template)
-        bucket = max([place.nbytes for place in places], default=0).bit_length()
+        bucket = sum([place.nbytes for place in places]).bit_length()
         storages = [place.storage for place in places]
         numbers = [storage.number for storage in storages]
         key = (
