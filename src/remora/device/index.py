@@ -64,6 +64,8 @@ def index_of(device: Any) -> int:
 
 def resolved(device: Any) -> torch.device:
     """The device that a program names, with its index. Raises as `index_of`."""
+    if bound.n_devices == 1 and type(device) is torch.device and not device.index and device.type == "remora":
+        return _devices[0] if _devices else device_at(0)
     return device_at(index_of(device))
 
 
