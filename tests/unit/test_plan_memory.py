@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from remora.ir.annotated import Facts, Graph, Outside, Row
 from remora.ir.text import parse_template
-from remora.plan.memory import footprint, held, shortfall
+from remora.plan.memory import Need, footprint, need, shortfall
 
 KB = 1024
 ONE = Facts("float32", (256,), 4)
@@ -63,15 +63,23 @@ def test_a_part_reads_what_other_parts_made():
 def test_slots_of_one_memory_count_once():
     slots = (Outside(ONE, 7), Outside(Facts("float32", (128,), 4), 7), Outside(ONE, 8))
     text = "%0 = aten.addcmul.default($0, $1, $2)\n"
-    assert held(graph(text, slots=slots)) == 2 * KB
     assert footprint(graph(text, slots=slots)).read_nbytes == 2 * KB
 
 
+def test_an_executor_needs_what_it_holds_what_it_lacks_and_what_rows_make():
+    chain = graph(CHAIN, keep=frozenset({(2, 0)}))
+    assert need(chain, [0, 1, 2], [False], 10 * KB) == Need(12 * KB, 13 * KB, KB)
+    assert need(chain, [0, 1, 2], [True], 10 * KB) == Need(11 * KB, 12 * KB)
+    assert need(chain, [], [False], 10 * KB) == Need(10 * KB, 10 * KB)
+
+
 def test_a_shortfall_says_its_arithmetic():
-    assert shortfall([10, 20], [10, 30]) == ""
-    assert shortfall([5000, 1], [2000, 1]) == "executor 0 needs 5,000 bytes and grants 2,000: 3,000 missing"
+    assert shortfall([Need(10, 99), Need(20, 99)], [10, 30]) == ""
+    assert shortfall([Need(5000, 5000), Need(1, 1)], [2000, 1]) == (
+        "executor 0 needs 5,000 bytes and grants 2,000: 3,000 missing"
+    )
     with pytest.raises(ValueError):
-        shortfall([1], [])
+        shortfall([Need(1, 1)], [])
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.sets(st.integers(0, 11)))

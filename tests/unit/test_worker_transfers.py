@@ -13,8 +13,8 @@ from remora.errors import ProtocolError
 from remora.executor.buffers import Buffers
 from remora.executor.hop import Arrival, Kind, Outgoing, SessionTerms, Taken
 from remora.executor.worker.failure import MemoryLimit
+from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.session import WorkerSession
-from remora.executor.worker.transfers import Outbox
 from remora.wire.messages import Abandon, Await, Failed, Free, Peer, Push, Put, Recover
 from worker_endpoint import LIMIT_NBYTES, worker_device
 
@@ -69,6 +69,7 @@ def test_a_small_value_goes_in_the_packet_and_may_grow_there(ends, tmp_path):
     out = a.push(NAME)
     assert (out.path, out.failed, out.ticket, out.names) == ("", "", 1, NAME)
     assert a.device.outbox.nbytes == 0
+    b.handle(Await(NAME, "a"))
     b.arrive(out, tmp_path)
     assert b.packets == []
     assert b.tensor(NAME).untyped_storage().resizable()
@@ -81,6 +82,7 @@ def test_a_large_value_is_the_front_s_memory_until_it_ends(ends, tmp_path):
     assert a.device.outbox.nbytes == LARGE_NBYTES
     b.arrive(out, tmp_path)
     assert b.packets == [(Kind.TAKEN, 7, Taken(out.push))]
+    b.handle(Await(LARGE, "a"))  # it came early
     a.device.outbox.sent(out.push, reusable=True)
     assert (a.device.outbox.nbytes, a.device.outbox.buffers.spare_nbytes) == (0, LARGE_NBYTES)
     assert b.tensor(LARGE).sum() == LARGE_NBYTES // 4
@@ -137,10 +139,13 @@ def test_an_arrival_is_admitted_like_any_value(ends, tmp_path):
 def test_a_name_that_exists_keeps_its_value(ends, tmp_path):
     a, b = ends
     b.handle(Put(1, "float32", (1,), b"\0\0\x80\x3f"))
-    with pytest.raises(ProtocolError, match="exists already"):
-        b.arrive(a.push(NAME), tmp_path)
+    b.arrive(a.push(NAME), tmp_path)
     assert b.tensor(NAME).tolist() == [1.0]
-    assert not b.session.transfers.waiting.abandoned
+    (failed,) = b.handle(Await(NAME, "a"))
+    assert "exists already" in failed.message
+    assert b.tensor(NAME).tolist() == [1.0]
+    with pytest.raises(ProtocolError, match="exists already"):  # a second time
+        b.arrive(a.push(NAME), tmp_path)
 
 
 def test_a_value_that_was_abandoned_is_dropped_when_it_comes(ends, tmp_path):

@@ -162,6 +162,11 @@ class Recorder:
         """A segment number for a value that comes from outside: an upload."""
         return next(_segments)
 
+    def renumber(self) -> None:
+        """Gives the open segment, which has no rows yet, a number above all that were given out."""
+        assert not self.created
+        self.segment = next(_segments)
+
     def root(self, frame: FrameType | None) -> Step:
         """Where the open segment starts in the trie: apart by the user's line, so that lines are never mixed."""
         user = user_frame(frame)
@@ -246,7 +251,9 @@ class Recorder:
         kept = self._survivors()
         keep = tuple(n for value in kept for n in (value.code >> OUT_BITS, value.code & OUT_MASK))
         flat = tuple(n for s, c in self.take_frees() for n in (self.segment - s, c >> OUT_BITS, c & OUT_MASK))
-        segment = Segment(self.segment, captured, list(self.slots), self.holes, keep, flat, step, kept)
+        slots = list(self.slots)
+        self.slots.clear()  # calls that led here still know it, and would keep its values alive
+        segment = Segment(self.segment, captured, slots, self.holes, keep, flat, step, kept)
         self._rows += step.rows
         self._starts_program = False
         self._open()

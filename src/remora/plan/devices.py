@@ -103,6 +103,11 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if kind not in self.rates:
                 raise ValueError(f"device {self.name!r} says nothing of its rate for {kind.value}")
 
+    @property
+    def memory_rate(self) -> float:
+        """Bytes per second of large copies from memory."""
+        return self.rates[Kind.MOVE].cold.points[-1][1]
+
     def host_s(self, work: Work) -> float:
         """Seconds of the host for a row."""
         return self.view_s if work.kind is Kind.FREE else self.call_s
@@ -176,13 +181,14 @@ class Pool(msgspec.Struct, frozen=True):
     client: tuple[Link, ...] = ()
 
     def link(self, source: int, target: int) -> Link:
-        """The link between two executors, or from CLIENT to one; through the client's where none was measured.
+        """The link between two executors, or CLIENT and one; through the client's where none was measured.
 
         Raises:
             KeyError: nothing is known of it.
         """
-        if source == CLIENT and target < len(self.client):
-            return self.client[target]
+        for client, executor in ((source, target), (target, source)):
+            if client == CLIENT and executor < len(self.client):
+                return self.client[executor]
         known = self.links.get((source, target)) or self.links.get((target, source))
         if known is not None:
             return known

@@ -29,6 +29,10 @@ class Duration:
     def scaled(self, factor: float) -> Duration:
         return Duration(self.seconds * factor, {name: error * factor for name, error in self.errors.items()})
 
+    def less(self, seconds: float) -> Duration:
+        """Without a part of it that is known exactly."""
+        return Duration(max(0.0, self.seconds - seconds), self.errors)
+
     def __str__(self) -> str:
         return f"{self.seconds * 1e3:.3g} ± {self.sigma_s * 1e3:.2g} ms"
 

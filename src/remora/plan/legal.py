@@ -1,8 +1,7 @@
 """What must stay together, whatever a policy wishes.
 
 Memory has one owner, where all its writers run; a view that outlives the graph lies in memory of its owner; random
-numbers are drawn where the generators are, if they are in one place. What shares such a bond is one group and runs
-on one executor.
+numbers are drawn in one place, where the generators are. What shares such a bond is one group and runs on one executor.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 from remora.ir.annotated import Graph
 from remora.ir.node import Ref
+from remora.plan.devices import CLIENT
 from remora.plan.situation import Situation
 
 Storage = tuple[str, int, int]
@@ -28,6 +28,19 @@ class Legal:
     executors: tuple[int, ...]
     moves: tuple[tuple[int, int], ...]
 
+    def whereabouts(
+        self, graph: Graph, situation: Situation
+    ) -> tuple[tuple[frozenset[int], ...], tuple[int, ...]]:
+        """Homes and owners of the graph's slots once the moves are done; of what is on no executor the owner is
+        CLIENT."""
+        moved = dict(self.moves)
+        homes = tuple(
+            frozenset({moved[slot.storage]}) if slot.storage in moved else home
+            for slot, home in zip(graph.slots, situation.homes, strict=True)
+        )
+        owners = [moved.get(slot.storage, at) for slot, at in zip(graph.slots, situation.owners, strict=True)]
+        return homes, tuple(CLIENT if at is None else at for at in owners)
+
 
 def legalised(graph: Graph, wished: tuple[int, ...], situation: Situation, random: Collection[int]) -> Legal:
     """The placement nearest to `wished` that keeps every bond: a group goes where most of its rows are wished.
@@ -35,8 +48,6 @@ def legalised(graph: Graph, wished: tuple[int, ...], situation: Situation, rando
     Args:
         random: rows that draw random numbers.
     """
-    if situation.generators is None:
-        random = ()
     bonds = _Bonds(graph, random)
     votes: dict[int, Counter[int]] = {}
     for row, executor in enumerate(wished):

@@ -71,19 +71,38 @@ def _made_elsewhere(storage: Storage, here: set[int]) -> bool:
     return kind == "slot" or row not in here
 
 
-def held(graph: Graph) -> int:
-    """Bytes of all slots, each memory once: the weights and the state that the graph needs somewhere."""
-    largest: dict[Storage, int] = {}
-    for number, slot in enumerate(graph.slots):
-        storage = graph.storage(Slot(number))
-        largest[storage] = max(largest.get(storage, 0), slot.facts.nbytes)
-    return sum(largest.values())
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes on one executor, with all that it holds already. lasting_nbytes: after some rows have run. peak_nbytes: at
+    most while they run. missing_nbytes: of both, what has to get there first."""
+
+    lasting_nbytes: int
+    peak_nbytes: int
+    missing_nbytes: int = 0
 
 
-def shortfall(needed_nbytes: Sequence[int], limits_nbytes: Sequence[int]) -> str:
-    """The arithmetic of a plan that does not fit, executor by executor; '' if all fit."""
+def need(graph: Graph, rows: Sequence[int], there: Sequence[bool], held_nbytes: int) -> Need:
+    """What an executor needs that runs some rows.
+
+    Args:
+        there: for each slot, whether the executor has it. held_nbytes: what it has.
+    """
+    missing: dict[Storage, int] = {}
+    for row in rows:
+        for arg in graph.rows[row].tensors():
+            if isinstance(arg, Slot) and not there[arg.index]:
+                storage = graph.storage(arg)
+                missing[storage] = max(missing.get(storage, 0), graph.slots[arg.index].facts.nbytes)
+    before = held_nbytes + sum(missing.values())
+    found = footprint(graph, rows)
+    return Need(before + found.kept_nbytes, before + found.made_nbytes, before - held_nbytes)
+
+
+def shortfall(needs: Sequence[Need], limits_nbytes: Sequence[int]) -> str:
+    """The arithmetic of what does not last, executor by executor; '' if all of it fits."""
     lines = []
-    for executor, (needed, limit) in enumerate(zip(needed_nbytes, limits_nbytes, strict=True)):
+    for executor, (found, limit) in enumerate(zip(needs, limits_nbytes, strict=True)):
+        needed = found.lasting_nbytes
         if needed > limit:
             lines.append(
                 f"executor {executor} needs {needed:,} bytes and grants {limit:,}: {needed - limit:,} missing"

@@ -1,8 +1,12 @@
-"""What a policy knows beside the graph: where values are, and how full and busy the executors are."""
+"""What a policy knows beside the graph: where values are, and how fast, full and busy the executors are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from remora.plan.devices import Pool
+
+UNMEASURED = Pool(())
 
 
 @dataclass(frozen=True)
@@ -12,8 +16,10 @@ class Situation:
     owners: for each slot the executor where its memory is, or None for an upload that is on none yet.
     homes: for each slot all executors that hold its value, the owner among them.
     held_nbytes, limits_nbytes, queued: per executor: bytes of values, what the grant allows, segments on their way.
-    program: how many programs (from sync to sync) came before. generators: where random numbers are drawn; None:
-    each executor has generators of its own, and a row draws where it is.
+    waiting_nbytes: of uploads that no executor has yet, whether the graph reads them or not.
+    program: how many programs (from sync to sync) came before. generators: where random numbers
+    are drawn; None: all executors' have the same state, so anywhere.
+    random: rows of the graph that draw some. pool: what was measured of the executors and their links.
     """
 
     owners: tuple[int | None, ...]
@@ -22,7 +28,10 @@ class Situation:
     limits_nbytes: tuple[int, ...]
     queued: tuple[int, ...]
     program: int = 0
-    generators: int | None = 0
+    waiting_nbytes: int = 0
+    generators: int | None = None
+    random: tuple[int, ...] = ()
+    pool: Pool = UNMEASURED
 
     @property
     def n_executors(self) -> int:

@@ -9,29 +9,39 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from remora.capture.recorder import CapturedTemplate, Segment
-from remora.capture.value import OUT_BITS, OUT_MASK
+from remora.capture.recorder import Segment
+from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.errors import PlanError
-from remora.ir.annotated import Facts, Graph, Stage
+from remora.ir.annotated import Facts, Residency
 from remora.ir.node import Ref, Slot
-from remora.ir.stages import enter
-from remora.plan.legal import Legal, legalised
-from remora.plan.parts import Part, Parts, Transfer, placed, split
-from remora.plan.policies.policy import Policy
+from remora.plan.parts import Part
+from remora.plan.planner import Planner
+from remora.plan.policies.policy import ROOM
+from remora.plan.policies.semantic import STAYS
 from remora.plan.situation import Situation
-from remora.semantics.annotate import annotate
-from remora.semantics.memory import EMPTY
-from remora.session.graphs import dropout_holes, facts_of, graph_of, random_rows
+from remora.session.graphs import (
+    dropout_holes,
+    facts_at,
+    facts_of,
+    graph_of,
+    module_values,
+    random_rows,
+    size_of,
+)
 from remora.session.holdings import Holdings, Key, Place, Storage
 from remora.session.lane import Lane
-from remora.wire.messages import Adopt, Await, Push, Put
+from remora.session.ledger import UNUSED, Ledger
+from remora.session.plans import UNKNOWN, Plan, Use, plan_of
+from remora.wire.messages import Adopt, Await, Mark, Push, Put
 
 Name = tuple[int, int, int]
-UNKNOWN = Facts("uint8", (0,), 1)  # of a value whose shape only the data tells, until it is described
+SETTLED = 16  # runs of a plan after which they teach nothing new about what it reads
+MAX_PLANS = 512  # the oldest goes first, and is made again if it is needed
 PINNED_NBYTES = (
     256 << 20
 )  # of uploads that wait for their first use; they are copies, since the program may write on
@@ -47,60 +57,38 @@ class Upload:
     digest: bytes | None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a template runs.
-
-    captured: of each part. found: where each row's outputs are made: part and row there. moves: positions of slots
-    whose memory gets another owner first. writes: slots whose memory is written. shared: for an output that lies in
-    a slot's memory, that slot. aliases: for one that lies in
-    another output's memory, that output. drops: after each part, (executor, row, out) of what only travelled and ends.
-    copies: (executor, row, out) of what lives on at an executor that did not make it.
-    """
-
-    parts: tuple[Part, ...]
-    captured: tuple[CapturedTemplate, ...]
-    transfers: tuple[tuple[Transfer, ...], ...]
-    found: tuple[tuple[int, int], ...]
-    moves: tuple[tuple[int, int], ...]
-    writes: tuple[int, ...]
-    shared: dict[tuple[int, int], int]
-    aliases: dict[tuple[int, int], tuple[int, int]]
-    facts: dict[tuple[int, int], Facts]
-    drops: tuple[tuple[tuple[int, int, int], ...], ...]
-    copies: tuple[tuple[int, int, int], ...]
-    reason: str
-    graph: Graph = field(repr=False)
-
-
 class Placement:
     """The state of placing one session's segments.
 
     Args:
-        number: gives a fresh segment number.
+        number: gives a fresh segment number. renumber: gives the open segment a number above all of these.
         ticket: gives a fresh ticket.
     """
 
     def __init__(
-        self, lanes: Sequence[Lane], policy: Policy, number: Callable[[], int], ticket: Callable[[], int]
+        self,
+        lanes: Sequence[Lane],
+        planner: Planner,
+        number: Callable[[], int],
+        renumber: Callable[[], None],
+        ticket: Callable[[], int],
     ) -> None:
-        self.lanes, self.policy = lanes, policy
+        self.lanes, self.planner, self.policy = lanes, planner, planner.policy
         self.holdings = Holdings(len(lanes))
+        self.ledger = Ledger(planner.pool, ticket)
+        self.plans: dict[tuple[object, ...], Plan] = {}
         self.plans_made = 0
+        self.generators: int | None = None  # where random numbers are drawn; None: anywhere, as in Situation
         self.programs = 0
         self.graphs = 0
         self._graphs_before = 0  # this program
-        self._number, self._ticket = number, ticket
-        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._number, self._renumber = number, renumber
         self._captured = itertools.count(-1, -1)
         self._uploads: dict[int, Upload] = {}  # oldest first
         self._pinned_nbytes = 0
         self._bulk: deque[tuple[Lane, int, bytes, memoryview]] = deque()
-        self._memory = EMPTY
         self._gates: dict[bytes, tuple[int, ...]] = {}
-        self.pushes: dict[
-            int, tuple[int, int, tuple[int, ...]]
-        ] = {}  # ticket to source, target and names, unanswered
+        self._refused: dict[Key, PlanError] = {}  # values of segments that could not be placed
 
     # -- values from outside
 
@@ -109,32 +97,65 @@ class Placement:
         self._uploads[segment] = upload
         self._pinned_nbytes += len(upload.data)
         self.holdings.uploaded((segment, 0), facts)
-        while self._pinned_nbytes > PINNED_NBYTES:
-            oldest = next(iter(self._uploads))
-            place = self.holdings.places[oldest, 0]
-            self._bind(oldest, self.policy.home(place.facts.nbytes, self._situation([])))
+        try:
+            while self._pinned_nbytes > PINNED_NBYTES:
+                self._bind_somewhere(next(iter(self._uploads)))
+        except PlanError:
+            self.free([(segment, 0)])  # nobody will hear of it
+            raise
 
     def home(self, key: Key) -> int:
-        """The executor that has a value; an upload that none has yet goes to one."""
-        place = self.holdings.places[key]
+        """The executor that has a value; an upload that none has yet goes to one.
+
+        Raises:
+            PlanError: the value's segment could not be placed.
+        """
+        place = self._place(key)
         if place.storage.owner is None:
-            self._bind(key[0], self.policy.home(place.facts.nbytes, self._situation([])))
+            self._bind_somewhere(key[0])
         owner = place.storage.owner
         assert owner is not None
         return owner if owner in place.homes else min(place.homes)
 
     def bring(self, key: Key, executor: int) -> None:
         """Makes sure that an executor has a value."""
-        place = self.holdings.places[key]
+        place = self._place(key)
         if place.storage.owner is None:
             self._bind(key[0], executor)
         elif executor not in place.homes:
-            self._push(self.home(key), executor, [_name(key)])
+            kinds = Counter({place.meaning.residency or "": place.facts.nbytes})
+            self._push(self.home(key), executor, [_name(key)], kinds)
             self.holdings.arrived(key, executor)
+
+    def _place(self, key: Key) -> Place:
+        refused = self._refused.get(key)
+        if refused is not None:
+            raise refused
+        return self.holdings.places[key]
+
+    def _bind_somewhere(self, segment: int) -> None:
+        """Sends an upload that nothing has used to where it is likely to be used.
+
+        Raises:
+            PlanError: there is no room.
+        """
+        nbytes, situation = self.holdings.places[segment, 0].facts.nbytes, self._situation([])
+        home = self.policy.home(nbytes, situation)
+        held, limit = situation.held_nbytes[home], situation.limits_nbytes[home]
+        if held + nbytes > limit:
+            raise PlanError(
+                f"the pool is too small: {situation.waiting_nbytes:,} bytes wait on the client for a place, and "
+                f"executor {home} ({self.lanes[home].transport.address}), the best one for {nbytes:,} of them, holds "
+                f"{held:,} of {limit:,}: {held + nbytes - limit:,} missing; all executors hold "
+                f"{sum(situation.held_nbytes):,} of {sum(situation.limits_nbytes):,}; add an executor, or give them "
+                "more --memory"
+            )
+        self._bind(segment, home)
 
     def _bind(self, segment: int, executor: int) -> None:
         """Sends an upload to the executor that owns it from then on."""
         upload, lane = self._uploads.pop(segment), self.lanes[executor]
+        self.ledger.uploads(segment, executor, len(upload.data), upload.digest is not None)
         self._pinned_nbytes -= len(upload.data)
         if upload.digest is None:
             lane.post(Put(segment, upload.dtype, upload.shape, upload.data), len(upload.data))
@@ -143,10 +164,20 @@ class Placement:
             lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
         self.holdings.arrived((segment, 0), executor)
 
+    def returned(self, value: Value, executor: int, nbytes: int) -> None:
+        """The client got a value's bytes."""
+        what = self.holdings.places[value.segment, value.code].meaning.residency
+        self.ledger.returns(executor, what if what in STAYS else Residency.OUTPUT, nbytes)
+
     def program_ends(self) -> None:
-        """A sync. A program of nothing is none."""
+        """A sync is asked for. A program of nothing is none."""
         self.programs += self.graphs > self._graphs_before
         self._graphs_before = self.graphs
+
+    @property
+    def waiting_nbytes(self) -> int:
+        """Of uploads that no executor has yet."""
+        return self._pinned_nbytes
 
     @property
     def has_bulk(self) -> bool:
@@ -157,42 +188,106 @@ class Placement:
         """Sends the bytes of uploads that were bound. May be interrupted, and goes on then when it is called again."""
         while self._bulk:
             lane, segment, digest, data = self._bulk[0]
+            sent_nbytes, started_s = lane.uploads.sent_nbytes, time.perf_counter()
             lane.link.persist(functools.partial(lane.uploads.ensure, digest, data))
+            took_s = time.perf_counter() - started_s
+            self.ledger.sent(segment, lane.uploads.sent_nbytes - sent_nbytes, took_s)
             lane.uploads.adopted(segment, digest)
             self._bulk.popleft()
 
     # -- segments
 
-    def write(self, segment: Segment) -> list[int]:
-        """Appends a segment's runs and transfers to the lanes; renames what it made. Returns the lanes in use."""
+    def write(self, segment: Segment, wanted: Sequence[int] = ()) -> None:
+        """Appends a segment's runs and transfers to the lanes; renames what it made.
+
+        Args:
+            wanted: of its outputs (`Value.code`), those whose bytes the client asks for next.
+
+        Raises:
+            PlanError: it cannot be placed. What it was to make raises that from now on; all else is as before.
+        """
         self.graphs += 1
-        self._free(self._frees(segment))
+        frees = self._freed(segment)
         keys = [(value.segment, value.code) for value in segment.slots]
-        places = [self.holdings.places[key] for key in keys]
-        for place, value in zip(places, segment.slots, strict=True):
-            if place.facts is UNKNOWN:
-                place.facts = facts_of(value.meta)
-        plan = self._plan(segment, keys, places)
+        try:
+            places = self._places(segment, keys)
+            plan = self._plan(segment, keys, places, wanted)
+        except PlanError as error:
+            self._free_at(frees)
+            self._refused.update(((value.segment, value.code), error) for value in segment.kept)
+            raise
         for slot, executor in plan.moves:
             if places[slot].storage.owner is None:
                 self._bind(keys[slot][0], executor)
             else:
                 self._move(places[slot].storage, executor)
-        numbers = [self._number() for _ in plan.parts]
-        for at, part in enumerate(plan.parts):
-            self._run(segment, plan, at, part, numbers, keys)
-        self._rename(segment, plan, numbers, places)
+        if plan.draws is not None:
+            self.generators = plan.draws
+        use = Use(plan, tuple([place.storage.number for place in places]))
+        marks = self.ledger.runs(use, time.perf_counter())
+        if plan.straight:
+            numbers = [segment.number]
+            self._transfer(segment, plan, 0, numbers, keys)
+            self._mark(plan, 0, marks, 0)
+            self._run_straight(segment, plan, frees)
+            self._mark(plan, 0, marks, 1)
+        else:
+            self._free_at(frees)
+            numbers = [self._number() for _ in plan.parts]
+            for at, part in enumerate(plan.parts):
+                self._transfer(segment, plan, at, numbers, keys)
+                self._mark(plan, at, marks, 0)
+                self._run(segment, plan, at, part, numbers, keys)
+                self._mark(plan, at, marks, 1)
+            self._renumber()
+        self._rename(segment, use, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
-        for place in places:
+        uploading = self.ledger.uploading
+        if plan.ran.count > SETTLED and not uploading:
+            return
+        for (number, _), place, slot_of in zip(keys, places, plan.graph.slots, strict=True):
+            if not place.reads and number in uploading:
+                self.ledger.used(number, slot_of.meaning.residency or "")
             place.reads += 1
-        return sorted({part.executor for part in plan.parts})
+            place.meaning = slot_of.meaning
+
+    def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
+        if self._refused:
+            for key in keys:
+                self._place(key)
+        known = self.holdings.places
+        places = [known[key] for key in keys]
+        for place, value in zip(places, segment.slots, strict=True):
+            if place.facts is UNKNOWN:
+                place.facts = facts_of(value.meta)
+        return places
+
+    def _mark(self, plan: Plan, at: int, marks: list[tuple[int, int]], end: int) -> None:
+        if marks:
+            self.lanes[plan.parts[at].executor].say(Mark(marks[at][end], settle=True))
+
+    def _run_straight(self, segment: Segment, plan: Plan, frees: list[tuple[int, Key]]) -> None:
+        """The whole segment on one executor, under its own number, with what ended there since the last one."""
+        executor = plan.parts[0].executor
+        here = [key for at, key in frees if at == executor]
+        if len(here) < len(frees):
+            self._free_at([pair for pair in frees if pair[0] != executor])
+        number = segment.number
+        self.lanes[executor].run(
+            plan.captured[0],
+            number,
+            segment.names(),
+            segment.holes,
+            segment.keep,
+            tuple([n for at, code in here for n in (number - at, code >> OUT_BITS, code & OUT_MASK)]),
+            segment.uploaded,
+        )
 
     def _run(
         self, segment: Segment, plan: Plan, at: int, part: Part, numbers: list[int], keys: list[Key]
     ) -> None:
         lane, number = self.lanes[part.executor], numbers[at]
-        self._transfer(plan, at, numbers, keys)
 
         def name(value: Ref | Slot) -> Name:
             if isinstance(value, Slot):
@@ -211,16 +306,22 @@ class Placement:
             [segment.holes[hole] for hole in part.holes],
             tuple(n for pair in (*keep, *exported) for n in pair),
             (),
+            uploaded=lambda: [
+                at
+                for at, value in enumerate(part.inputs)
+                if isinstance(value, Slot) and segment.slots[value.index].uploaded
+            ],
         )
         for executor, row, out in plan.drops[at]:
             made_in, here = plan.found[row]
             self.lanes[executor].free([(numbers[made_in], here, out)])
 
-    def _transfer(self, plan: Plan, at: int, numbers: list[int], keys: list[Key]) -> None:
+    def _transfer(self, segment: Segment, plan: Plan, at: int, numbers: list[int], keys: list[Key]) -> None:
         """What part `at` reads from other executors, one push from each of them."""
-        by_source: dict[int, list[Name]] = {}
+        by_source: dict[int, tuple[list[Name], Counter[str]]] = {}
         target = plan.parts[at].executor
         for transfer in plan.transfers[at]:
+            residency, source = plan.residency(transfer.value), transfer.source
             if isinstance(transfer.value, Slot):
                 key = keys[transfer.value.index]
                 place = self.holdings.places[key]
@@ -230,46 +331,48 @@ class Placement:
                 if owner is None:
                     self._bind(key[0], target)
                     continue
-                source = owner if owner in place.homes else min(place.homes)
-                by_source.setdefault(source, []).append(_name(key))
+                source, name = owner if owner in place.homes else min(place.homes), _name(key)
+                nbytes = place.facts.nbytes
                 self.holdings.arrived(key, target)
             else:
                 made_in, row = plan.found[transfer.value.row]
-                by_source.setdefault(transfer.source, []).append((numbers[made_in], row, transfer.value.out))
-        for source, names in by_source.items():
-            self._push(source, target, names)
+                name = numbers[made_in], row, transfer.value.out
+                facts = facts_at(segment, transfer.value.row, transfer.value.out)
+                nbytes = facts.nbytes if facts is not None else 0
+            names, kinds = by_source.setdefault(source, ([], Counter()))
+            names.append(name)
+            kinds[residency] += nbytes
+        for source, (names, kinds) in by_source.items():
+            self._push(source, target, names, kinds)
 
-    def _push(self, source: int, target: int, names: list[Name], whole: bool = False) -> None:
-        flat, ticket = tuple(number for name in names for number in name), self._ticket()
-        self.pushes[ticket] = source, target, flat
+    def _push(
+        self,
+        source: int,
+        target: int,
+        names: list[Name],
+        kinds: Counter[str],
+        whole: bool = False,
+    ) -> None:
+        """kinds: bytes by residency."""
+        flat = tuple(number for name in names for number in name)
+        ticket = self.ledger.pushes_to(source, target, flat, kinds)
         self.lanes[source].say(Push(ticket, target, flat, whole))
         self.lanes[target].say(Await(flat, self.lanes[source].transport.address[:200]))
 
-    def _rename(self, segment: Segment, plan: Plan, numbers: list[int], places: list[Place]) -> None:
+    def _rename(self, segment: Segment, use: Use, numbers: list[int], places: list[Place]) -> None:
         """The values that live on are called what they are called where they were made."""
-        storages: dict[tuple[int, int], Storage] = {}
-        for value in segment.kept:
-            row, out = value.code >> OUT_BITS, value.code & OUT_MASK
-            made_in, local = plan.found[row]
-            value.segment, value.code = numbers[made_in], local << OUT_BITS | out
-            slot = plan.shared.get((row, out))
-            if slot is not None:
-                shared: Storage | None = places[slot].storage
+        plan, storages = use.plan, list[Storage]()
+        holdings, graph, straight = self.holdings, self.graphs, plan.straight
+        for value, (made, shared) in zip(segment.kept, plan.made, strict=True):
+            if not straight:
+                value.segment, value.code = numbers[made.part], made.code
+            if shared is None:
+                memory: Storage | None = None
             else:
-                shared = storages.get(plan.aliases.get((row, out), (row, out)))
-            place = self.holdings.made(
-                (value.segment, value.code),
-                plan.facts.get((row, out), UNKNOWN),
-                plan.parts[made_in].executor,
-                shared,
-                (segment.captured.template.nodes[row], out),
-                self.graphs,
-                plan.graph.rows[row].meaning,
-            )
-            storages.setdefault(plan.aliases.get((row, out), (row, out)), place.storage)
-            for executor, copied_row, copied_out in plan.copies:
-                if (copied_row, copied_out) == (row, out):
-                    self.holdings.arrived((value.segment, value.code), executor)
+                memory = places[shared].storage if shared >= 0 else storages[shared + len(plan.made)]
+            size = None if made.facts is UNKNOWN else size_of(value.meta)
+            key = value.segment, value.code
+            storages.append(holdings.made(key, made, memory, graph, use, size))
 
     def _move(self, storage: Storage, to: int) -> None:
         """All values of a storage go to another executor, which owns it from then on."""
@@ -279,28 +382,40 @@ class Placement:
         for key in storage.names & self.holdings.places.keys():
             if to in self.holdings.places[key].homes:  # a copy that nobody writes; the whole comes now
                 self._free_at([(to, key)])
-        self._push(source, to, names, whole=True)
+        kinds: Counter[str] = Counter()
+        for key in storage.names:
+            place = self.holdings.places[key]
+            kind = place.meaning.residency or ""
+            kinds[kind] = max(kinds[kind], place.facts.nbytes)
+        self._push(source, to, names, kinds, whole=True)
         self._free_at(self.holdings.moved(storage, to))
 
     # -- ends
 
-    def _frees(self, segment: Segment) -> list[Key]:
-        frees = segment.frees
-        return [
-            (segment.number - distance, row << OUT_BITS | out)
-            for distance, row, out in zip(frees[::3], frees[1::3], frees[2::3], strict=True)
+    def _freed(self, segment: Segment) -> list[tuple[int, Key]]:
+        """Takes note of what ended since the last segment; (executor, name) of what executors hold of it."""
+        number, frees = segment.number, iter(segment.frees)
+        keys = [
+            (number - distance, row << OUT_BITS | out)
+            for distance, row, out in zip(frees, frees, frees, strict=True)
         ]
+        return self._end(keys)
 
     def free(self, keys: Sequence[Key]) -> None:
         """Values that the program has dropped."""
-        self._free(keys)
+        self._free_at(self._end(keys))
 
-    def _free(self, keys: Sequence[Key]) -> None:
-        for segment, _ in keys:
-            upload = self._uploads.pop(segment, None)
-            if upload is not None:
-                self._pinned_nbytes -= len(upload.data)
-        self._free_at(self.holdings.freed(keys))
+    def _end(self, keys: Sequence[Key]) -> list[tuple[int, Key]]:
+        if self._uploads or self._refused:
+            for key in keys:
+                upload = self._uploads.pop(key[0], None)
+                self._refused.pop(key, None)
+                if upload is not None:
+                    self._pinned_nbytes -= len(upload.data)
+        if self.ledger.uploading:
+            for number, _ in keys:
+                self.ledger.used(number, UNUSED)
+        return self.holdings.freed(keys)
 
     def _free_at(self, where: list[tuple[int, Key]]) -> None:
         by_lane: dict[int, list[Name]] = {}
@@ -312,140 +427,80 @@ class Placement:
 
     # -- plans
 
-    def _situation(self, places: Sequence[Place]) -> Situation:
+    def _situation(self, places: Sequence[Place], random: tuple[int, ...] = ()) -> Situation:
         return Situation(
-            tuple(place.storage.owner for place in places),
-            tuple(frozenset(place.homes) for place in places),
+            tuple([place.storage.owner for place in places]),
+            tuple([place.homes for place in places]),
             tuple(self.holdings.held_nbytes),
-            tuple(lane.grant.memory_nbytes for lane in self.lanes),
-            tuple(lane.link.stream.kept_frames for lane in self.lanes),
+            tuple([lane.grant.memory_nbytes for lane in self.lanes]),
+            tuple([lane.link.stream.kept_frames for lane in self.lanes]),
             self.programs,
-            None if self.policy.indexed else 0,
+            self._pinned_nbytes,
+            self.generators,
+            random=random,
+            pool=self.planner.pool,
         )
 
-    def _plan(self, segment: Segment, keys: list[Key], places: list[Place]) -> Plan:
-        situation = self._situation(places)
-        first: dict[int, int] = {}
+    def _plan(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Plan:
+        """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
+        whom, what lives on, whether and where random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
         gates = self._gates.get(template.id)
         if gates is None:
             gates = self._gates[template.id] = dropout_holes(template)
-        largest = max((place.facts.nbytes for place in places), default=0)
+        bucket = max([place.nbytes for place in places], default=0).bit_length()
+        storages = [place.storage for place in places]
+        numbers = [storage.number for storage in storages]
         key = (
             template.id,
-            largest.bit_length(),
-            situation.owners,
-            situation.homes,
-            tuple(first.setdefault(place.storage.number, at) for at, place in enumerate(places)),
+            bucket,
+            tuple([storage.owner for storage in storages]),
+            tuple([place.homes for place in places]),
+            tuple(map(numbers.index, numbers)) if len(set(numbers)) < len(numbers) else None,
             segment.keep,
-            tuple(segment.holes[hole] != 0 for hole in gates),
-            self.policy.turn(situation),
+            tuple([segment.holes[hole] != 0 for hole in gates]),
+            self.policy.turn(self._situation(())) if self.policy.turns else 0,
+            self.generators,
         )
-        plan = self._plans.get(key)
-        if plan is None:
-            outside = [self.holdings.outside(key, self.graphs) for key in keys]
-            plan = self._plans[key] = self._made(graph_of(segment, outside), segment, situation)
-            self.plans_made += 1
+        plan = self.plans.get(key)
+        if plan is None or (plan.gets_nbytes and not self._fits(plan)):
+            plan = self._made(segment, keys, places, wanted, bucket)
+            if len(self.plans) >= MAX_PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[key] = plan
         return plan
 
-    def _made(self, graph: Graph, segment: Segment, situation: Situation) -> Plan:
-        graph, self._memory = annotate(graph, self._memory)
-        wish = self.policy.place(graph, situation)
-        legal = legalised(graph, wish.executors, situation, random_rows(graph))
-        if self.policy.indexed and legal != Legal(wish.executors, ()):
-            raise PlanError("rows of different devices share memory")
-        graph = enter(placed(graph, legal.executors), Stage.PLACED)
-        owners = dict(legal.moves)
-        bound = tuple(
-            owners.get(slot.storage, at) for slot, at in zip(graph.slots, situation.owners, strict=True)
-        )
-        homes = tuple(
-            frozenset({owners[slot.storage]}) if slot.storage in owners else home
-            for slot, home in zip(graph.slots, situation.homes, strict=True)
-        )
-        split_up = split(graph, homes, tuple(-1 if at is None else at for at in bound))
-        found = {
-            row: (at, here) for at, part in enumerate(split_up.parts) for here, row in enumerate(part.rows)
-        }
-        shared, aliases = _sharing(graph)
-        slots = {slot.storage: index for index, slot in enumerate(graph.slots)}
-        written = {graph.storage(row.tensors()[at]) for row in graph.rows for at in row.writes}
-        for row in range(len(graph.rows)):
-            if row not in found:
-                raise PlanError(f"row {row} is in no part")
-        return Plan(
-            split_up.parts,
-            tuple(self._part_captured(segment.captured, part) for part in split_up.parts),
-            tuple(
-                tuple(transfer for transfer in split_up.transfers if transfer.before == at)
-                for at in range(len(split_up.parts))
-            ),
-            tuple(found[row] for row in range(len(graph.rows))),
-            tuple((slots[storage], executor) for storage, executor in legal.moves),
-            tuple(sorted(slots[number] for kind, number, _ in written if kind == "slot")),
-            shared,
-            aliases,
-            {
-                (number, out): facts
-                for number, row in enumerate(graph.rows)
-                for out, facts in enumerate(row.outs)
-                if facts is not None
-            },
-            *_ends(graph, split_up),
-            wish.reason,
-            graph,
+    def _fits(self, plan: Plan) -> bool:
+        """Whether executors still have room for what they have to get before it runs."""
+        return all(
+            self.holdings.held_nbytes[executor] + nbytes <= self.lanes[executor].grant.memory_nbytes * ROOM
+            for executor, nbytes in plan.gets_nbytes
         )
 
-    def _part_captured(self, whole: CapturedTemplate, part: Part) -> CapturedTemplate:
-        return CapturedTemplate(
-            part.template, next(self._captured), tuple(whole.where[row] for row in part.rows)
+    def _made(
+        self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int], bucket: int
+    ) -> Plan:
+        started_s = time.perf_counter()
+        slots = [self.holdings.outside(key, self.graphs) for key in keys]
+        graph = graph_of(segment, slots, frozenset((code >> OUT_BITS, code & OUT_MASK) for code in wanted))
+        situation = self._situation(places, random_rows(graph))
+        knew = self.planner.memory
+        decision = self.planner.decide(graph, situation)
+        if self.planner.memory is not knew:
+            for key in [key for key, plan in self.plans.items() if self.planner.is_outdated(plan.graph)]:
+                del self.plans[key]  # made again when it is needed, with what is known now
+        for module, value in module_values(segment.captured):
+            self.holdings.called((value.segment, value.code), module)
+        self.plans_made += 1
+        return plan_of(
+            decision,
+            segment.captured,
+            segment.keep,
+            bucket,
+            situation.homes,
+            lambda: next(self._captured),
+            time.perf_counter() - started_s,
         )
-
-
-def _sharing(graph: Graph) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], tuple[int, int]]]:
-    """For outputs that do not have memory of their own: the slot, or the output, whose memory they lie in."""
-    shared: dict[tuple[int, int], int] = {}
-    aliases: dict[tuple[int, int], tuple[int, int]] = {}
-    index = {slot.storage: at for at, slot in enumerate(graph.slots)}
-    for number, row in enumerate(graph.rows):
-        for out in range(len(row.outs)):
-            kind, at, made = graph.storage(Ref(number, out))
-            if kind == "slot":
-                shared[number, out] = index[at]
-            elif (at, made) != (number, out):
-                aliases[number, out] = at, made
-    return shared, aliases
-
-
-def _ends(
-    graph: Graph, parts: Parts
-) -> tuple[tuple[tuple[tuple[int, int, int], ...], ...], tuple[tuple[int, int, int], ...]]:
-    """Plan.drops and Plan.copies."""
-    drops: list[list[tuple[int, int, int]]] = [[] for _ in parts.parts]
-    copies: list[tuple[int, int, int]] = []
-    last_used: dict[tuple[int, int, int], int] = {}
-    for transfer in parts.transfers:
-        value = transfer.value
-        if isinstance(value, Ref):
-            at_source, at_target = (
-                (transfer.source, value.row, value.out),
-                (transfer.target, value.row, value.out),
-            )
-            last_used[at_source] = max(last_used.get(at_source, 0), transfer.before)
-            if (value.row, value.out) in graph.keep:
-                copies.append(at_target)
-            else:
-                last_used.setdefault(at_target, 0)
-    exported = {pair for part in parts.parts for pair in part.exports}
-    for at, part in enumerate(parts.parts):
-        for value in part.inputs:
-            if isinstance(value, Ref) and (value.row, value.out) in exported:
-                use = part.executor, value.row, value.out
-                last_used[use] = max(last_used.get(use, 0), at)
-    for (executor, row, out), at in sorted(last_used.items()):
-        if (row, out) not in graph.keep:
-            drops[at].append((executor, row, out))
-    return tuple(map(tuple, drops)), tuple(copies)
 
 
 def _pairs(flat: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import prod
@@ -14,12 +16,15 @@ from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import Segment
 from remora.capture.value import Value
 from remora.config import ClientSettings
+from remora.device.census import living
 from remora.device.counters import counters
 from remora.device.sink import Fetched, Moment
 from remora.errors import ExecutorError, RemoraError
 from remora.ir.annotated import NOTHING, Facts
 from remora.ir.node import Node
-from remora.plan.policies.policy import Policy
+from remora.plan.planner import Planner
+from remora.session.explaining import Observed
+from remora.session.holdings import Made
 from remora.session.lane import Lane
 from remora.session.link import Reply
 from remora.session.placement import Placement, Upload
@@ -35,36 +40,44 @@ from remora.wire.messages import (
     Flag,
     Grant,
     LoadRng,
+    Marked,
     Memory,
     MemoryQuery,
     Peer,
     Pushed,
     PushFailed,
     Put,
+    Seed,
     ToExecutor,
     Values,
 )
 
 ABANDON_S = 2.0
 _STATE = Facts("uint8", (0,), 1)  # of a generator; only its device knows the size
+_SAVING = Node("remora.save_rng.default"), 0
 
 
 class PoolSession(Session):
     """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
-    of the executor where random numbers are drawn and the place in the op stream is marked."""
+    of the executor where the place in the op stream is marked."""
 
     def __init__(
-        self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, policy: Policy
+        self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
     ) -> None:
         self._start(opened, settings)
-        self.placement = Placement(self.lanes, policy, self.recorder.number, lambda: next(self._tickets))
-        self._indexed = policy.indexed  # each executor is a device of its own
+        recorder = self.recorder
+        self.placement = Placement(
+            self.lanes, planner, recorder.number, recorder.renumber, lambda: next(self._tickets)
+        )
+        self._indexed = planner.policy.indexed  # each executor is a device of its own
+        self._generators = {0}  # those that were seeded, and the default one
         self._peer_nbytes = 0
         self._push_failure: PushFailed | None = None
         self._watching = False
         for index, lane in enumerate(self.lanes):
             lane.link.on_mark = self._marked
             lane.link.on_push = self._pushed
+            lane.link.living = functools.partial(self._living_at, index)
             lane.link.meanwhile = self._watch
             for other, peer in enumerate(self.lanes):
                 if other != index:
@@ -75,16 +88,29 @@ class PoolSession(Session):
     def n_devices(self) -> int:
         return len(self.lanes) if self._indexed else 1
 
+    def _living_at(self, executor: int) -> str:
+        """What the program still holds that no other executor has."""
+        places = self.placement.holdings.places
+
+        def is_there_alone(value: Value) -> bool:
+            place = places.get((value.segment, value.code))
+            return place is not None and place.homes == {executor}
+
+        found = living(self.grant.session, is_there_alone)
+        return f": {found}" if found else " (none that the program still holds)"
+
     # -- steps
 
     def _commit_segment(self, segment: Segment) -> None:
         self._place(segment)
         self._commit()
 
-    def _place(self, segment: Segment) -> None:
+    def _place(self, segment: Segment, wanted: Sequence[Value] = ()) -> None:
+        """wanted: values whose bytes the client asks for next."""
         if self.tap is not None:
             self.tap(segment)
-        self.placement.write(segment)
+        number = segment.number
+        self.placement.write(segment, [value.code for value in wanted if value.segment == number])
         self.segments += 1
 
     def _commit(self) -> None:
@@ -116,13 +142,16 @@ class PoolSession(Session):
                     for home, positions in by_lane.items()
                 }
 
-            replies = self._ask_lanes(questions)
+            replies = self._ask_lanes(questions, values)
             found: dict[int, Fetched] = {}
             for home, positions in by_lane.items():
                 reply = replies[home]
                 assert isinstance(reply, Values)
                 for at, payload in zip(positions, reply.values, strict=True):
                     found[at] = self._fetched(values[at], payload, self.lanes[home])
+                    if not describe:
+                        nbytes = len(payload.data) if payload.data is not None else payload.nbytes
+                        self.placement.returned(values[at], home, nbytes)
             return [found[at] for at in range(len(values))]
 
     def _ask(self, question: Question, index: int = 0) -> Reply:
@@ -138,16 +167,18 @@ class PoolSession(Session):
             return _summed([reply for reply in replies.values() if isinstance(reply, Memory)])
         return first
 
-    def _ask_lanes(self, questions: Callable[[], dict[int, Question]]) -> dict[int, Reply]:
+    def _ask_lanes(
+        self, questions: Callable[[], dict[int, Question]], wanted: Sequence[Value] = ()
+    ) -> dict[int, Reply]:
         """Sends the open segment and questions behind it; blocks until all are answered.
 
-        questions: to be asked for once the segment is placed.
+        questions: to be asked for once the segment is placed. wanted: the values that they are about.
         """
         self.progress.done()
         with uninterrupted:
             segment = self.recorder.end_segment()
             if segment is not None:
-                self._place(segment)
+                self._place(segment, wanted)
             segment = None
             asked = questions()
             for at, question in asked.items():
@@ -164,9 +195,18 @@ class PoolSession(Session):
             if reply is None:
                 break
             replies[at] = reply
-        self._raise_failures()
+        try:
+            self._raise_failures()
+        except RemoraError:
+            self.placement.ledger.program_fails()
+            raise
         for at in asked:
             self.lanes[at].answered()
+        phase = self.placement.ledger.program_ends(time.perf_counter())
+        if phase is not None:
+            with uninterrupted:
+                self._free_ended()
+            phase.living, phase.living_at = self.placement.holdings.living(), phase.steps
         return replies
 
     def _raise_failures(self) -> None:
@@ -197,13 +237,20 @@ class PoolSession(Session):
         raise ExecutorError(f"a value did not get from one executor to another: {failure.message}")
 
     def _pushed(self, answer: Pushed | PushFailed) -> None:
-        source, target, names = self.placement.pushes.pop(answer.ticket, (0, 0, ()))
         if isinstance(answer, Pushed):
             self._peer_nbytes += answer.nbytes
+            self.placement.ledger.pushed(answer)
             return
         if answer.kind != "value":  # else its row has failed, and says so itself
             self._push_failure = answer
-        self._abandon(target, names, f"{self.lanes[source].transport.address}: {answer.message}")
+        push = self.placement.ledger.pushes.pop(answer.ticket, None)
+        if push is not None:
+            source = self.lanes[push.source].transport.address
+            self._abandon(push.target, push.names, f"{source}: {answer.message}")
+
+    def _marked(self, marked: Marked) -> None:
+        if not self.placement.ledger.marked(marked):
+            super()._marked(marked)
 
     def _abandon(self, target: int, names: tuple[int, ...], reason: str) -> None:
         """Nobody will send these values any more."""
@@ -227,10 +274,11 @@ class PoolSession(Session):
             self._watching = False
 
     def _forget_pushes(self, source: int, reason: str) -> None:
-        for ticket, (sender, target, names) in list(self.placement.pushes.items()):
-            if sender == source:
-                del self.placement.pushes[ticket]
-                self._abandon(target, names, reason)
+        pushes = self.placement.ledger.pushes
+        for ticket, push in list(pushes.items()):
+            if push.source == source:
+                del pushes[ticket]
+                self._abandon(push.target, push.names, reason)
 
     def _check(self) -> None:
         if self.recorder.closed is not None:
@@ -279,6 +327,7 @@ class PoolSession(Session):
                 self.lanes[index].post(said, nbytes if isinstance(said, Put) else 0)
                 self.placement.holdings.uploaded((segment, 0), _facts(dtype, shape, nbytes))
                 self.placement.holdings.arrived((segment, 0), index)
+                self.placement.ledger.uploads(segment, index, nbytes, False)
             self._transmit()
             return segment
 
@@ -291,11 +340,25 @@ class PoolSession(Session):
 
     # -- generator and order
 
+    def seed(self, seed: int, generator: int = 0, index: int = 0) -> None:
+        """Where all executors are one device, all of them seed, and whoever is asked for numbers first draws from then
+        on: state never has to travel."""
+        if self._indexed:
+            super().seed(seed, generator, index)
+            return
+        self._to_all(Seed(seed, generator))
+        self._generators.add(generator)
+        if self._generators == {0}:
+            self.placement.generators = None
+
     def save_rng(self, generator: int = 0, index: int = 0) -> int:
         with self.recorder.lock:
+            if not self._indexed:
+                self._in_order(lambda: None)
+                index = self.placement.generators or 0
             segment = super().save_rng(generator, index)
-            by = Node("remora.save_rng.default"), 0
-            self.placement.holdings.made((segment, 0), _STATE, index, None, by, 0, NOTHING)
+            made = Made(0, 0, index, _STATE, 0, _SAVING, NOTHING, "")
+            self.placement.holdings.made((segment, 0), made, None, 0)
             return segment
 
     def load_rng(self, value: Value, generator: int = 0, index: int = 0) -> None:
@@ -303,8 +366,11 @@ class PoolSession(Session):
             raise self.recorder.foreign(value)
 
         def post() -> None:
-            self.placement.bring((value.segment, value.code), index)
-            self.lanes[index].post(LoadRng(generator, value.name))
+            at = index
+            if not self._indexed:
+                at = self.placement.generators = self.placement.generators or 0
+            self.placement.bring((value.segment, value.code), at)
+            self.lanes[at].post(LoadRng(generator, value.name))
 
         self._in_order(post)
 
@@ -381,6 +447,23 @@ class PoolSession(Session):
                 eager_frames=counters.eager_frames,
                 plans=self.placement.plans_made,
                 peer_bytes=self._peer_nbytes,
+            )
+
+    def observed(self) -> Observed:
+        """What is needed to explain the session; once it is closed, this does not change any more."""
+        with self.recorder.lock:
+            if self.recorder.closed is None:
+                with uninterrupted:
+                    self._free_ended()
+            placement = self.placement
+            return Observed(
+                placement.policy.name,
+                [(lane.transport.address, lane.grant) for lane in self.lanes],
+                placement.planner.pool,
+                placement.holdings,
+                placement.ledger,
+                placement.waiting_nbytes,
+                self.stats(),
             )
 
     def close(self, reason: Exception) -> None:

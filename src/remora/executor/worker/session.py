@@ -18,9 +18,10 @@ from remora.executor.worker.describe import Marks, facts, reserved_nbytes
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit, is_fatal, kind_of, message_of
 from remora.executor.worker.flags import Flags
 from remora.executor.worker.memory import Maps
+from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
-from remora.executor.worker.transfers import Outbox, Transfers
+from remora.executor.worker.transfers import Transfers
 from remora.executor.worker.values import Values, checked_dtype, from_bytes, from_file
 from remora.ir.graph import Template
 from remora.ir.node import Slot

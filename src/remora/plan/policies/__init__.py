@@ -5,10 +5,12 @@ from __future__ import annotations
 from remora.errors import UsageError
 from remora.plan.policies.explicit import Explicit
 from remora.plan.policies.policy import Policy
+from remora.plan.policies.semantic import Semantic
 from remora.plan.policies.split import Split
 from remora.plan.policies.whole import Blind, DataAware, LeastLoaded, Local, Random
 
 POLICIES: dict[str, type[Policy]] = {
+    "semantic": Semantic,
     "local": Local,
     "blind": Blind,
     "random": Random,

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from remora.ir.annotated import Graph, Row
 from remora.ir.node import Ref, Slot, device_index
+from remora.plan.estimate import Costs
 from remora.plan.policies.policy import Policy, Wish
 from remora.plan.situation import Situation
 
@@ -16,12 +17,12 @@ class Explicit(Policy):
     name: ClassVar[str] = "explicit"
     indexed: ClassVar[bool] = True
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         executors: list[int] = []
         for row in graph.rows:
             executors.append(_device_of(row, executors, situation))
         rows = ", ".join(f"{executors.count(at)} on remora:{at}" for at in sorted(set(executors)))
-        return Wish(tuple(executors), f"as the program says: {rows}")
+        return Wish(tuple(executors), rows, "as the program says")
 
 
 def _device_of(row: Row, executors: list[int], situation: Situation) -> int:

@@ -7,15 +7,24 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from remora.ir.annotated import Graph
+from remora.plan.duration import Duration
+from remora.plan.estimate import Costs
 from remora.plan.situation import Situation
 
 
 @dataclass(frozen=True)
 class Wish:
-    """The executor of each row, before bonds are kept (plan/legal.py), and why, in a sentence."""
+    """The executor of each row, before bonds are kept (plan/legal.py), and why.
+
+    what: the choice in a few words. reason: one sentence. alternative, alternative_took: the best that was not taken,
+    '' and None if nothing else was considered.
+    """
 
     executors: tuple[int, ...]
+    what: str
     reason: str
+    alternative: str = ""
+    alternative_took: Duration | None = None
 
 
 class Policy(ABC):
@@ -25,27 +34,32 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
+    turns: ClassVar[bool] = False  # whether `turn` says anything
     indexed: ClassVar[bool] = False
 
     @abstractmethod
-    def place(self, graph: Graph, situation: Situation) -> Wish:
-        """The executor of each row of an annotated graph."""
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
+        """The executor of each row of an annotated graph.
+
+        Args:
+            costs: of its rows on each executor's device.
+
+        Raises:
+            PlanError: there is no placement; says what is missing.
+        """
 
     def turn(self, situation: Situation) -> int:
         """What else a plan depends on: a plan is used again only at the same turn."""
         return 0
 
     def home(self, nbytes: int, situation: Situation) -> int:
-        """Where an upload goes that nothing has used yet, when it has to go: the first executor with room for it."""
-        for executor, (held, limit) in enumerate(
-            zip(situation.held_nbytes, situation.limits_nbytes, strict=True)
-        ):
-            if held + nbytes <= limit * _ROOM:
-                return executor
-        return max(
-            range(situation.n_executors),
-            key=lambda executor: situation.limits_nbytes[executor] - situation.held_nbytes[executor],
-        )
+        """Where an upload goes that nothing has used yet, when it has to go: the first executor with room for it, or
+        else the one with most of it."""
+        rooms = [
+            int(limit * ROOM) - held
+            for held, limit in zip(situation.held_nbytes, situation.limits_nbytes, strict=True)
+        ]
+        return next((at for at, room in enumerate(rooms) if room >= nbytes), rooms.index(max(rooms)))
 
 
-_ROOM = 0.85  # of an executor's memory for what is uploaded; the rest is for what is computed
+ROOM = 0.85  # of an executor's memory for what is uploaded; the rest is for what is computed

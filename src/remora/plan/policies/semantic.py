@@ -2,109 +2,210 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from remora.errors import PlanError
 from remora.ir.annotated import Graph, Residency
 from remora.ir.node import Ref, Slot
-from remora.plan.duration import Duration
-from remora.plan.estimate import Costs, costs
+from remora.plan.devices import Pool
+from remora.plan.duration import Duration, Estimate, difference
+from remora.plan.estimate import Costs
 from remora.plan.legal import legalised
-from remora.plan.memory import footprint
+from remora.plan.memory import Need, need, shortfall
 from remora.plan.parts import placed, split
 from remora.plan.placed import predict
-from remora.plan.policies.policy import Policy, Wish
+from remora.plan.policies.partition import partition
+from remora.plan.policies.policy import ROOM, Policy, Wish
 from remora.plan.situation import Situation
 
 STAYS = frozenset({Residency.WEIGHT, Residency.KV_CACHE, Residency.OPTIMIZER_STATE})
+DOUBT = 0.1  # relative error of comparing two plans that their common sources do not show
+CLEARLY_FASTER = 1.3  # of devices, for what nobody has used yet
 
 
 @dataclass(frozen=True)
 class Option:
-    """A placement that could be: its predicted duration, and by how many bytes it does not fit."""
+    """A placement that could be, with what it takes; `needs` of memory, by executor."""
 
     executors: tuple[int, ...]
     what: str
-    duration: Duration
-    over_nbytes: int
+    estimate: Estimate
+    needs: tuple[Need, ...]
+
+    @property
+    def took(self) -> Duration:
+        return self.estimate.duration
 
 
 class Semantic(Policy):
-    """The predicted best of: everything on one executor, for each of them; and each row where what stays of its
-    inputs is. Never one that is predicted worse than the best single executor that holds the program."""
+    """Of the placements that hold in memory, the one that moves fewest bytes, unless another is predicted faster by
+    more than the model's own error. Considered are: everything on one executor, for each of them; each row where
+    what stays of its inputs is; and a cut by layers where no single executor holds it all."""
 
     name: ClassVar[str] = "semantic"
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
-        options = list(self.options(graph, situation))
-        fitting = [option for option in options if not option.over_nbytes] or options
-        best = min(fitting, key=lambda option: (option.over_nbytes, option.duration.seconds))
-        others = [option for option in options if option is not best]
-        reason = f"{best.what}: predicted {best.duration}"
-        if others:
-            other = min(others, key=lambda option: (option.over_nbytes, option.duration.seconds))
-            lacks = f", {other.over_nbytes:,} bytes too large" if other.over_nbytes else ""
-            reason += f"; next best, {other.what}: {other.duration}{lacks}"
-        return Wish(best.executors, reason)
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
+        options = list(_options(graph, situation, costs))
+        fitting = [option for option in options if not shortfall(option.needs, situation.limits_nbytes)]
+        if not fitting:
+            raise PlanError(_too_small(options, situation))
+        roomy = [option for option in fitting if _has_room(option, situation)] or fitting
+        best, reason = chosen(roomy)
+        others = sorted((o for o in roomy if o is not best), key=lambda option: option.took.seconds)
+        if not others:
+            held = [option for option in options if option is not best]
+            if held:
+                reason += (
+                    f"; {held[0].what} does not fit: {shortfall(held[0].needs, situation.limits_nbytes)}"
+                )
+            return Wish(best.executors, best.what, reason)
+        return Wish(best.executors, best.what, reason, others[0].what, others[0].took)
 
-    def options(self, graph: Graph, situation: Situation) -> Iterator[Option]:
-        """What is compared, each as it would really run: bonds kept, parts and transfers counted."""
-        table = costs(graph, situation.pool.devices)
-        wishes = [
-            ((executor,) * len(graph.rows), f"all on executor {executor}")
-            for executor in range(situation.n_executors)
+    def home(self, nbytes: int, situation: Situation) -> int:
+        """With what is there already, while there is room; the first of what is there on a clearly faster device."""
+        rooms = [
+            int(limit * ROOM) - held
+            for held, limit in zip(situation.held_nbytes, situation.limits_nbytes, strict=True)
         ]
-        followed = _followed(graph, situation)
-        if len(set(followed)) > 1:
-            wishes.append((followed, "each row where what it reads stays"))
-        for wished, what in wishes:
-            yield _option(graph, situation, table, wished, what)
+        with_room = [executor for executor, room in enumerate(rooms) if room >= nbytes]
+        if not with_room:
+            return rooms.index(max(rooms))
+        if not any(situation.held_nbytes):
+            return _fastest(with_room, situation.pool)
+        return max(with_room, key=lambda executor: (situation.held_nbytes[executor], -executor))
 
 
-def _option(graph: Graph, situation: Situation, table: Costs, wished: tuple[int, ...], what: str) -> Option:
-    legal = legalised(graph, wished, situation, ())
-    at = placed(graph, legal.executors)
-    moves = dict(legal.moves)
-    owners = [
-        moves.get(slot.storage, owner) for slot, owner in zip(graph.slots, situation.owners, strict=True)
+def chosen(options: Sequence[Option]) -> tuple[Option, str]:
+    """The option to take, and why."""
+    still = min(options, key=lambda option: option.estimate.wire_nbytes)
+    fastest = min(options, key=lambda option: option.took.seconds)
+    gain = difference(still.took, fastest.took)
+    if len(options) == 1:
+        return still, "nothing else was possible"
+    if gain.seconds > gain.sigma_s + DOUBT * fastest.took.seconds:
+        return fastest, f"it is predicted faster than moving fewest bytes ({still.what}) by {gain}"
+    return still, f"it moves the fewest bytes, {still.estimate.wire_nbytes:,}, and nothing is clearly faster"
+
+
+def _options(graph: Graph, situation: Situation, costs: Costs) -> Iterator[Option]:
+    """What is compared, each as it would really run: bonds kept, parts and transfers counted. Each once."""
+    rows, n = len(graph.rows), situation.n_executors
+    alone = [
+        _option(graph, situation, costs, (executor,) * rows, f"all on executor {executor}")
+        for executor in range(n)
     ]
-    parts = split(at, situation.homes, tuple(-1 if owner is None else owner for owner in owners))
-    over = 0
-    for executor in set(legal.executors):
-        rows = [row for row, here in enumerate(legal.executors) if here == executor]
-        needed = (
-            situation.held_nbytes[executor]
-            + footprint(graph, rows).made_nbytes
-            + _missing(graph, situation, rows, executor)
+    yield from {option.executors: option for option in alone}.values()
+    tried = {option.executors for option in alone}
+    wishes = [(_followed(graph, situation, {}), "each row where what it reads stays")]
+    if not any(_has_room(option, situation) for option in alone):
+        wishes.append((_followed(graph, situation, partition(graph, situation)), "cut by layers"))
+    for wished, what in wishes:
+        if wished not in tried:
+            tried.add(wished)
+            yield _option(graph, situation, costs, wished, what)
+
+
+def _option(graph: Graph, situation: Situation, costs: Costs, wished: tuple[int, ...], what: str) -> Option:
+    legal = legalised(graph, wished, situation, situation.random)
+    if len(set(legal.executors)) == 1:
+        what = f"all on executor {legal.executors[0]}"
+    at = placed(graph, legal.executors)
+    homes, owners = legal.whereabouts(graph, situation)
+    parts = split(at, homes, owners)
+    needs = tuple(
+        need(
+            graph,
+            [row for row, here in enumerate(legal.executors) if here == executor],
+            [executor in home for home in situation.homes],
+            situation.held_nbytes[executor],
         )
-        over += max(0, needed - situation.limits_nbytes[executor])
-    return Option(legal.executors, what, predict(at, parts, table, situation.pool).estimate.duration, over)
+        for executor in range(situation.n_executors)
+    )
+    return Option(legal.executors, what, predict(at, parts, costs, situation.pool).estimate, needs)
 
 
-def _missing(graph: Graph, situation: Situation, rows: list[int], executor: int) -> int:
-    """Bytes of slots that rows on an executor read and that are not there yet."""
-    read = {arg.index for row in rows for arg in graph.rows[row].tensors() if isinstance(arg, Slot)}
-    return sum(graph.slots[slot].facts.nbytes for slot in read if executor not in situation.homes[slot])
+def _followed(graph: Graph, situation: Situation, given: Mapping[int, int]) -> tuple[int, ...]:
+    """Each row at the executor that owns most bytes of what stays among its inputs; else where most of what stays in
+    its layer is; else where the last of its inputs is made.
 
-
-def _followed(graph: Graph, situation: Situation) -> tuple[int, ...]:
-    """Each row at the executor that owns most bytes of what stays among its inputs; else where its inputs are made."""
+    given: owners of storages that have none yet.
+    """
+    own = [_owners(graph, situation, given, number) for number in range(len(graph.rows))]
+    layers: dict[int, Counter[int]] = {}
+    for row, nbytes in zip(graph.rows, own, strict=True):
+        if row.meaning.layer is not None:
+            layers.setdefault(row.meaning.layer, Counter()).update(nbytes)
     executors: list[int] = []
-    for row in graph.rows:
-        nbytes: dict[int, int] = {}
-        made: list[int] = []
+    for row, nbytes in zip(graph.rows, own, strict=True):
         for arg in row.tensors():
-            if isinstance(arg, Ref):
-                made.append(executors[arg.row])
-            elif (owner := situation.owners[arg.index]) is not None:
-                stays = graph.slots[arg.index].meaning.residency in STAYS
-                if stays:
-                    nbytes[owner] = nbytes.get(owner, 0) + graph.slots[arg.index].facts.nbytes
-        if nbytes:
-            executors.append(max(nbytes, key=lambda executor: (nbytes[executor], -executor)))
-        elif made:
-            executors.append(made[0])
+            if isinstance(arg, Ref) and graph.rows[arg.row].meaning.residency in STAYS:
+                facts = graph.facts(arg)
+                nbytes[executors[arg.row]] += facts.nbytes if facts is not None else 0
+        layer = layers.get(row.meaning.layer, nbytes) if row.meaning.layer is not None else nbytes
+        made = [
+            (arg.row, executors[arg.row])
+            if isinstance(arg, Ref)
+            else (-1, situation.owners[arg.index] or given.get(graph.slots[arg.index].storage, 0))
+            for arg in row.tensors()
+        ]
+        if nbytes or layer:
+            executors.append(_most(nbytes or layer))
         else:
-            executors.append(executors[-1] if executors else 0)
+            executors.append(max(made)[1] if made else executors[-1] if executors else 0)
     return tuple(executors)
+
+
+def _owners(graph: Graph, situation: Situation, given: Mapping[int, int], number: int) -> Counter[int]:
+    """Bytes of what stays among a row's inputs, and of what nobody has yet, by the executor that owns them."""
+    nbytes: Counter[int] = Counter()
+    for arg in graph.rows[number].tensors():
+        if isinstance(arg, Slot):
+            slot, owner = graph.slots[arg.index], situation.owners[arg.index]
+            if owner is None:
+                owner = given.get(slot.storage)
+            elif slot.meaning.residency not in STAYS:
+                continue
+            if owner is not None:
+                nbytes[owner] += slot.facts.nbytes
+    return nbytes
+
+
+def _most(nbytes: Counter[int]) -> int:
+    return max(nbytes, key=lambda executor: (nbytes[executor], -executor))
+
+
+def _has_room(option: Option, situation: Situation) -> bool:
+    """Whether what is computed on the way holds too, beside what lives on."""
+    return all(
+        needed.peak_nbytes <= limit
+        for needed, limit in zip(option.needs, situation.limits_nbytes, strict=True)
+    )
+
+
+def _too_small(options: Sequence[Option], situation: Situation) -> str:
+    """The arithmetic of the option that lacks least."""
+    limits = situation.limits_nbytes
+
+    def lacking(option: Option) -> int:
+        return sum(max(0, n.lasting_nbytes - limit) for n, limit in zip(option.needs, limits, strict=True))
+
+    best = min(options, key=lacking)
+    return (
+        f"the pool is too small: executors hold {sum(situation.held_nbytes):,} bytes and are to get "
+        f"{situation.waiting_nbytes:,} more from the client, but grant {sum(limits):,} together; the best placement "
+        f"of what runs now, {best.what}: {shortfall(best.needs, limits)}; add an executor, or give them more --memory"
+    )
+
+
+def _fastest(executors: Sequence[int], pool: Pool) -> int:
+    """The first of them, or one that reads memory clearly faster: decoding is bound by that."""
+    best = executors[0]
+    for executor in executors[1:]:
+        if executor < len(pool.devices):
+            rate, known = pool.devices[executor].memory_rate, pool.devices[best].memory_rate
+            if rate > known * CLEARLY_FASTER:
+                best = executor
+    return best

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from remora.ir.annotated import Graph, Residency
 from remora.ir.node import Ref, Slot
+from remora.plan.estimate import Costs
 from remora.plan.policies.policy import Policy, Wish
 from remora.plan.situation import Situation
 
@@ -15,11 +16,12 @@ class Split(Policy):
 
     name: ClassVar[str] = "split"
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         last = situation.n_executors - 1
         executors = tuple(last if _touches_cache(graph, row) else 0 for row in range(len(graph.rows)))
         n = executors.count(last)
-        return Wish(executors, f"{n} of {len(executors)} rows touch the cache")
+        what = f"the cache on executor {last}, all else on executor 0"
+        return Wish(executors, what, f"{n} of {len(executors)} rows touch the cache")
 
     def home(self, nbytes: int, situation: Situation) -> int:
         return 0

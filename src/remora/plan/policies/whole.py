@@ -6,12 +6,13 @@ from random import Random as Generator
 from typing import ClassVar
 
 from remora.ir.annotated import Graph
+from remora.plan.estimate import Costs
 from remora.plan.policies.policy import Policy, Wish
 from remora.plan.situation import Situation
 
 
 def _all(graph: Graph, executor: int, reason: str) -> Wish:
-    return Wish((executor,) * len(graph.rows), reason)
+    return Wish((executor,) * len(graph.rows), f"all on executor {executor}", reason)
 
 
 class Local(Policy):
@@ -19,8 +20,8 @@ class Local(Policy):
 
     name: ClassVar[str] = "local"
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
-        return _all(graph, 0, "the first executor alone")
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
+        return _all(graph, 0, "it is the first executor, and no other is used")
 
     def home(self, nbytes: int, situation: Situation) -> int:
         return 0
@@ -30,9 +31,10 @@ class Blind(Policy):
     """Round robin: the next executor for each program, from sync to sync. What it computed before has to travel."""
 
     name: ClassVar[str] = "blind"
+    turns: ClassVar[bool] = True
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
-        return _all(graph, self.turn(situation), f"program {situation.program} of a round")
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
+        return _all(graph, self.turn(situation), f"executors take turns, program {situation.program}")
 
     def turn(self, situation: Situation) -> int:
         return situation.program % situation.n_executors
@@ -42,10 +44,11 @@ class Random(Policy):
     """Any executor for each program, the same ones in each run of the client's program."""
 
     name: ClassVar[str] = "random"
+    turns: ClassVar[bool] = True
     SEED = 0
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
-        return _all(graph, self.turn(situation), f"drawn for program {situation.program}")
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
+        return _all(graph, self.turn(situation), f"it was drawn for program {situation.program}")
 
     def turn(self, situation: Situation) -> int:
         return Generator(self.SEED * 1_000_003 + situation.program).randrange(situation.n_executors)
@@ -55,8 +58,9 @@ class LeastLoaded(Policy):
     """The executor with the shortest queue; of several, the one that holds least."""
 
     name: ClassVar[str] = "least_loaded"
+    turns: ClassVar[bool] = True
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         executor = self.turn(situation)
         return _all(graph, executor, f"{situation.queued[executor]} segments queued, the fewest")
 
@@ -72,7 +76,7 @@ class DataAware(Policy):
 
     name: ClassVar[str] = "data_aware"
 
-    def place(self, graph: Graph, situation: Situation) -> Wish:
+    def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         missing = [
             sum(
                 slot.facts.nbytes

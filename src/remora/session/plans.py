@@ -1,0 +1,239 @@
+"""A plan: a decision of the planner in the terms of lanes, with what running it has shown so far."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from remora.capture.recorder import CapturedTemplate
+from remora.capture.value import OUT_BITS
+from remora.ir.annotated import Facts, Graph
+from remora.ir.node import Ref, Slot
+from remora.plan.duration import Duration
+from remora.plan.memory import need
+from remora.plan.parts import Part, Parts, Transfer
+from remora.plan.planner import Decision
+from remora.plan.policies.policy import Wish
+from remora.session.holdings import Made
+
+REMEMBERED = 8  # timed runs
+UNKNOWN = Facts("uint8", (0,), 1)  # of a value whose shape only the data tells, until it is described
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One run of a plan's parts: predicted before it, with all that was learned until then, and measured."""
+
+    predicted: Duration
+    measured_s: float
+
+
+@dataclass
+class Ran:
+    """What running a plan has shown. planning_s: what making it took."""
+
+    planning_s: float
+    count: int = 0
+    timed: deque[Timed] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a template runs.
+
+    captured: of each part. transfers: before each part. found: where each row's outputs are made: part and row there.
+    moves: positions of slots whose memory gets another owner first. writes: slots whose memory is written.
+    made: of each value that lives on, in the order of the segment's own list, with whose memory it lies in: that of a
+    slot (0 or more), of an earlier one of them (its position less their number: below 0), or, None, its own.
+    straight: all of it runs as it is, on one executor. drops: after each part, (executor, row, out) of what only
+    travelled and ends.
+    gets_nbytes: by executor, what has to get there first. draws: where random numbers are drawn, if any are.
+    predicted: of each part, by the model alone. phases: what the graph does, in how many of its rows.
+    homes: executors that had each slot when the plan was made.
+    """
+
+    template: bytes
+    bucket: int
+    parts: tuple[Part, ...]
+    captured: tuple[CapturedTemplate, ...]
+    transfers: tuple[tuple[Transfer, ...], ...]
+    found: tuple[tuple[int, int], ...]
+    moves: tuple[tuple[int, int], ...]
+    writes: tuple[int, ...]
+    made: tuple[tuple[Made, int | None], ...]
+    straight: bool
+    facts: dict[tuple[int, int], Facts]
+    drops: tuple[tuple[tuple[int, int, int], ...], ...]
+    gets_nbytes: tuple[tuple[int, int], ...]
+    draws: int | None
+    predicted: tuple[Duration, ...]
+    whole: Duration
+    phases: dict[str, int]
+    wish: Wish
+    homes: tuple[frozenset[int], ...]
+    graph: Graph = field(repr=False)
+    ran: Ran = field(repr=False)
+
+    @property
+    def phase(self) -> str:
+        """Of most of its rows, '' if that is not known."""
+        return max(self.phases, key=lambda phase: self.phases[phase], default="")
+
+    def residency(self, value: Ref | Slot) -> str:
+        """Of a value of the graph, '' if nobody recognised it."""
+        if isinstance(value, Slot):
+            return self.graph.slots[value.index].meaning.residency or ""
+        return self.graph.rows[value.row].meaning.residency or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One run of a plan. storages: the memories (holdings.Storage.number) of its slots, which other runs have others
+    of: equal layers may share a plan."""
+
+    plan: Plan
+    storages: tuple[int, ...]
+
+
+def plan_of(
+    decision: Decision,
+    whole: CapturedTemplate,
+    keep: tuple[int, ...],
+    bucket: int,
+    homes: tuple[frozenset[int], ...],
+    number: Callable[[], int],
+    planning_s: float,
+) -> Plan:
+    """The plan for a template.
+
+    Args:
+        keep: what lives on, flat (row, out). number: gives the captured template of a part a number of its own.
+    """
+    graph, parts = decision.graph, decision.parts
+    found = {row: (at, here) for at, part in enumerate(parts.parts) for here, row in enumerate(part.rows)}
+    slots = {slot.storage: index for index, slot in enumerate(graph.slots)}
+    written = {graph.storage(row.tensors()[at]) for row in graph.rows for at in row.writes}
+    drops, copies = _ends(graph, parts)
+    facts = {
+        (number, out): known
+        for number, row in enumerate(graph.rows)
+        for out, known in enumerate(row.outs)
+        if known is not None
+    }
+    straight = len(parts.parts) == 1 and parts.parts[0].template.id == whole.template.id
+    return Plan(
+        whole.template.id,
+        bucket,
+        parts.parts,
+        (whole,)
+        if straight
+        else tuple(
+            CapturedTemplate(part.template, number(), tuple(whole.where[row] for row in part.rows))
+            for part in parts.parts
+        ),
+        tuple(
+            tuple(transfer for transfer in parts.transfers if transfer.before == at)
+            for at in range(len(parts.parts))
+        ),
+        tuple(found[row] for row in range(len(graph.rows))),
+        tuple((slots[storage], executor) for storage, executor in decision.moves),
+        tuple(sorted(slots[number] for kind, number, _ in written if kind == "slot")),
+        _made(graph, parts, found, keep, facts, copies),
+        straight,
+        facts,
+        drops,
+        _gets(decision, homes),
+        decision.draws,
+        tuple(estimate.duration for estimate in decision.predicted.parts),
+        decision.predicted.estimate.duration,
+        _phases(graph),
+        decision.wish,
+        homes,
+        graph,
+        Ran(planning_s),
+    )
+
+
+def _gets(decision: Decision, homes: tuple[frozenset[int], ...]) -> tuple[tuple[int, int], ...]:
+    """Plan.gets_nbytes, without executors that get nothing."""
+    found = []
+    for executor in sorted({part.executor for part in decision.parts.parts}):
+        rows = [row for row, at in enumerate(decision.graph.executors) if at == executor]
+        missing_nbytes = need(decision.graph, rows, [executor in home for home in homes], 0).missing_nbytes
+        if missing_nbytes:
+            found.append((executor, missing_nbytes))
+    return tuple(found)
+
+
+def _phases(graph: Graph) -> dict[str, int]:
+    return Counter(row.meaning.phase.value for row in graph.rows if row.meaning.phase is not None)
+
+
+def _made(
+    graph: Graph,
+    parts: Parts,
+    found: dict[int, tuple[int, int]],
+    keep: tuple[int, ...],
+    facts: dict[tuple[int, int], Facts],
+    copies: tuple[tuple[int, int, int], ...],
+) -> tuple[tuple[Made, int | None], ...]:
+    """Plan.made."""
+    slots = {slot.storage: at for at, slot in enumerate(graph.slots)}
+    first: dict[tuple[str, int, int], int] = {}
+    made: list[tuple[Made, int | None]] = []
+    kept = list(zip(keep[::2], keep[1::2], strict=True))
+    for at, (row, out) in enumerate(kept):
+        part, here = found[row]
+        known = facts.get((row, out), UNKNOWN)
+        storage = graph.storage(Ref(row, out))
+        if storage[0] == "slot":
+            shared: int | None = slots[storage[1]]
+        else:
+            earlier = first.setdefault(storage, at)
+            shared = earlier - len(kept) if earlier != at else None
+        value = Made(
+            part,
+            here << OUT_BITS | out,
+            parts.parts[part].executor,
+            known,
+            known.nbytes,
+            (graph.rows[row].node, out),
+            graph.rows[row].meaning,
+            graph.template,
+            tuple(executor for executor, *copied in copies if copied == [row, out]),
+            row,
+        )
+        made.append((value, shared))
+    return tuple(made)
+
+
+def _ends(
+    graph: Graph, parts: Parts
+) -> tuple[tuple[tuple[tuple[int, int, int], ...], ...], tuple[tuple[int, int, int], ...]]:
+    """Plan.drops, and (executor, row, out) of what lives on at an executor that did not make it."""
+    drops: list[list[tuple[int, int, int]]] = [[] for _ in parts.parts]
+    copies: list[tuple[int, int, int]] = []
+    last_used: dict[tuple[int, int, int], int] = {}
+    for transfer in parts.transfers:
+        value = transfer.value
+        if isinstance(value, Ref):
+            at_source, at_target = (
+                (transfer.source, value.row, value.out),
+                (transfer.target, value.row, value.out),
+            )
+            last_used[at_source] = max(last_used.get(at_source, 0), transfer.before)
+            if (value.row, value.out) in graph.keep:
+                copies.append(at_target)
+            else:
+                last_used.setdefault(at_target, 0)
+    exported = {pair for part in parts.parts for pair in part.exports}
+    for at, part in enumerate(parts.parts):
+        for value in part.inputs:
+            if isinstance(value, Ref) and (value.row, value.out) in exported:
+                use = part.executor, value.row, value.out
+                last_used[use] = max(last_used.get(use, 0), at)
+    for (executor, row, out), at in sorted(last_used.items()):
+        if (row, out) not in graph.keep:
+            drops[at].append((executor, row, out))
+    return tuple(map(tuple, drops)), tuple(copies)
