@@ -92,6 +92,17 @@ def test_a_large_value_is_the_front_s_memory_until_it_ends(ends, tmp_path):
     assert [Path(path).name for path in b.device.returned] == ["arrival-0"]
 
 
+def test_a_device_with_memory_of_its_own_copies_what_came(tmp_path):
+    end = End(tmp_path)
+    end.device.device = torch.device("meta")
+    path = tmp_path / "arrival"
+    path.write_bytes(bytes(LARGE_NBYTES))
+    path.chmod(0o400)
+    tensor = end.device.adopt(str(path), LARGE_NBYTES)
+    assert (tensor.device.type, tensor.nbytes) == ("meta", LARGE_NBYTES)
+    assert end.device.returned == [str(path)]
+
+
 def test_the_buffer_of_a_push_that_was_cut_is_not_used_again(ends):
     a, _ = ends
     out = a.push(LARGE)

@@ -100,7 +100,7 @@ class PhaseTotal:
     steps: int = 0
     predicted_s: float = 0.0
     measured_s: float = 0.0
-    runs: Counter[int] = field(default_factory=Counter)
+    runs: dict[int, int] = field(default_factory=dict)
     last: tuple[Use, ...] = ()
     living: tuple[Living, ...] = ()
     living_at: int = 0
@@ -203,8 +203,10 @@ class Ledger:
         phase = self.phases.setdefault(self._phase, PhaseTotal())
         phase.steps += 1
         phase.measured_s += now_s - began_s
-        phase.predicted_s += sum(use.plan.whole.seconds for use in ran)
-        phase.runs.update(id(use.plan) for use in ran)
+        for use in ran:
+            plan = use.plan
+            phase.predicted_s += plan.whole.seconds
+            phase.runs[id(plan)] = phase.runs.get(id(plan), 0) + 1
         if not fresh or not phase.last:
             phase.last = tuple(ran)
         return phase if phase.steps & (phase.steps - 1) == 0 else None
@@ -310,8 +312,11 @@ class Ledger:
 
 def phase_of(ran: list[Use]) -> str:
     """What a program does: the phases of most of its rows, those of a phase counted; '' if no row has one."""
-    rows: Counter[str] = Counter()
+    rows: dict[str, int] = {}
     for use in ran:
-        rows.update(use.plan.phases)
-    least = MIXED * rows.total()
-    return "+".join(phase for phase in PHASES if rows[phase] and rows[phase] >= least)
+        for phase, n_rows in use.plan.phases.items():
+            rows[phase] = rows.get(phase, 0) + n_rows
+    if len(rows) < 2:
+        return next(iter(rows), "")
+    least = MIXED * sum(rows.values())
+    return "+".join(phase for phase in PHASES if rows.get(phase, 0) >= least)

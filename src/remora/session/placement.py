@@ -166,7 +166,8 @@ class Placement:
 
     def returned(self, value: Value, executor: int, nbytes: int) -> None:
         """The client got a value's bytes."""
-        what = self.holdings.places[value.segment, value.code].meaning.residency
+        place = self.holdings.places.get((value.segment, value.code))
+        what = place.meaning.residency if place is not None else None
         self.ledger.returns(executor, what if what in STAYS else Residency.OUTPUT, nbytes)
 
     def program_ends(self) -> None:
@@ -211,7 +212,8 @@ class Placement:
         keys = [(value.segment, value.code) for value in segment.slots]
         try:
             places = self._places(segment, keys)
-            plan = self._plan(segment, keys, places, wanted)
+            use = self._use(segment, keys, places, wanted)
+            plan = use.plan
         except PlanError as error:
             self._free_at(frees)
             self._refused.update(((value.segment, value.code), error) for value in segment.kept)
@@ -223,7 +225,6 @@ class Placement:
                 self._move(places[slot].storage, executor)
         if plan.draws is not None:
             self.generators = plan.draws
-        use = Use(plan, tuple([place.storage.number for place in places]))
         marks = self.ledger.runs(use, time.perf_counter())
         if plan.straight:
             numbers = [segment.number]
@@ -243,12 +244,13 @@ class Placement:
         self._rename(segment, use, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
-        uploading = self.ledger.uploading
-        if plan.ran.count > SETTLED and not uploading:
+        if self.ledger.uploading:
+            for slot, (number, _) in enumerate(keys):
+                if not places[slot].reads:
+                    self.ledger.used(number, plan.residency(Slot(slot)))
+        if plan.ran.count > SETTLED:
             return
-        for (number, _), place, slot_of in zip(keys, places, plan.graph.slots, strict=True):
-            if not place.reads and number in uploading:
-                self.ledger.used(number, slot_of.meaning.residency or "")
+        for place, slot_of in zip(places, plan.graph.slots, strict=True):
             place.reads += 1
             place.meaning = slot_of.meaning
 
@@ -441,14 +443,14 @@ class Placement:
             pool=self.planner.pool,
         )
 
-    def _plan(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Plan:
+    def _use(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Use:
         """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
         whom, what lives on, whether and where random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
         gates = self._gates.get(template.id)
         if gates is None:
             gates = self._gates[template.id] = dropout_holes(template)
-        bucket = max([place.nbytes for place in places], default=0).bit_length()
+        bucket = sum([place.nbytes for place in places]).bit_length()
         storages = [place.storage for place in places]
         numbers = [storage.number for storage in storages]
         key = (
@@ -468,7 +470,7 @@ class Placement:
             if len(self.plans) >= MAX_PLANS:
                 del self.plans[next(iter(self.plans))]
             self.plans[key] = plan
-        return plan
+        return Use(plan, tuple(numbers))
 
     def _fits(self, plan: Plan) -> bool:
         """Whether executors still have room for what they have to get before it runs."""

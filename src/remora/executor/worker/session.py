@@ -100,7 +100,7 @@ class Device:
         if self.device.type == "cpu":
             return torch.frombuffer(self.maps.share(path, nbytes, ended), dtype=torch.uint8)
         with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), nbytes, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            mapped = mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_COPY)
         tensor = torch.frombuffer(mapped, dtype=torch.uint8).to(self.device)
         ended()
         return tensor
