@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -326,3 +327,17 @@ def test_data_parallel_says_what_to_do(both):
         NotImplementedError, match=r"give device_ids=\[1\], or put parts of the model on each"
     ):
         nn.DataParallel(model, device_ids=[1, 0])(inputs)
+
+
+@pytest.mark.parametrize(
+    "first", ["torch.remora.device_count() == 2", 'torch.ones(2, device="remora:1").sum() == 2']
+)
+def test_the_environment_may_ask_for_it(executors, first):
+    program = f"""
+import torch, remora
+assert {first}
+assert torch.remora.device_count() == 2
+assert torch.ones(2, device="remora:1").to("remora:0").sum().item() == 2
+"""
+    environment = {**os.environ, "REMORA_URL": ",".join(executors), "REMORA_PLACEMENT": "explicit"}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100, env=environment)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from remora.config import ClientSettings
 from remora.device.sink import bound
 
 _devices: list[torch.device] = []
@@ -25,6 +26,13 @@ def device_at(index: int) -> torch.device:
     while len(_devices) <= index:
         _devices.append(torch.device("remora", len(_devices)))
     return _devices[index]
+
+
+def count() -> int:
+    """How many devices there are. Where the environment asks for several, and nothing ran yet, the session starts."""
+    if bound.unused and ClientSettings().placement == "explicit":
+        bound.need()
+    return bound.n_devices
 
 
 def current() -> int:
@@ -57,6 +65,8 @@ def index_of(device: Any) -> int:
     if index is None or index == -1:
         return current()
     n = bound.n_devices
+    if index >= n:
+        n = count()
     if not 0 <= index < n:
         raise RuntimeError(f"remora:{index} does not exist: {_what_there_is(n)}")
     return index  # type: ignore[no-any-return]
@@ -64,6 +74,8 @@ def index_of(device: Any) -> int:
 
 def resolved(device: Any) -> torch.device:
     """The device that a program names, with its index. Raises as `index_of`."""
+    if bound.n_devices == 1 and type(device) is torch.device and not device.index and device.type == "remora":
+        return _devices[0] if _devices else device_at(0)
     return device_at(index_of(device))
 
 

@@ -66,10 +66,7 @@ class DeviceModule(types.ModuleType):
     def _is_in_bad_fork(self) -> bool:
         return False
 
-    def device_count(self) -> int:
-        """One for each executor with placement="explicit", else 1."""
-        return bound.n_devices
-
+    device_count = staticmethod(index.count)
     current_device = staticmethod(index.current)
     set_device = staticmethod(current.set_device)
     device = current.device
