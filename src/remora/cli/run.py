@@ -54,20 +54,26 @@ def run(
         linter.report(watched, lint_json)
 
 
-def _run(script: str, arguments: list[str] | None) -> None:
+def prepare(script: str, arguments: list[str] | None) -> None:
+    """What a script finds when python itself runs it."""
     sys.argv = [script, *(arguments or [])]
     sys.path[0] = str(Path(script).resolve().parent)  # where python itself puts the script's folder
+
+
+def _run(script: str, arguments: list[str] | None) -> None:
+    prepare(script, arguments)
     try:
         runpy.run_path(script, run_name="__main__")
     except Exception as error:
-        _report(error, script)
+        report(error, script)
         sys.exit(1)
     except KeyboardInterrupt as error:
-        _report(error, script)
+        report(error, script)
         sys.exit(SIGINT_EXIT)
 
 
-def _report(error: BaseException, script: str) -> None:
+def report(error: BaseException, script: str) -> None:
+    """Its traceback, as python itself would print it."""
     shown = error.with_traceback(below_script(error.__traceback__, script))
     sys.excepthook(type(shown), shown, shown.__traceback__)
 

@@ -34,7 +34,13 @@ class Moment:
 
 
 class Sink(Protocol):
-    """The session, as the device sees it."""
+    """The session, as the device sees it.
+
+    computes: whether values are computed at all. Where they are not, only what tensors look like counts, and one
+    without data (on the meta device) can be uploaded.
+    """
+
+    computes: bool
 
     @property
     def executor_device(self) -> str:

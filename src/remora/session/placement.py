@@ -38,12 +38,14 @@ PINNED_NBYTES = (
 
 @dataclass(frozen=True)
 class Upload:
-    """Bytes of the client that no executor has yet. digest: None for what is small enough to go in a message."""
+    """Bytes of the client that no executor has yet. digest: None for what is small enough to go in a message.
+    nbytes: that they weigh; where nothing is computed, `data` is empty."""
 
     dtype: str
     shape: tuple[int, ...]
     data: bytes
     digest: bytes | None
+    nbytes: int
 
 
 class Placement:
@@ -82,7 +84,7 @@ class Placement:
     def uploaded(self, segment: int, upload: Upload, facts: Facts) -> None:
         """The client has a value; it goes where it is used first, or when too much waits."""
         self._uploads[segment] = upload
-        self._pinned_nbytes += len(upload.data)
+        self._pinned_nbytes += upload.nbytes
         self.holdings.uploaded((segment, 0), facts)
         while self._pinned_nbytes > PINNED_NBYTES:
             self._bind_somewhere(next(iter(self._uploads)))
@@ -125,9 +127,9 @@ class Placement:
         """Sends an upload to the executor that owns it from then on."""
         self.ledger.uploads(executor, residency, self.holdings.places[segment, 0].facts.nbytes)
         upload, lane = self._uploads.pop(segment), self.lanes[executor]
-        self._pinned_nbytes -= len(upload.data)
+        self._pinned_nbytes -= upload.nbytes
         if upload.digest is None:
-            lane.post(Put(segment, upload.dtype, upload.shape, upload.data), len(upload.data))
+            lane.post(Put(segment, upload.dtype, upload.shape, upload.data), upload.nbytes)
         else:
             self._bulk.append((lane, segment, upload.digest, memoryview(upload.data)))
             lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
@@ -320,7 +322,7 @@ class Placement:
             upload = self._uploads.pop(key[0], None)
             self._refused.pop(key, None)
             if upload is not None:
-                self._pinned_nbytes -= len(upload.data)
+                self._pinned_nbytes -= upload.nbytes
         self._free_at(self.holdings.freed(keys))
 
     def _free_at(self, where: list[tuple[int, Key]]) -> None:

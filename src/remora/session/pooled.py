@@ -241,10 +241,10 @@ class PoolSession(Session):
     # -- uploads
 
     def put(self, dtype: str, shape: tuple[int, ...], data: bytes) -> int:
-        return self._pin(Upload(dtype, shape, data, None))
+        return self._pin(Upload(dtype, shape, data, None, len(data)))
 
     def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
-        return self._pin(Upload(dtype, shape, bytes(data), blake3(data).digest()))
+        return self._pin(Upload(dtype, shape, bytes(data), blake3(data).digest(), data.nbytes))
 
     def _pin(self, upload: Upload) -> int:
         with self.recorder.lock:
@@ -253,7 +253,7 @@ class PoolSession(Session):
             numel = 1
             for n in upload.shape:
                 numel *= n
-            itemsize = len(upload.data) // numel if numel else 1
+            itemsize = upload.nbytes // numel if numel else 1
             self.placement.uploaded(segment, upload, Facts(upload.dtype, tuple(upload.shape), itemsize))
             return segment
 
