@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from remora.cli.failure import fail, failures_in_one_line
-from remora.cli.run import prepare, report
+from remora.cli.run import SIGINT_EXIT, prepare, report
 from remora.cli.serve import parse_nbytes
 from remora.errors import PlanError
 
@@ -85,4 +85,7 @@ def _run(script: str, arguments: list[str] | None, sessions: list[EstimatedSessi
     except Exception as error:
         report(error, script)
         return 1
+    except KeyboardInterrupt as error:
+        report(error, script)
+        return SIGINT_EXIT
     return 0

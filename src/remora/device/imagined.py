@@ -32,8 +32,14 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Known:
+    """A value that was computed here. Those that share memory share `cell`, which turns false with what is written."""
+
     tensor: torch.Tensor
-    certain: bool
+    cell: list[bool]
+
+    @property
+    def certain(self) -> bool:
+        return self.cell[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class Imagination:
             numel *= n
         if numel <= (MAX_NUMEL if kind in EXACT else MAX_FLOATS) and len(data) == numel * kind.itemsize:
             with torch.inference_mode(False):
-                self._known[key] = Known(tensor_from(bytes(data), kind, shape), True)
+                self._known[key] = Known(tensor_from(bytes(data), kind, shape), [True])
 
     def find(self, key: Key) -> Known | None:
         return self._known.get(key)
@@ -139,34 +145,36 @@ def _computed(
 ) -> list[tuple[int, Known]]:
     """The outputs of a row of which something is known."""
     outcome, metas = step.outcome, step.metas or []
-    written = () if outcome.is_view else outcome.stale
-    targets = [inputs[at] for at in written]
-    if not _worth(row, outcome, metas, inputs):
+    targets = [] if outcome.is_view else [known for at in outcome.stale if (known := inputs[at]) is not None]
+    worth = _worth(row, outcome, metas, inputs)
+    if not (worth and all(known is not None and known.certain for known in inputs)):
         for target in targets:
-            if target is not None:
-                target.tensor.zero_()
-        return [
-            (out, Known(known.tensor, False))
-            for out, meta in enumerate(outcome.outs)
-            if isinstance(meta, int) and (known := inputs[meta]) is not None
-        ]
-    tensors = iter(
+            target.cell[0] = False
+    if not worth:
+        for target in targets:
+            target.tensor.zero_()
+        pairs = [(out, inputs[meta]) for out, meta in enumerate(outcome.outs) if isinstance(meta, int)]
+        return [(out, known) for out, known in pairs if known is not None]
+    tensors = [
         torch.zeros(meta.shape, dtype=meta.dtype) if known is None else known.tensor
         for known, meta in zip(inputs, metas, strict=True)
-    )
-    args = [_value(arg, tensors, holes) for arg in row.node.args]
-    kwargs = {name: _value(arg, tensors, holes) for name, arg in row.node.kwargs}
+    ]
+    given = iter(tensors)
+    args = [_value(arg, given, holes) for arg in row.node.args]
+    kwargs = {name: _value(arg, given, holes) for name, arg in row.node.kwargs}
     try:
         result = row.op(*args, **kwargs)
     except Exception:  # the layout of a tensor here may differ from the one that the program sees
+        for target in targets:
+            target.cell[0] = False
         return []
     if row.unset:
         result.zero_()
+    cells = {known.tensor.untyped_storage().data_ptr(): known.cell for known in inputs if known is not None}
     certain = all(known is not None and known.certain for known in inputs)
-    outs = result if isinstance(result, (list, tuple)) else [result]
     return [
-        (out, Known(tensor, certain))
-        for out, tensor in enumerate(outs)
+        (out, Known(tensor, cells.get(tensor.untyped_storage().data_ptr()) or [certain]))
+        for out, tensor in enumerate(result if isinstance(result, (list, tuple)) else [result])
         if isinstance(tensor, torch.Tensor) and tensor.numel() <= MAX_NUMEL
     ]
 

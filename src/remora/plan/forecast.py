@@ -17,6 +17,7 @@ from remora.plan.timeline import Took
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Of one executor. source: where its numbers come from. held: bytes by residency when they were most, '' for what

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from remora.plan.devices import CLIENT, Pool
 from remora.plan.forecast import Reads, Traffic
@@ -12,42 +12,15 @@ from remora.plan.timeline import Timeline, Took
 from remora.session.holdings import Holdings
 from remora.session.ledger import Ledger
 from remora.session.plans import Plan
+from remora.wire.limits import MAX_INLINE_NBYTES
 
-GROWN = 1.01  # what is held is looked at again when it has grown so much
+GROWN = 1.01  # what is held is looked at again when it has grown so much,
+FRESH = 2  # or when a plan runs for one of the first times, and has told what its values are
 MAX_PROGRAMS = 100_000  # whose durations are kept
+
 
 Footprints = tuple[tuple[int, int, int], ...]
 """Of each executor of a plan: its number, bytes made at most at one time, and of these bytes kept."""
-
-
-class Unmeasured(Ledger):
-    """A ledger of runs that nobody times. ran: the plan that ran last."""
-
-    def __init__(self, pool: Pool, ticket: Callable[[], int]) -> None:
-        super().__init__(pool, ticket)
-        self.ran: Plan | None = None
-
-    def runs(self, plan: Plan, now_s: float) -> list[tuple[int, int]]:
-        plan.ran.count += 1
-        self._program = [plan]  # in whose phase uploads and pushes are
-        self.ran = plan
-        return []
-
-    def traffic(self) -> tuple[Traffic, ...]:
-        """All bytes by way and residency, most of them first."""
-        found: dict[tuple[int, int, str], Traffic] = {}
-        for (_, source, target, residency), tally in self.flows.items():
-            key = source, target, str(residency)
-            known = found.get(key, Traffic(*key, 0, 0, 0.0, 0.0))
-            seconds = known.seconds + tally.predicted_s
-            found[key] = Traffic(
-                *key,
-                known.nbytes + tally.nbytes,
-                known.count + tally.count,
-                seconds,
-                seconds * self.pool.link(source, target).sigma,
-            )
-        return tuple(sorted(found.values(), key=lambda flow: (flow.source != CLIENT, -flow.nbytes)))
 
 
 class Account:
@@ -65,7 +38,10 @@ class Account:
         self.held: list[dict[str, int]] = [{} for _ in pool.devices]
         self.peaks = [0] * len(pool.devices)
         self._most = [0] * len(pool.devices)
-        self._made: dict[int, tuple[Plan, Footprints]] = {}  # by the plan's id, which it keeps from being another's
+        self._made: dict[
+            int, tuple[Plan, Footprints]
+        ] = {}  # by the plan's id, which it keeps from being another's
+        self._moved: dict[tuple[int, int, str], Traffic] = {}
         self._timeline = Timeline()
         self._began_s = clock()
         self._outside_s = 0.0
@@ -114,6 +90,33 @@ class Account:
         """Of that, the executors' own."""
         return self.busy_s + self._timeline.executors.seconds
 
+    # -- bytes
+
+    def uploads(self, executor: int, residency: str, nbytes: int) -> None:
+        """The client sends a value: in a message that goes anyway, or in a request that it waits for."""
+        link = self.pool.client[executor]
+        inline = nbytes <= MAX_INLINE_NBYTES
+        seconds = nbytes / link.bytes_per_s if inline else link.seconds(nbytes) + link.latency_s
+        self._move(CLIENT, executor, residency, nbytes, seconds)
+
+    def pushes(self, source: int, target: int, nbytes: Mapping[str, int]) -> None:
+        """One message with bytes of some residencies goes from executor to executor."""
+        link, whole = self.pool.link(source, target), sum(nbytes.values())
+        for residency, part in nbytes.items():
+            share = part / whole if whole else 1 / len(nbytes)
+            self._move(source, target, residency, part, link.seconds(whole) * share)
+
+    def _move(self, source: int, target: int, residency: str, nbytes: int, seconds: float) -> None:
+        key = source, target, str(residency)
+        known = self._moved.get(key, Traffic(*key, 0, 0, 0.0, 0.0))
+        seconds += known.seconds
+        sigma_s = seconds * self.pool.link(source, target).sigma
+        self._moved[key] = Traffic(*key, known.nbytes + nbytes, known.count + 1, seconds, sigma_s)
+
+    def traffic(self) -> tuple[Traffic, ...]:
+        """All bytes by way and residency, the client's first and most of them first."""
+        return tuple(sorted(self._moved.values(), key=lambda flow: (flow.source != CLIENT, -flow.nbytes)))
+
     # -- reads
 
     def read(self, nbytes: int, certain: bool, line: str) -> None:
@@ -133,10 +136,12 @@ class Account:
         held = holdings.held_nbytes
         for executor, made, kept in self._footprints(plan) if plan is not None else ():
             self.peaks[executor] = max(self.peaks[executor], held[executor] - kept + made)
+        fresh = plan is not None and plan.ran.count <= FRESH
         for executor, nbytes in enumerate(held):
             self.peaks[executor] = max(self.peaks[executor], nbytes)
-            if nbytes > self._most[executor] * GROWN:
-                self._most[executor] = nbytes
+            most = self._most[executor]
+            if nbytes > most * GROWN or (fresh and nbytes > most / GROWN):
+                self._most[executor] = max(most, nbytes)
                 self.held[executor] = by_residency(holdings, executor)
 
     def _footprints(self, plan: Plan) -> Footprints:
@@ -169,3 +174,28 @@ def by_residency(holdings: Holdings, executor: int) -> dict[str, int]:
         found[residency] += nbytes
     return dict(found)
 
+
+class Unmeasured(Ledger):
+    """A ledger of what nobody measures: pushes go into the account. ran: the plan that ran last."""
+
+    def __init__(self, account: Account, ticket: Callable[[], int]) -> None:
+        super().__init__(account.pool, ticket)
+        self.account = account
+        self.ran: Plan | None = None
+
+    def runs(self, plan: Plan, now_s: float) -> list[tuple[int, int]]:
+        plan.ran.count += 1
+        self.ran = plan
+        return []
+
+    def uploads(self, executor: int, residency: str, nbytes: int) -> None:
+        """What an upload is, its readers tell later: EstimatedSession counts it then."""
+
+    def pushes_to(
+        self, source: int, target: int, names: tuple[int, ...], of: Counter[tuple[str, str]]
+    ) -> int:
+        nbytes: Counter[str] = Counter()
+        for (_, residency), part in of.items():
+            nbytes[residency] += part
+        self.account.pushes(source, target, nbytes)
+        return self._ticket()

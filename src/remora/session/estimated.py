@@ -16,6 +16,7 @@ from remora.device.imagined import Imagination, Known
 from remora.device.module import torch_version
 from remora.device.sink import Fetched, Moment
 from remora.errors import PlanError, UsageError
+from remora.ir.node import Slot
 from remora.ops.dtypes import BY_NAME, bytes_of, dtype_name
 from remora.plan.devices import Pool
 from remora.plan.forecast import Forecast, phases
@@ -23,9 +24,10 @@ from remora.plan.forecast import Memory as Held
 from remora.plan.planner import Planner
 from remora.plan.policies.policy import Policy
 from remora.session.account import Account, Unmeasured
-from remora.session.lint import place
 from remora.session.link import Reply
+from remora.session.lint import place
 from remora.session.placement import Upload
+from remora.session.plans import Plan
 from remora.session.pooled import PoolSession
 from remora.session.session import Question
 from remora.session.uploads import Uploads
@@ -34,6 +36,7 @@ from remora.transport.interface import Transport
 from remora.wire.limits import MAX_UNACKED_FRAMES, MAX_UNACKED_NBYTES, PROTOCOL
 from remora.wire.messages import DeviceFacts, Done, Grant, Memory, MemoryQuery
 
+PUBLISHED = "published"  # a source of a device's numbers
 CAPABILITY = 9, 0  # that programs are told of a device that is not there, unless it is a CPU
 MULTI_PROCESSORS = 100
 
@@ -85,12 +88,12 @@ class EstimatedSession(PoolSession):
         super().__init__(absent(pool, memory_nbytes), settings, Planner(policy, pool))
         self.pool, self.sources, self.link_text, self._planned = pool, tuple(sources), link, planned
         self.clock = clock
-        self.ledger = self.placement.ledger = Unmeasured(pool, lambda: next(self._tickets))
         self.account = Account(pool, clock)
+        self.ledger = self.placement.ledger = Unmeasured(self.account, lambda: next(self._tickets))
         self.imagination = Imagination()
         self.refused: PlanError | None = None
         self._closed: Forecast | None = None
-        self._digests = 0
+        self._unread: dict[int, int] = {}  # bytes of uploads that no row has read, by segment
         for lane in self.lanes:
             lane.uploads = _Unsent(lane.transport, lane.grant, lambda nbytes: None)
 
@@ -117,10 +120,10 @@ class EstimatedSession(PoolSession):
             self.account.outside(plan.ran.planning_s)
         self.account.segment(plan, sent, len(segment.captured.template.nodes))
         started_s = self.clock()
-        names = {
-            code: (value.segment, value.code) for code, value in zip(codes, segment.kept, strict=True)
-        }
+        names = {code: (value.segment, value.code) for code, value in zip(codes, segment.kept, strict=True)}
         self.imagination.rename(found, names, self.placement.holdings.places.keys())
+        if self._unread:
+            self._first_reads(segment, plan)
         self.account.weigh(self.placement.holdings, plan)
         self.account.outside(self.clock() - started_s)
 
@@ -183,9 +186,7 @@ class EstimatedSession(PoolSession):
         if isinstance(question, MemoryQuery):
             held, cap = sum(holdings.held_nbytes), self.memory_nbytes
             peak = max(held, sum(self.account.peaks))
-            return Memory(
-                question.ticket, held, peak, peak, len(holdings.places), held, max(0, cap - held)
-            )
+            return Memory(question.ticket, held, peak, peak, len(holdings.places), held, max(0, cap - held))
         return Done(question.ticket)
 
     def facts(self) -> DeviceFacts:
@@ -201,8 +202,8 @@ class EstimatedSession(PoolSession):
         return self._counted(dtype, shape, data, None)
 
     def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
-        self._digests += 1
-        segment = self._counted(dtype, shape, data, self._digests.to_bytes(32, "big"))
+        digest = next(self._tickets).to_bytes(32, "big")  # nobody looks for equal ones
+        segment = self._counted(dtype, shape, data, digest)
         self.account.begins()
         return segment
 
@@ -215,7 +216,16 @@ class EstimatedSession(PoolSession):
             nbytes *= n
         segment = self._pin(Upload(dtype, shape, b"", digest, nbytes))
         self.imagination.uploaded((segment, 0), dtype, shape, data)
+        self._unread[segment] = nbytes
         return segment
+
+    def _first_reads(self, segment: Segment, plan: Plan) -> None:
+        """Uploads are what the first row that reads them takes them for."""
+        for at, value in enumerate(segment.slots):
+            nbytes = self._unread.pop(value.segment, None)
+            if nbytes is not None:
+                home = self.placement.home((value.segment, value.code))
+                self.account.uploads(home, plan.residency(Slot(at)), nbytes)
 
     # -- moments
 
@@ -243,6 +253,10 @@ class EstimatedSession(PoolSession):
             self.account.program_ends(None, 0)
             account, placement = self.account, self.placement
             account.weigh(placement.holdings, None)
+            for segment, nbytes in self._unread.items():
+                known = placement.holdings.places.get((segment, 0))
+                if known is not None and known.storage.owner is not None:
+                    account.uploads(known.storage.owner, "", nbytes)
             executors = tuple(
                 Held(device.name, source, lane.grant.memory_nbytes, held, peak)
                 for device, source, lane, held, peak in zip(
@@ -254,10 +268,24 @@ class EstimatedSession(PoolSession):
                 self.link_text,
                 executors,
                 phases(account.programs),
-                self.ledger.traffic(),
+                account.traffic(),
                 account.reads(),
                 str(self.refused) if self.refused is not None else "",
+                self._notes(),
             )
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = [
+            "One step is from sync to sync. What the client does in it was measured here, under this machine's load; "
+            "what the executors do is predicted. They overlap. Uploads come on top, once.",
+            "Peaks are bytes of tensors. A GPU's context and its kernels' workspaces come on top.",
+        ]
+        if PUBLISHED in self.sources:
+            notes.append(
+                "Published devices reach the shares of their data sheets that PyTorch's kernels usually reach; an "
+                "executor's address as --device measures it."
+            )
+        return tuple(notes)
 
     def close(self, reason: Exception) -> None:
         self._closed = self.forecast()

@@ -15,7 +15,7 @@ from remora.plan.policies import policy_named
 from remora.plan.presets import DEVICES, parse_link, preset
 from remora.session.calibration import CLIENT, calibrated
 from remora.session.connect import alike, rehearse, wants
-from remora.session.estimated import EstimatedSession
+from remora.session.estimated import PUBLISHED, EstimatedSession
 from remora.transport.http import HttpTransport
 
 DEFAULT_LINK = "10gbit"
@@ -63,9 +63,7 @@ def rehearsing(
     sessions: list[EstimatedSession] = []
 
     def make() -> EstimatedSession:
-        sessions.append(
-            EstimatedSession(pool, policy, settings, sources, said, memory_nbytes, planned)
-        )
+        sessions.append(EstimatedSession(pool, policy, settings, sources, said, memory_nbytes, planned))
         return sessions[-1]
 
     rehearse(make)
@@ -89,12 +87,14 @@ def _written(word: str) -> Named:
         except (OSError, ValueError) as error:
             raise UsageError(f"--device {word}: {error}") from None
         return Named(found.device, "calibration", "", dict(found.links))
-    return Named(preset(word), "published", "", {})
+    return Named(preset(word), PUBLISHED, "", {})
 
 
 def _measured(addresses: Sequence[str], settings: ClientSettings, token: str | None) -> list[Named]:
     """All of them together, so that the links between them are known too."""
-    transports = [HttpTransport(each, token, settings.ca_file, settings.transport) for each in addresses]
+    transports = [
+        HttpTransport(each, token, ca_file=settings.ca_file, mode=settings.transport) for each in addresses
+    ]
     opened = []
     try:
         for transport in transports:
@@ -116,7 +116,9 @@ def _measured(addresses: Sequence[str], settings: ClientSettings, token: str | N
 def _pool(named: Sequence[Named], texts: Sequence[str]) -> tuple[Pool, str]:
     """The devices with their links, and these in words."""
     if len(texts) not in (0, 1, len(named)):
-        raise UsageError(f"--link is given {len(texts)} times for {len(named)} devices; once for all, or once for each")
+        raise UsageError(
+            f"--link is given {len(texts)} times for {len(named)} devices; once for all, or once for each"
+        )
     parsed = [parse_link(text) for text in texts] * (len(named) if len(texts) == 1 else 1)
     client = parsed or [one.links.get(CLIENT) or parse_link(DEFAULT_LINK) for one in named]
     links = {}
