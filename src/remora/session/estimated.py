@@ -253,10 +253,10 @@ class EstimatedSession(PoolSession):
             self.account.program_ends(None, 0)
             account, placement = self.account, self.placement
             account.weigh(placement.holdings, None)
-            for segment, nbytes in self._unread.items():
+            for segment in list(self._unread):
                 known = placement.holdings.places.get((segment, 0))
                 if known is not None and known.storage.owner is not None:
-                    account.uploads(known.storage.owner, "", nbytes)
+                    account.uploads(known.storage.owner, "", self._unread.pop(segment))
             executors = tuple(
                 Held(device.name, source, lane.grant.memory_nbytes, held, peak)
                 for device, source, lane, held, peak in zip(
