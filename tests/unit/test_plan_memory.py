@@ -68,7 +68,7 @@ def test_slots_of_one_memory_count_once():
 
 def test_an_executor_needs_what_it_holds_what_it_lacks_and_what_rows_make():
     chain = graph(CHAIN, keep=frozenset({(2, 0)}))
-    assert need(chain, [0, 1, 2], [False], 10 * KB) == Need(12 * KB, 13 * KB)
+    assert need(chain, [0, 1, 2], [False], 10 * KB) == Need(12 * KB, 13 * KB, KB)
     assert need(chain, [0, 1, 2], [True], 10 * KB) == Need(11 * KB, 12 * KB)
     assert need(chain, [], [False], 10 * KB) == Need(10 * KB, 10 * KB)
 

@@ -162,6 +162,11 @@ class Recorder:
         """A segment number for a value that comes from outside: an upload."""
         return next(_segments)
 
+    def renumber(self) -> None:
+        """Gives the open segment, which has no rows yet, a number above all that were given out."""
+        assert not self.created
+        self.segment = next(_segments)
+
     def root(self, frame: FrameType | None) -> Step:
         """Where the open segment starts in the trie: apart by the user's line, so that lines are never mixed."""
         user = user_frame(frame)

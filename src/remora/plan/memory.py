@@ -74,10 +74,11 @@ def _made_elsewhere(storage: Storage, here: set[int]) -> bool:
 @dataclass(frozen=True, slots=True)
 class Need:
     """Bytes on one executor, with all that it holds already. lasting_nbytes: after some rows have run. peak_nbytes: at
-    most while they run."""
+    most while they run. missing_nbytes: of both, what has to get there first."""
 
     lasting_nbytes: int
     peak_nbytes: int
+    missing_nbytes: int = 0
 
 
 def need(graph: Graph, rows: Sequence[int], there: Sequence[bool], held_nbytes: int) -> Need:
@@ -94,7 +95,7 @@ def need(graph: Graph, rows: Sequence[int], there: Sequence[bool], held_nbytes: 
                 missing[storage] = max(missing.get(storage, 0), graph.slots[arg.index].facts.nbytes)
     before = held_nbytes + sum(missing.values())
     found = footprint(graph, rows)
-    return Need(before + found.kept_nbytes, before + found.made_nbytes)
+    return Need(before + found.kept_nbytes, before + found.made_nbytes, before - held_nbytes)
 
 
 def shortfall(needs: Sequence[Need], limits_nbytes: Sequence[int]) -> str:

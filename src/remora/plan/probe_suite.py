@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remora.ir.node import Ref, Slot
 from remora.ops.cost import Kind
@@ -65,6 +65,25 @@ GPU = Sizes(
     32,
     3,
 )
+# For executors with little memory, or little left: some megabytes. Rates at larger sizes are taken to be those of the
+# largest here.
+TIGHT_CPU = Sizes(
+    ("float32",),
+    (4096, 16384, 1 << 16, 1 << 18),
+    128,
+    512,
+    4,
+    (2, 4, 16, 64, 128),
+    64,
+    128,
+    4,
+    32,
+    16,
+    28,
+    1,
+    7,
+)
+TIGHT_GPU = replace(TIGHT_CPU, dtypes=GPU.dtypes, passes=GPU.passes)
 
 
 def suite(sizes: Sizes) -> Bench:

@@ -16,6 +16,7 @@ class Situation:
     owners: for each slot the executor where its memory is, or None for an upload that is on none yet.
     homes: for each slot all executors that hold its value, the owner among them.
     held_nbytes, limits_nbytes, queued: per executor: bytes of values, what the grant allows, segments on their way.
+    waiting_nbytes: of uploads that no executor has yet, whether the graph reads them or not.
     program: how many programs (from sync to sync) came before. generators: where random numbers are drawn.
     random: rows of the graph that draw some. pool: what was measured of the executors and their links.
     """
@@ -26,6 +27,7 @@ class Situation:
     limits_nbytes: tuple[int, ...]
     queued: tuple[int, ...]
     program: int = 0
+    waiting_nbytes: int = 0
     generators: int = 0
     random: tuple[int, ...] = ()
     pool: Pool = UNMEASURED

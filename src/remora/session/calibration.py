@@ -18,11 +18,11 @@ from blake3 import blake3
 
 from remora.config import ClientSettings, cache_dir
 from remora.errors import ExecutorError, RemoraError
-from remora.plan.calibrate import CACHE_NBYTES, fit, fit_link, measured, script
+from remora.plan.calibrate import CACHE_NBYTES, Measured, fit, fit_link, measured, script
 from remora.plan.devices import Device, Pool
 from remora.plan.devices import Link as Rate
 from remora.plan.kept import MAX_NBYTES, VERSION, Calibration, from_json, to_json
-from remora.plan.probe_suite import CPU, GPU, suite
+from remora.plan.probe_suite import CPU, GPU, TIGHT_CPU, TIGHT_GPU, suite
 from remora.plan.probes import Bench
 from remora.session.link import Link, to_stderr
 from remora.transport.interface import Transport
@@ -42,6 +42,7 @@ from remora.wire.messages import (
     Push,
     Pushed,
     PushFailed,
+    Recover,
     Site,
     Values,
 )
@@ -77,7 +78,7 @@ class Probe:
         return self.ticket - 1
 
     def wait_until(self, known: Callable[[], bool]) -> None:
-        """Raises ExecutorError if a probe's row fails there."""
+        """Raises ExecutorError if a row fails there."""
         self.link.wait_until(known)
         failed = self.link.failed
         if failed is not None:
@@ -86,25 +87,46 @@ class Probe:
             )
 
     def device(self) -> Device:
-        """Runs the probes of its kind."""
+        """Runs the probes of its kind, smaller ones if there is no memory for them.
+
+        Raises:
+            ExecutorError: a probe fails there.
+        """
         kind = self.grant.device.partition(":")[0]
         asynchronous = kind != "cpu"
-        bench = suite(GPU if asynchronous else CPU)
+        for sizes in (GPU, TIGHT_GPU) if asynchronous else (CPU, TIGHT_CPU):
+            bench = suite(sizes)
+            found = self._run(bench, asynchronous)
+            if found is not None:
+                break
+        else:
+            self.wait_until(lambda: True)
+        assert found is not None
+        query = DeviceQuery(self._ticket())
+        self.link.commit([query])
+        self.link.transmit()
+        facts = self.link.wait(query.ticket)
+        assert isinstance(facts, DeviceFacts)
+        cache_nbytes = CACHE_NBYTES.get(kind, 0)
+        name = f"{facts.name[:120]} at {self.transport.address[:70]}"
+        return fit(name, bench, found, self.grant.memory_nbytes, cache_nbytes, asynchronous).device
+
+    def _run(self, bench: Bench, asynchronous: bool) -> Measured | None:
+        """What the probes took; None if there is no memory for them, and the executor's word for it is in `link`."""
         told = script(bench, self.segment, self.template, self.template, self.ticket)
         self.segment += told.segments
         self.template += told.templates  # and as many sites
         self.ticket += told.tickets
-        query = DeviceQuery(self._ticket())
-        self.link.commit([*told.messages, query])
+        failed, self.link.failed = self.link.failed, None
+        self.link.commit([*([Recover(failed.failure)] if failed else []), *told.messages])
         self.link.transmit()
         last = told.marks[-1][2]
-        self.wait_until(lambda: last in self.marks)
-        answer = self.link.wait(query.ticket)
-        assert isinstance(answer, DeviceFacts)
-        found = measured(told, self.marks, asynchronous)
-        cache_nbytes = CACHE_NBYTES.get(kind, 0)
-        name = f"{answer.name[:120]} at {self.transport.address[:70]}"
-        return fit(name, bench, found, self.grant.memory_nbytes, cache_nbytes, asynchronous).device
+        self.link.wait_until(lambda: last in self.marks)
+        failed = self.link.failed
+        if failed is not None and failed.kind == "memory":
+            return None
+        self.wait_until(lambda: True)
+        return measured(told, self.marks, asynchronous)
 
     @contextmanager
     def values(self) -> Iterator[tuple[int, int, int]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import Segment
@@ -105,11 +105,8 @@ class EstimatedSession(PoolSession):
         codes = [value.code for value in segment.kept]
         self.account.outside(self.clock() - started_s)
         sent = sum(lane.link.bytes_sent for lane in self.lanes)
-        try:
+        with self._placing():
             super()._place(segment)
-        except PlanError as error:
-            self.refused = error
-            raise
         for lane in self.lanes:
             lane.commit()
             lane.link.send()
@@ -127,6 +124,15 @@ class EstimatedSession(PoolSession):
         self.account.weigh(self.placement.holdings, plan)
         self.account.outside(self.clock() - started_s)
 
+    @contextmanager
+    def _placing(self) -> Iterator[None]:
+        """What finds no place here is the answer."""
+        try:
+            yield
+        except PlanError as error:
+            self.refused = error
+            raise
+
     # -- sync
 
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
@@ -134,7 +140,8 @@ class EstimatedSession(PoolSession):
             self._check()
             self._end_segment()
             names = [(value.segment, value.code) for value in values]
-            homes = [self.placement.home(name) for name in names]
+            with self._placing():
+                homes = [self.placement.home(name) for name in names]
             started_s = self.clock()
             known = [self.imagination.find(name) for name in names]
             where = place(sys._getframe(1))
@@ -214,7 +221,8 @@ class EstimatedSession(PoolSession):
         nbytes = BY_NAME[dtype].itemsize
         for n in shape:
             nbytes *= n
-        segment = self._pin(Upload(dtype, shape, b"", digest, nbytes))
+        with self._placing():
+            segment = self._pin(Upload(dtype, shape, b"", digest, nbytes))
         self.imagination.uploaded((segment, 0), dtype, shape, data)
         self._unread[segment] = nbytes
         return segment

@@ -13,7 +13,7 @@ Key = tuple[int, int]
 """A value's name: segment, and row and output in one number (capture/value.py)."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Storage:
     """Memory that some values share. owner: the executor where it is written; None: an upload that is on none yet."""
 
@@ -23,19 +23,47 @@ class Storage:
     written: bool = False
 
 
-@dataclass
+_ALONE = tuple(frozenset({executor}) for executor in range(64))
+
+
+def alone(executor: int) -> frozenset[int]:
+    """The homes of a value that one executor holds."""
+    return _ALONE[executor] if executor < len(_ALONE) else frozenset({executor})
+
+
+@dataclass(slots=True)
 class Place:
     """A value. homes: executors that hold it. made_by, made_in: the row that made it, and its template; None and '':
     it was uploaded."""
 
     facts: Facts
     storage: Storage
-    homes: set[int]
+    homes: frozenset[int]
     made_by: tuple[Node, int] | None
     graph: int  # how many graphs had run when it was made
     meaning: Meaning = NOTHING
     reads: int = 0
     made_in: str = ""
+    nbytes: int = 0  # facts.nbytes, which takes longer to ask for
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A value that is about to be made: as a plan knows it before each run.
+
+    part, code: where its row runs, and its row and output there in one number. nbytes: of facts.
+    copies: executors that get a copy as well.
+    """
+
+    part: int
+    code: int
+    executor: int
+    facts: Facts
+    nbytes: int
+    by: tuple[Node, int]
+    meaning: Meaning
+    made_in: str
+    copies: tuple[int, ...] = ()
 
 
 class Holdings:
@@ -49,34 +77,31 @@ class Holdings:
     def uploaded(self, key: Key, facts: Facts) -> Place:
         """A value that the client has, and no executor yet."""
         storage = Storage(next(self._storages), None, {key})
-        place = self.places[key] = Place(facts, storage, set(), None, 0)
+        place = self.places[key] = Place(facts, storage, frozenset(), None, 0, nbytes=facts.nbytes)
         return place
 
-    def made(
-        self,
-        key: Key,
-        facts: Facts,
-        executor: int,
-        shared: Storage | None,
-        by: tuple[Node, int],
-        graph: int,
-        meaning: Meaning,
-        made_in: str = "",
-    ) -> Place:
-        """A value that a row made on an executor. `shared`: the memory that it lies in, if not its own."""
-        storage = shared if shared is not None else Storage(next(self._storages), executor)
-        storage.names.add(key)
-        place = self.places[key] = Place(facts, storage, {executor}, by, graph, meaning, made_in=made_in)
+    def made(self, key: Key, made: Made, shared: Storage | None, graph: int) -> Storage:
+        """A value that a row made, in graph number `graph`. Returns the memory that it lies in: `shared`, if that is
+        not its own."""
+        executor = made.executor
         if shared is None:
-            self.held_nbytes[executor] += facts.nbytes
-        return place
+            shared = Storage(next(self._storages), executor, {key})
+            self.held_nbytes[executor] += made.nbytes
+        else:
+            shared.names.add(key)
+        self.places[key] = Place(
+            made.facts, shared, alone(executor), made.by, graph, made.meaning, 0, made.made_in, made.nbytes
+        )
+        for other in made.copies:
+            self.arrived(key, other)
+        return shared
 
     def arrived(self, key: Key, executor: int) -> None:
         """An executor got a copy, or the first one."""
         place = self.places[key]
         if executor not in place.homes:
-            place.homes.add(executor)
-            self.held_nbytes[executor] += place.facts.nbytes
+            place.homes |= alone(executor)
+            self.held_nbytes[executor] += place.nbytes
         if place.storage.owner is None:
             place.storage.owner = executor
 
@@ -96,25 +121,28 @@ class Holdings:
         stale = []
         for key in sorted(storage.names):
             place = self.places[key]
-            for executor in sorted(place.homes - {owner}):
-                stale.append((executor, key))
-                place.homes.discard(executor)
-                self.held_nbytes[executor] -= place.facts.nbytes
+            if len(place.homes) > 1:
+                for executor in sorted(place.homes - {owner}):
+                    stale.append((executor, key))
+                    place.homes -= alone(executor)
+                    self.held_nbytes[executor] -= place.nbytes
         return stale
 
     def freed(self, keys: Iterable[Key]) -> list[tuple[int, Key]]:
         """Values end. Returns (executor, name) of those that executors hold."""
-        found = []
+        found: list[tuple[int, Key]] = []
+        held_nbytes = self.held_nbytes
         for key in keys:
             place = self.places.pop(key, None)
             if place is None:
                 continue
             storage = place.storage
-            storage.names.discard(key)
-            for executor in sorted(place.homes):
+            names = storage.names
+            names.discard(key)
+            for executor in place.homes if len(place.homes) < 2 else sorted(place.homes):
                 found.append((executor, key))
-                if not storage.names or executor != storage.owner:
-                    self.held_nbytes[executor] -= place.facts.nbytes
+                if not names or executor != storage.owner:
+                    held_nbytes[executor] -= place.nbytes
         return found
 
     def outside(self, key: Key, graph: int) -> Outside:

@@ -21,16 +21,16 @@ from remora.ir.annotated import Facts
 from remora.ir.node import Ref, Slot
 from remora.plan.parts import Part
 from remora.plan.planner import Planner
+from remora.plan.policies.policy import ROOM
 from remora.plan.situation import Situation
 from remora.session.graphs import dropout_holes, facts_of, graph_of, random_rows
 from remora.session.holdings import Holdings, Key, Place, Storage
 from remora.session.lane import Lane
 from remora.session.ledger import Ledger
-from remora.session.plans import Plan, plan_of
+from remora.session.plans import UNKNOWN, Plan, plan_of
 from remora.wire.messages import Adopt, Await, Mark, Push, Put
 
 Name = tuple[int, int, int]
-UNKNOWN = Facts("uint8", (0,), 1)  # of a value whose shape only the data tells, until it is described
 PINNED_NBYTES = (
     256 << 20
 )  # of uploads that wait for their first use; they are copies, since the program may write on
@@ -52,7 +52,7 @@ class Placement:
     """The state of placing one session's segments.
 
     Args:
-        number: gives a fresh segment number.
+        number: gives a fresh segment number. renumber: gives the open segment a number above all of these.
         ticket: gives a fresh ticket.
     """
 
@@ -61,6 +61,7 @@ class Placement:
         lanes: Sequence[Lane],
         planner: Planner,
         number: Callable[[], int],
+        renumber: Callable[[], None],
         ticket: Callable[[], int],
     ) -> None:
         self.lanes, self.planner, self.policy = lanes, planner, planner.policy
@@ -71,7 +72,7 @@ class Placement:
         self.programs = 0
         self.graphs = 0
         self._graphs_before = 0  # this program
-        self._number = number
+        self._number, self._renumber = number, renumber
         self._captured = itertools.count(-1, -1)
         self._uploads: dict[int, Upload] = {}  # oldest first
         self._pinned_nbytes = 0
@@ -86,8 +87,12 @@ class Placement:
         self._uploads[segment] = upload
         self._pinned_nbytes += upload.nbytes
         self.holdings.uploaded((segment, 0), facts)
-        while self._pinned_nbytes > PINNED_NBYTES:
-            self._bind_somewhere(next(iter(self._uploads)))
+        try:
+            while self._pinned_nbytes > PINNED_NBYTES:
+                self._bind_somewhere(next(iter(self._uploads)))
+        except PlanError:
+            self.free([(segment, 0)])  # nobody will hear of it
+            raise
 
     def home(self, key: Key) -> int:
         """The executor that has a value; an upload that none has yet goes to one.
@@ -119,9 +124,23 @@ class Placement:
         return self.holdings.places[key]
 
     def _bind_somewhere(self, segment: int) -> None:
-        """Sends an upload that nothing has used to where it is likely to be used."""
-        nbytes = self.holdings.places[segment, 0].facts.nbytes
-        self._bind(segment, self.policy.home(nbytes, self._situation([])))
+        """Sends an upload that nothing has used to where it is likely to be used.
+
+        Raises:
+            PlanError: there is no room.
+        """
+        nbytes, situation = self.holdings.places[segment, 0].facts.nbytes, self._situation([])
+        home = self.policy.home(nbytes, situation)
+        held, limit = situation.held_nbytes[home], situation.limits_nbytes[home]
+        if held + nbytes > limit:
+            raise PlanError(
+                f"the pool is too small: {situation.waiting_nbytes:,} bytes wait on the client for a place, and "
+                f"executor {home} ({self.lanes[home].transport.address}), the best one for {nbytes:,} of them, holds "
+                f"{held:,} of {limit:,}: {held + nbytes - limit:,} missing; all executors hold "
+                f"{sum(situation.held_nbytes):,} of {sum(situation.limits_nbytes):,}; add an executor, or give them "
+                "more --memory"
+            )
+        self._bind(segment, home)
 
     def _bind(self, segment: int, executor: int, residency: str = "") -> None:
         """Sends an upload to the executor that owns it from then on."""
@@ -158,15 +177,13 @@ class Placement:
     def write(self, segment: Segment) -> list[int]:
         """Appends a segment's runs and transfers to the lanes; renames what it made. Returns the lanes in use."""
         self.graphs += 1
-        self._free(self._frees(segment))
+        frees = self._freed(segment)
         keys = [(value.segment, value.code) for value in segment.slots]
         try:
-            places = [self._place(key) for key in keys]
-            for place, value in zip(places, segment.slots, strict=True):
-                if place.facts is UNKNOWN:
-                    place.facts = facts_of(value.meta)
+            places = self._places(segment, keys)
             plan = self._plan(segment, keys, places)
         except PlanError as error:
+            self._free_at(frees)
             self._refused.update(((value.segment, value.code), error) for value in segment.kept)
             raise
         for slot, executor in plan.moves:
@@ -174,15 +191,22 @@ class Placement:
                 self._bind(keys[slot][0], executor, plan.residency(Slot(slot)))
             else:
                 self._move(places[slot].storage, executor, plan)
-        numbers = [self._number() for _ in plan.parts]
         marks = self.ledger.runs(plan, time.perf_counter())
-        for at, part in enumerate(plan.parts):
-            self._transfer(plan, at, numbers, keys)
-            if marks:
-                self.lanes[part.executor].say(Mark(marks[at][0], settle=True))
-            self._run(segment, plan, at, part, numbers, keys)
-            if marks:
-                self.lanes[part.executor].say(Mark(marks[at][1], settle=True))
+        if plan.straight:
+            numbers = [segment.number]
+            self._transfer(plan, 0, numbers, keys)
+            self._mark(plan, 0, marks, 0)
+            self._run_straight(segment, plan, frees)
+            self._mark(plan, 0, marks, 1)
+        else:
+            self._free_at(frees)
+            numbers = [self._number() for _ in plan.parts]
+            for at, part in enumerate(plan.parts):
+                self._transfer(plan, at, numbers, keys)
+                self._mark(plan, at, marks, 0)
+                self._run(segment, plan, at, part, numbers, keys)
+                self._mark(plan, at, marks, 1)
+            self._renumber()
         self._rename(segment, plan, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
@@ -190,6 +214,38 @@ class Placement:
             place.reads += 1
             place.meaning = slot_of.meaning
         return sorted({part.executor for part in plan.parts})
+
+    def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
+        if self._refused:
+            for key in keys:
+                self._place(key)
+        known = self.holdings.places
+        places = [known[key] for key in keys]
+        for place, value in zip(places, segment.slots, strict=True):
+            if place.facts is UNKNOWN:
+                place.facts = facts_of(value.meta)
+        return places
+
+    def _mark(self, plan: Plan, at: int, marks: list[tuple[int, int]], end: int) -> None:
+        if marks:
+            self.lanes[plan.parts[at].executor].say(Mark(marks[at][end], settle=True))
+
+    def _run_straight(self, segment: Segment, plan: Plan, frees: list[tuple[int, Key]]) -> None:
+        """The whole segment on one executor, under its own number, with what ended there since the last one."""
+        executor = plan.parts[0].executor
+        here = [key for at, key in frees if at == executor]
+        if len(here) < len(frees):
+            self._free_at([pair for pair in frees if pair[0] != executor])
+        number = segment.number
+        self.lanes[executor].run(
+            plan.captured[0],
+            number,
+            segment.names(),
+            segment.holes,
+            segment.keep,
+            tuple([n for at, code in here for n in (number - at, code >> OUT_BITS, code & OUT_MASK)]),
+            segment.uploaded,
+        )
 
     def _run(
         self, segment: Segment, plan: Plan, at: int, part: Part, numbers: list[int], keys: list[Key]
@@ -213,6 +269,11 @@ class Placement:
             [segment.holes[hole] for hole in part.holes],
             tuple(n for pair in (*keep, *exported) for n in pair),
             (),
+            uploaded=lambda: [
+                at
+                for at, value in enumerate(part.inputs)
+                if isinstance(value, Slot) and segment.slots[value.index].uploaded
+            ],
         )
         for executor, row, out in plan.drops[at]:
             made_in, here = plan.found[row]
@@ -262,31 +323,16 @@ class Placement:
 
     def _rename(self, segment: Segment, plan: Plan, numbers: list[int], places: list[Place]) -> None:
         """The values that live on are called what they are called where they were made."""
-        storages: dict[tuple[int, int], Storage] = {}
-        template = segment.captured.template
-        for value in segment.kept:
-            row, out = value.code >> OUT_BITS, value.code & OUT_MASK
-            made_in, local = plan.found[row]
-            value.segment, value.code = numbers[made_in], local << OUT_BITS | out
-            slot = plan.shared.get((row, out))
-            if slot is not None:
-                shared: Storage | None = places[slot].storage
+        storages: list[Storage] = []
+        holdings, graph, straight = self.holdings, self.graphs, plan.straight
+        for value, (made, shared) in zip(segment.kept, plan.made, strict=True):
+            if not straight:
+                value.segment, value.code = numbers[made.part], made.code
+            if shared is None:
+                memory: Storage | None = None
             else:
-                shared = storages.get(plan.aliases.get((row, out), (row, out)))
-            place = self.holdings.made(
-                (value.segment, value.code),
-                plan.facts.get((row, out), UNKNOWN),
-                plan.parts[made_in].executor,
-                shared,
-                (template.nodes[row], out),
-                self.graphs,
-                plan.graph.rows[row].meaning,
-                plan.graph.template,
-            )
-            storages.setdefault(plan.aliases.get((row, out), (row, out)), place.storage)
-            for executor, copied_row, copied_out in plan.copies:
-                if (copied_row, copied_out) == (row, out):
-                    self.holdings.arrived((value.segment, value.code), executor)
+                memory = places[shared].storage if shared >= 0 else storages[shared + len(plan.made)]
+            storages.append(holdings.made((value.segment, value.code), made, memory, graph))
 
     def _move(self, storage: Storage, to: int, plan: Plan) -> None:
         """All values of a storage go to another executor, which owns it from then on."""
@@ -306,24 +352,27 @@ class Placement:
 
     # -- ends
 
-    def _frees(self, segment: Segment) -> list[Key]:
-        frees = segment.frees
-        return [
-            (segment.number - distance, row << OUT_BITS | out)
-            for distance, row, out in zip(frees[::3], frees[1::3], frees[2::3], strict=True)
+    def _freed(self, segment: Segment) -> list[tuple[int, Key]]:
+        """Takes note of what ended since the last segment; (executor, name) of what executors hold of it."""
+        number, frees = segment.number, iter(segment.frees)
+        keys = [
+            (number - distance, row << OUT_BITS | out)
+            for distance, row, out in zip(frees, frees, frees, strict=True)
         ]
+        return self._end(keys)
 
     def free(self, keys: Sequence[Key]) -> None:
         """Values that the program has dropped."""
-        self._free(keys)
+        self._free_at(self._end(keys))
 
-    def _free(self, keys: Sequence[Key]) -> None:
-        for key in keys:
-            upload = self._uploads.pop(key[0], None)
-            self._refused.pop(key, None)
-            if upload is not None:
-                self._pinned_nbytes -= upload.nbytes
-        self._free_at(self.holdings.freed(keys))
+    def _end(self, keys: Sequence[Key]) -> list[tuple[int, Key]]:
+        if self._uploads or self._refused:
+            for key in keys:
+                upload = self._uploads.pop(key[0], None)
+                self._refused.pop(key, None)
+                if upload is not None:
+                    self._pinned_nbytes -= upload.nbytes
+        return self.holdings.freed(keys)
 
     def _free_at(self, where: list[tuple[int, Key]]) -> None:
         by_lane: dict[int, list[Name]] = {}
@@ -337,38 +386,48 @@ class Placement:
 
     def _situation(self, places: Sequence[Place], random: tuple[int, ...] = ()) -> Situation:
         return Situation(
-            tuple(place.storage.owner for place in places),
-            tuple(frozenset(place.homes) for place in places),
+            tuple([place.storage.owner for place in places]),
+            tuple([place.homes for place in places]),
             tuple(self.holdings.held_nbytes),
-            tuple(lane.grant.memory_nbytes for lane in self.lanes),
-            tuple(lane.link.stream.kept_frames for lane in self.lanes),
+            tuple([lane.grant.memory_nbytes for lane in self.lanes]),
+            tuple([lane.link.stream.kept_frames for lane in self.lanes]),
             self.programs,
+            self._pinned_nbytes,
             random=random,
             pool=self.planner.pool,
         )
 
     def _plan(self, segment: Segment, keys: list[Key], places: list[Place]) -> Plan:
-        first: dict[int, int] = {}
-        situation = self._situation(places)
+        """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
+        whom, what lives on, whether random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
         gates = self._gates.get(template.id)
         if gates is None:
             gates = self._gates[template.id] = dropout_holes(template)
-        bucket = max((place.facts.nbytes for place in places), default=0).bit_length()
+        bucket = max([place.nbytes for place in places], default=0).bit_length()
+        storages = [place.storage for place in places]
+        numbers = [storage.number for storage in storages]
         key = (
             template.id,
             bucket,
-            situation.owners,
-            situation.homes,
-            tuple(first.setdefault(place.storage.number, at) for at, place in enumerate(places)),
+            tuple([storage.owner for storage in storages]),
+            tuple([place.homes for place in places]),
+            tuple(map(numbers.index, numbers)) if len(set(numbers)) < len(numbers) else None,
             segment.keep,
-            tuple(segment.holes[hole] != 0 for hole in gates),
-            self.policy.turn(situation),
+            tuple([segment.holes[hole] != 0 for hole in gates]),
+            self.policy.turn(self._situation(())) if self.policy.turns else 0,
         )
         plan = self.plans.get(key)
-        if plan is None:
+        if plan is None or (plan.gets_nbytes and not self._fits(plan)):
             plan = self.plans[key] = self._made(segment, keys, places, bucket)
         return plan
+
+    def _fits(self, plan: Plan) -> bool:
+        """Whether executors still have room for what they have to get before it runs."""
+        return all(
+            self.holdings.held_nbytes[executor] + nbytes <= self.lanes[executor].grant.memory_nbytes * ROOM
+            for executor, nbytes in plan.gets_nbytes
+        )
 
     def _made(self, segment: Segment, keys: list[Key], places: list[Place], bucket: int) -> Plan:
         started_s = time.perf_counter()
@@ -383,6 +442,7 @@ class Placement:
         return plan_of(
             decision,
             segment.captured,
+            segment.keep,
             bucket,
             situation.homes,
             lambda: next(self._captured),

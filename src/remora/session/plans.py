@@ -7,14 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from remora.capture.recorder import CapturedTemplate
+from remora.capture.value import OUT_BITS
 from remora.ir.annotated import Facts, Graph
 from remora.ir.node import Ref, Slot
 from remora.plan.duration import Duration
+from remora.plan.memory import need
 from remora.plan.parts import Part, Parts, Transfer
 from remora.plan.planner import Decision
 from remora.plan.policies.policy import Wish
+from remora.session.holdings import Made
 
 REMEMBERED = 8  # timed runs
+UNKNOWN = Facts("uint8", (0,), 1)  # of a value whose shape only the data tells, until it is described
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,11 @@ class Plan:
 
     captured: of each part. transfers: before each part. found: where each row's outputs are made: part and row there.
     moves: positions of slots whose memory gets another owner first. writes: slots whose memory is written.
-    shared: for an output that lies in a slot's memory, that slot. aliases: for one that lies in another output's
-    memory, that output. drops: after each part, (executor, row, out) of what only travelled and ends.
-    copies: (executor, row, out) of what lives on at an executor that did not make it.
+    made: of each value that lives on, in the order of the segment's own list, with whose memory it lies in: that of a
+    slot (0 or more), of an earlier one of them (its position less their number: below 0), or, None, its own.
+    straight: all of it runs as it is, on one executor. drops: after each part, (executor, row, out) of what only
+    travelled and ends.
+    gets_nbytes: by executor, what has to get there first.
     predicted: of each part, by the model alone. phase: what the graph does, '' if that is not known. homes: executors
     that had each slot when the plan was made.
     """
@@ -55,11 +61,11 @@ class Plan:
     found: tuple[tuple[int, int], ...]
     moves: tuple[tuple[int, int], ...]
     writes: tuple[int, ...]
-    shared: dict[tuple[int, int], int]
-    aliases: dict[tuple[int, int], tuple[int, int]]
+    made: tuple[tuple[Made, int | None], ...]
+    straight: bool
     facts: dict[tuple[int, int], Facts]
     drops: tuple[tuple[tuple[int, int, int], ...], ...]
-    copies: tuple[tuple[int, int, int], ...]
+    gets_nbytes: tuple[tuple[int, int], ...]
     predicted: tuple[Duration, ...]
     whole: Duration
     phase: str
@@ -78,23 +84,36 @@ class Plan:
 def plan_of(
     decision: Decision,
     whole: CapturedTemplate,
+    keep: tuple[int, ...],
     bucket: int,
     homes: tuple[frozenset[int], ...],
     number: Callable[[], int],
     planning_s: float,
 ) -> Plan:
-    """number: gives the captured template of a part a number of its own."""
+    """The plan for a template.
+
+    Args:
+        keep: what lives on, flat (row, out). number: gives the captured template of a part a number of its own.
+    """
     graph, parts = decision.graph, decision.parts
     found = {row: (at, here) for at, part in enumerate(parts.parts) for here, row in enumerate(part.rows)}
     slots = {slot.storage: index for index, slot in enumerate(graph.slots)}
     written = {graph.storage(row.tensors()[at]) for row in graph.rows for at in row.writes}
-    shared, aliases = _sharing(graph)
     drops, copies = _ends(graph, parts)
+    facts = {
+        (number, out): known
+        for number, row in enumerate(graph.rows)
+        for out, known in enumerate(row.outs)
+        if known is not None
+    }
+    straight = len(parts.parts) == 1 and parts.parts[0].inputs == tuple(map(Slot, range(len(graph.slots))))
     return Plan(
         whole.template.id,
         bucket,
         parts.parts,
-        tuple(
+        (whole,)
+        if straight
+        else tuple(
             CapturedTemplate(part.template, number(), tuple(whole.where[row] for row in part.rows))
             for part in parts.parts
         ),
@@ -105,16 +124,11 @@ def plan_of(
         tuple(found[row] for row in range(len(graph.rows))),
         tuple((slots[storage], executor) for storage, executor in decision.moves),
         tuple(sorted(slots[number] for kind, number, _ in written if kind == "slot")),
-        shared,
-        aliases,
-        {
-            (number, out): facts
-            for number, row in enumerate(graph.rows)
-            for out, facts in enumerate(row.outs)
-            if facts is not None
-        },
+        _made(graph, parts, found, keep, facts, copies),
+        straight,
+        facts,
         drops,
-        copies,
+        _gets(decision, homes),
         tuple(estimate.duration for estimate in decision.predicted.parts),
         decision.predicted.estimate.duration,
         _phase(graph),
@@ -125,30 +139,63 @@ def plan_of(
     )
 
 
+def _gets(decision: Decision, homes: tuple[frozenset[int], ...]) -> tuple[tuple[int, int], ...]:
+    """Plan.gets_nbytes, without executors that get nothing."""
+    found = []
+    for executor in sorted({part.executor for part in decision.parts.parts}):
+        rows = [row for row, at in enumerate(decision.graph.executors) if at == executor]
+        missing_nbytes = need(decision.graph, rows, [executor in home for home in homes], 0).missing_nbytes
+        if missing_nbytes:
+            found.append((executor, missing_nbytes))
+    return tuple(found)
+
+
 def _phase(graph: Graph) -> str:
     phases = Counter(row.meaning.phase for row in graph.rows if row.meaning.phase is not None)
     return phases.most_common(1)[0][0].value if phases else ""
 
 
-def _sharing(graph: Graph) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], tuple[int, int]]]:
-    """For outputs that do not have memory of their own: the slot, or the output, whose memory they lie in."""
-    shared: dict[tuple[int, int], int] = {}
-    aliases: dict[tuple[int, int], tuple[int, int]] = {}
-    index = {slot.storage: at for at, slot in enumerate(graph.slots)}
-    for number, row in enumerate(graph.rows):
-        for out in range(len(row.outs)):
-            kind, at, made = graph.storage(Ref(number, out))
-            if kind == "slot":
-                shared[number, out] = index[at]
-            elif (at, made) != (number, out):
-                aliases[number, out] = at, made
-    return shared, aliases
+def _made(
+    graph: Graph,
+    parts: Parts,
+    found: dict[int, tuple[int, int]],
+    keep: tuple[int, ...],
+    facts: dict[tuple[int, int], Facts],
+    copies: tuple[tuple[int, int, int], ...],
+) -> tuple[tuple[Made, int | None], ...]:
+    """Plan.made."""
+    slots = {slot.storage: at for at, slot in enumerate(graph.slots)}
+    first: dict[tuple[str, int, int], int] = {}
+    made: list[tuple[Made, int | None]] = []
+    kept = list(zip(keep[::2], keep[1::2], strict=True))
+    for at, (row, out) in enumerate(kept):
+        part, here = found[row]
+        known = facts.get((row, out), UNKNOWN)
+        storage = graph.storage(Ref(row, out))
+        if storage[0] == "slot":
+            shared: int | None = slots[storage[1]]
+        else:
+            earlier = first.setdefault(storage, at)
+            shared = earlier - len(kept) if earlier != at else None
+        value = Made(
+            part,
+            here << OUT_BITS | out,
+            parts.parts[part].executor,
+            known,
+            known.nbytes,
+            (graph.rows[row].node, out),
+            graph.rows[row].meaning,
+            graph.template,
+            tuple(executor for executor, *copied in copies if copied == [row, out]),
+        )
+        made.append((value, shared))
+    return tuple(made)
 
 
 def _ends(
     graph: Graph, parts: Parts
 ) -> tuple[tuple[tuple[tuple[int, int, int], ...], ...], tuple[tuple[int, int, int], ...]]:
-    """Plan.drops and Plan.copies."""
+    """Plan.drops, and (executor, row, out) of what lives on at an executor that did not make it."""
     drops: list[list[tuple[int, int, int]]] = [[] for _ in parts.parts]
     copies: list[tuple[int, int, int]] = []
     last_used: dict[tuple[int, int, int], int] = {}

@@ -20,6 +20,7 @@ from remora.errors import ExecutorError, RemoraError
 from remora.ir.annotated import NOTHING, Facts
 from remora.ir.node import Node
 from remora.plan.planner import Planner
+from remora.session.holdings import Made
 from remora.session.lane import Lane
 from remora.session.link import Reply
 from remora.session.placement import Placement, Upload
@@ -46,7 +47,9 @@ from remora.wire.messages import (
 
 ABANDON_S = 2.0
 GENERATORS = 0  # the executor where random numbers are drawn
-_STATE = Facts("uint8", (0,), 1)  # of a generator; only its device knows the size
+_SAVED = Made(  # a generator's state; only its device knows the size
+    0, 0, GENERATORS, Facts("uint8", (0,), 1), 0, (Node("remora.save_rng.default"), 0), NOTHING, ""
+)
 
 
 class PoolSession(Session):
@@ -56,7 +59,10 @@ class PoolSession(Session):
         self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
     ) -> None:
         self._start(opened, settings)
-        self.placement = Placement(self.lanes, planner, self.recorder.number, lambda: next(self._tickets))
+        recorder = self.recorder
+        self.placement = Placement(
+            self.lanes, planner, recorder.number, recorder.renumber, lambda: next(self._tickets)
+        )
         self._peer_nbytes = 0
         self._push_failure: PushFailed | None = None
         self._watching = False
@@ -263,8 +269,7 @@ class PoolSession(Session):
         with self.recorder.lock:
             segment = self.recorder.number()
             self._in_order(lambda: self.lanes[GENERATORS].post(SaveRng(segment, generator)))
-            by = Node("remora.save_rng.default"), 0
-            self.placement.holdings.made((segment, 0), _STATE, GENERATORS, None, by, 0, NOTHING)
+            self.placement.holdings.made((segment, 0), _SAVED, None, 0)
             return segment
 
     def load_rng(self, value: Value, generator: int = 0) -> None:

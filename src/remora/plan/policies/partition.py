@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from remora.ir.annotated import Graph
 from remora.ir.node import Ref, Slot
+from remora.plan.policies.policy import ROOM
 from remora.plan.situation import Situation
 
 
@@ -22,29 +23,27 @@ class _Unit:
 def partition(graph: Graph, situation: Situation) -> Mapping[int, int]:
     """The executor of each storage (`Outside.storage`) that is on none yet, in the order of layers.
 
-    Each executor gets as large a share of the whole as it has of the room, rounded to units; what does not fit
-    anywhere goes to the last one.
+    One executor after the other is filled, up to the share that leaves room for what is computed, or, if that does not
+    do, to the brim; what does not fit anywhere goes to the last one.
     """
     units = _units(graph, situation)
-    rooms = [
-        max(0, limit - held)
-        for limit, held in zip(situation.limits_nbytes, situation.held_nbytes, strict=True)
-    ]
-    for share in (sum(unit.nbytes for unit in units) / max(1, sum(rooms)), 1.0):
-        chosen, fits = _dealt(units, rooms, min(1.0, share))
+    for share in (ROOM, 1.0):
+        rooms = [
+            int(limit * share) - held
+            for limit, held in zip(situation.limits_nbytes, situation.held_nbytes, strict=True)
+        ]
+        chosen, fits = _filled(units, rooms)
         if fits:
             break
     return {storage: at for unit, at in zip(units, chosen, strict=True) for storage in unit.storages}
 
 
-def _dealt(units: Sequence[_Unit], rooms: Sequence[int], share: float) -> tuple[list[int], bool]:
+def _filled(units: Sequence[_Unit], rooms: Sequence[int]) -> tuple[list[int], bool]:
     """The executor of each unit, ascending; whether all of them fit."""
     chosen: list[int] = []
     at, filled, fits = 0, 0, True
     for unit in units:
-        while at < len(rooms) - 1 and (
-            filled + unit.nbytes > rooms[at] or (filled and filled + unit.nbytes / 2 > rooms[at] * share)
-        ):
+        while at < len(rooms) - 1 and filled + unit.nbytes > rooms[at]:
             at, filled = at + 1, 0
         filled += unit.nbytes
         fits = fits and filled <= rooms[at]

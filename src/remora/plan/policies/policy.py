@@ -31,6 +31,7 @@ class Policy(ABC):
     """Stateless: all that it may look at is in the situation."""
 
     name: ClassVar[str]
+    turns: ClassVar[bool] = False  # whether `turn` says anything
 
     @abstractmethod
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:

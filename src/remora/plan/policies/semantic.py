@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from remora.errors import PlanError
 from remora.ir.annotated import Graph, Residency
-from remora.ir.node import Ref
+from remora.ir.node import Ref, Slot
 from remora.plan.devices import Pool
 from remora.plan.duration import Duration, Estimate, difference
 from remora.plan.estimate import Costs
@@ -21,6 +22,7 @@ from remora.plan.policies.policy import ROOM, Policy, Wish
 from remora.plan.situation import Situation
 
 STAYS = frozenset({Residency.WEIGHT, Residency.KV_CACHE, Residency.OPTIMIZER_STATE})
+DOUBT = 0.1  # relative error of comparing two plans that their common sources do not show
 CLEARLY_FASTER = 1.3  # of devices, for what nobody has used yet
 
 
@@ -81,7 +83,7 @@ def chosen(options: Sequence[Option]) -> tuple[Option, str]:
     still = min(options, key=lambda option: option.estimate.wire_nbytes)
     fastest = min(options, key=lambda option: option.took.seconds)
     gain = difference(still.took, fastest.took)
-    if gain.seconds > gain.sigma_s:
+    if gain.seconds > gain.sigma_s + DOUBT * fastest.took.seconds:
         return fastest, f"predicted faster than moving fewest bytes ({still.what}) by {gain}"
     return still, f"moves fewest bytes, {still.estimate.wire_nbytes:,}; nothing is clearly faster"
 
@@ -96,7 +98,7 @@ def _options(graph: Graph, situation: Situation, costs: Costs) -> Iterator[Optio
     yield from alone
     tried = {option.executors for option in alone}
     wishes = [(_followed(graph, situation, {}), "each row where what it reads stays")]
-    if all(shortfall(option.needs, situation.limits_nbytes) for option in alone):
+    if not any(_has_room(option, situation) for option in alone):
         wishes.append((_followed(graph, situation, partition(graph, situation)), "cut by layers"))
     for wished, what in wishes:
         if wished not in tried:
@@ -122,32 +124,53 @@ def _option(graph: Graph, situation: Situation, costs: Costs, wished: tuple[int,
 
 
 def _followed(graph: Graph, situation: Situation, given: Mapping[int, int]) -> tuple[int, ...]:
-    """Each row at the executor that owns most bytes of what stays among its inputs; else where its inputs are made.
+    """Each row at the executor that owns most bytes of what stays among its inputs; else where most of what stays in
+    its layer is; else where the last of its inputs is made.
 
     given: owners of storages that have none yet.
     """
+    own = [_owners(graph, situation, given, number) for number in range(len(graph.rows))]
+    layers: dict[int, Counter[int]] = {}
+    for row, nbytes in zip(graph.rows, own, strict=True):
+        if row.meaning.layer is not None:
+            layers.setdefault(row.meaning.layer, Counter()).update(nbytes)
     executors: list[int] = []
-    for row in graph.rows:
-        nbytes: dict[int, int] = {}
-        made: list[int] = []
+    for row, nbytes in zip(graph.rows, own, strict=True):
         for arg in row.tensors():
-            if isinstance(arg, Ref):
-                made.append(executors[arg.row])
-                continue
-            slot = graph.slots[arg.index]
-            owner = situation.owners[arg.index]
+            if isinstance(arg, Ref) and graph.rows[arg.row].meaning.residency in STAYS:
+                facts = graph.facts(arg)
+                nbytes[executors[arg.row]] += facts.nbytes if facts is not None else 0
+        layer = layers.get(row.meaning.layer, nbytes) if row.meaning.layer is not None else nbytes
+        made = [
+            (arg.row, executors[arg.row])
+            if isinstance(arg, Ref)
+            else (-1, situation.owners[arg.index] or given.get(graph.slots[arg.index].storage, 0))
+            for arg in row.tensors()
+        ]
+        if nbytes or layer:
+            executors.append(_most(nbytes or layer))
+        else:
+            executors.append(max(made)[1] if made else executors[-1] if executors else 0)
+    return tuple(executors)
+
+
+def _owners(graph: Graph, situation: Situation, given: Mapping[int, int], number: int) -> Counter[int]:
+    """Bytes of what stays among a row's inputs, and of what nobody has yet, by the executor that owns them."""
+    nbytes: Counter[int] = Counter()
+    for arg in graph.rows[number].tensors():
+        if isinstance(arg, Slot):
+            slot, owner = graph.slots[arg.index], situation.owners[arg.index]
             if owner is None:
                 owner = given.get(slot.storage)
             elif slot.meaning.residency not in STAYS:
-                made.append(owner)
                 continue
             if owner is not None:
-                nbytes[owner] = nbytes.get(owner, 0) + slot.facts.nbytes
-        if nbytes:
-            executors.append(max(nbytes, key=lambda executor: (nbytes[executor], -executor)))
-        else:
-            executors.append(made[0] if made else executors[-1] if executors else 0)
-    return tuple(executors)
+                nbytes[owner] += slot.facts.nbytes
+    return nbytes
+
+
+def _most(nbytes: Counter[int]) -> int:
+    return max(nbytes, key=lambda executor: (nbytes[executor], -executor))
 
 
 def _has_room(option: Option, situation: Situation) -> bool:
@@ -166,11 +189,10 @@ def _too_small(options: Sequence[Option], situation: Situation) -> str:
         return sum(max(0, n.lasting_nbytes - limit) for n, limit in zip(option.needs, limits, strict=True))
 
     best = min(options, key=lacking)
-    needed = sum(need.lasting_nbytes for need in best.needs)
     return (
-        f"the pool is too small: weights and state need {needed:,} bytes, the executors grant {sum(limits):,} together "
-        f"and {lacking(best):,} are missing in the best placement, {best.what}: {shortfall(best.needs, limits)}; "
-        "add an executor, or give them more --memory"
+        f"the pool is too small: executors hold {sum(situation.held_nbytes):,} bytes and are to get "
+        f"{situation.waiting_nbytes:,} more from the client, but grant {sum(limits):,} together; the best placement "
+        f"of what runs now, {best.what}: {shortfall(best.needs, limits)}; add an executor, or give them more --memory"
     )
 
 

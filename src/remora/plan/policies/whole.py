@@ -31,6 +31,7 @@ class Blind(Policy):
     """Round robin: the next executor for each program, from sync to sync. What it computed before has to travel."""
 
     name: ClassVar[str] = "blind"
+    turns: ClassVar[bool] = True
 
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         return _all(graph, self.turn(situation), f"program {situation.program} of a round")
@@ -43,6 +44,7 @@ class Random(Policy):
     """Any executor for each program, the same ones in each run of the client's program."""
 
     name: ClassVar[str] = "random"
+    turns: ClassVar[bool] = True
     SEED = 0
 
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
@@ -56,6 +58,7 @@ class LeastLoaded(Policy):
     """The executor with the shortest queue; of several, the one that holds least."""
 
     name: ClassVar[str] = "least_loaded"
+    turns: ClassVar[bool] = True
 
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         executor = self.turn(situation)

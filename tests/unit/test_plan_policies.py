@@ -1,0 +1,125 @@
+"""Policies: a graph as text in, the executor of each row out."""
+
+from __future__ import annotations
+
+import pytest
+
+from remora.errors import PlanError, UsageError
+from remora.ir.annotated_text import parse_graph
+from remora.ops.cost import Kind
+from remora.plan.devices import Device, Link, Pool, Rates, flat
+from remora.plan.estimate import costs
+from remora.plan.policies import POLICIES, policy_named
+from remora.plan.situation import Situation
+
+MB = 1 << 20
+
+# Two layers with a weight of 1 MB each, one of them with a cache of 2 MB; rows between them have no weights.
+LAYERS = """graph ANNOTATED keep=%3
+$0 = float32[1,512] storage=0 uploaded input "input: test"
+$1 = float32[512,512] storage=1 uploaded weight layer=0 "weight: test"
+$2 = float32[512,512] storage=2 uploaded weight layer=1 "weight: test"
+$3 = float32[1,8,1024,64] storage=3 age=1 kv_cache layer=1 "cache: test"
+%0 = aten.linear.default($0, $1) | float32[1,512] activation decode layer=0 "layer: test"
+%1 = aten.add.Tensor(%0, $0) | float32[1,512] activation decode layer=0 "layer: test"
+%2 = aten.linear.default(%1, $2) | float32[1,512] activation decode layer=1 "layer: test"
+%3 = aten.cat.default([$3, %2], int) | float32[1,8,1025,64] kv_cache decode layer=1 "cache: test"
+%4 = aten.scaled_dot_product_attention.default(%2, %3, %3) | float32[1,512] activation decode layer=1 "layer: test"
+%5 = aten.neg.default(%4) | float32[1,512] output decode "output: test"
+"""
+
+
+def device(name: str, rate: float = 100.0 * MB) -> Device:
+    move = Rates(0.0, flat(rate), flat(rate), sigma=0.1)
+    return Device(name, 1 << 30, 0.0, 0.0, 0.0, {Kind.MOVE: move, Kind.PRODUCT: move}, sigma=0.1)
+
+
+def pool(*rates: float) -> Pool:
+    n = len(rates)
+    links = {(a, b): Link(10.0 * MB, 1e-3) for a in range(n) for b in range(n) if a != b}
+    return Pool(
+        tuple(device(f"d{at}", rate * MB) for at, rate in enumerate(rates)),
+        links,
+        (Link(10.0 * MB, 1e-3),) * n,
+    )
+
+
+def situation(owners, rates=(100, 100), limit=1 << 30, held=None, **more) -> Situation:
+    homes = tuple(frozenset() if at is None else frozenset({at}) for at in owners)
+    n = len(rates)
+    return Situation(owners, homes, held or (0,) * n, (limit,) * n, (0,) * n, pool=pool(*rates), **more)
+
+
+def place(policy: str, owners, text: str = LAYERS, **more):
+    graph, at = parse_graph(text), situation(owners, **more)
+    return policy_named(policy).place(graph, at, costs(graph, at.pool.devices))
+
+
+def test_an_unknown_policy_lists_the_known_ones():
+    with pytest.raises(UsageError, match=r"no placement 'best'; there are semantic, local, blind"):
+        policy_named("best")
+
+
+def test_semantic_stays_where_weights_and_cache_are():
+    for home in (0, 1):
+        wish = place("semantic", (home,) * 4)
+        assert set(wish.executors) == {home}
+        assert wish.what == f"all on executor {home}"
+        assert "moves fewest bytes, 0" in wish.reason
+        assert wish.alternative_took.seconds > 0.2  # the other one would need the cache and the weights first
+
+
+def test_semantic_runs_each_layer_where_what_it_reads_stays():
+    wish = place("semantic", (0, 0, 1, 1))
+    assert wish.executors == (0, 0, 1, 1, 1, 1)
+    assert wish.what == "each row where what it reads stays"
+
+
+def test_data_aware_brings_the_smaller_weight_instead():
+    assert set(place("data_aware", (0, 0, 1, 1)).executors) == {1}
+
+
+def test_attention_follows_the_cache_that_another_layer_s_executor_holds():
+    executors = place("semantic", (0, 0, 0, 1)).executors
+    assert executors[3:5] == (1, 1)
+    assert executors[:3] == (0, 0, 0)
+
+
+def test_semantic_puts_new_weights_on_a_clearly_faster_executor_only():
+    nobody = (None, None, None, None)
+    assert set(place("semantic", nobody, rates=(100, 103)).executors) == {0}
+    wish = place("semantic", nobody, rates=(1, 100))
+    assert set(wish.executors) == {1}
+    assert "predicted faster" in wish.reason
+
+
+def test_semantic_never_moves_state_for_a_gain_within_the_error():
+    assert set(place("semantic", (1,) * 4, rates=(104, 100)).executors) == {1}
+
+
+def test_a_model_that_no_executor_holds_is_cut_between_its_layers():
+    wish = place("semantic", (None, None, None, 1), limit=7 * MB, held=(4 * MB, 2 * MB), rates=(100, 100))
+    assert wish.executors == (0, 0, 1, 1, 1, 1)
+
+
+def test_a_pool_that_is_too_small_says_the_arithmetic():
+    with pytest.raises(PlanError) as refused:
+        place("semantic", (None, None, None, 1), limit=4 * MB, held=(4 * MB, 2 * MB), waiting_nbytes=2 * MB)
+    text = str(refused.value)
+    assert "hold 6,291,456 bytes" in text
+    assert "2,097,152 more from the client" in text
+    assert "grant 8,388,608 together" in text
+    assert "missing" in text
+
+
+def test_split_puts_the_cache_and_its_attention_on_the_last():
+    assert place("split", (0,) * 4, rates=(1, 1, 1)).executors == (0, 0, 0, 2, 2, 0)
+
+
+def test_an_upload_that_nobody_used_goes_with_the_others_while_there_is_room():
+    semantic = policy_named("semantic")
+    assert semantic.home(MB, situation((), held=(0, 4 * MB), limit=10 * MB)) == 1
+    assert semantic.home(6 * MB, situation((), held=(0, 4 * MB), limit=10 * MB)) == 0
+    assert semantic.home(MB, situation((), rates=(100, 200))) == 1
+    for name in sorted(POLICIES.keys() - {"semantic"}):
+        assert policy_named(name).home(MB, situation(())) == 0
