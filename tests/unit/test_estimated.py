@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import remora
-from remora.errors import PlanError, UsageError
+from remora.errors import UsageError
 from remora.session import connect
 from remora.session.estimated import EstimatedSession
 from remora.session.rehearsal import rehearsing
@@ -125,14 +125,18 @@ def test_a_model_that_is_too_large_lacks_what_it_lacks(estimating) -> None:
     assert forecast.executors[0].missing_nbytes == (3 << 20) + 4
 
 
-def test_where_the_policy_finds_no_place_its_arithmetic_is_the_answer(estimating) -> None:
-    session = estimating("a10,a10", memory_nbytes=1 << 20)
-    w = torch.nn.Linear(1024, 1024, device="meta").to("remora")
-    with pytest.raises(PlanError):
-        w(torch.ones(1, 1024, device="remora")).sum().item()
+def test_where_there_is_no_place_the_script_goes_on_to_see_what_it_takes(estimating) -> None:
+    session = estimating("a10,a10", memory_nbytes=3 << 20)
+    with torch.device("meta"):
+        layers = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(3)))
+    layers.to("remora")(torch.ones(1, 1024, device="remora")).sum().item()
     forecast = session.forecast()
     assert not forecast.fits
     assert "the pool is too small" in forecast.refused
+    assert sum(one.held["weight"] for one in forecast.executors if one.held) == 12 << 20
+    assert sum(one.missing_nbytes for one in forecast.executors) > 6 << 20
+    assert [one.cap_nbytes for one in forecast.executors] == [3 << 20] * 2
+    assert forecast.phases[0].steps == 1
 
 
 # -- time and bytes

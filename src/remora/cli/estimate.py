@@ -6,17 +6,13 @@ import os
 import runpy
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from remora.cli.failure import fail, failures_in_one_line
 from remora.cli.run import SIGINT_EXIT, prepare, report
 from remora.cli.serve import parse_nbytes
-from remora.errors import PlanError
-
-if TYPE_CHECKING:
-    from remora.session.estimated import EstimatedSession
 
 
 def estimate(
@@ -56,7 +52,7 @@ def estimate(
         )
         if as_cuda:
             remora.as_cuda()
-    code = _run(script, arguments, sessions)
+    code = _run(script, arguments)
     if not sessions:
         raise fail("estimate", "the script never used the remora device", code or 1)
     forecast = sessions[-1].forecast()
@@ -68,8 +64,8 @@ def estimate(
         raise typer.Exit(code or 1)
 
 
-def _run(script: str, arguments: list[str] | None, sessions: list[EstimatedSession]) -> int:
-    """The script's exit code. What fails for want of a placement is no failure: it is part of the answer."""
+def _run(script: str, arguments: list[str] | None) -> int:
+    """The script's exit code."""
     prepare(script, arguments)
     try:
         runpy.run_path(script, run_name="__main__")
@@ -77,10 +73,6 @@ def _run(script: str, arguments: list[str] | None, sessions: list[EstimatedSessi
         if isinstance(ended.code, int | None):
             return ended.code or 0
         print(ended.code, file=sys.stderr)
-        return 1
-    except PlanError as error:
-        if not any(session.refused is error for session in sessions):
-            report(error, script)
         return 1
     except Exception as error:
         report(error, script)

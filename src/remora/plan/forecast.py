@@ -90,7 +90,7 @@ class Reads:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """refused: why there is no placement, '' if there is one; the rest then covers what came before."""
+    """refused: why there is no placement, '' if there is one; the rest is then as if memory were enough."""
 
     policy: str
     link: str

@@ -43,7 +43,14 @@ def _memory(tree: Forecast) -> list[str]:
         rows.append(
             [_device(at, executor), *held, amount(executor.peak_nbytes), amount(executor.cap_nbytes), last]
         )
-    return lines + _table(rows)
+    lines += _table(rows)
+    needed, cap = (
+        sum(one.peak_nbytes for one in tree.executors),
+        sum(one.cap_nbytes for one in tree.executors),
+    )
+    if len(tree.executors) > 1 and needed > cap:
+        lines.append(f"  together they need {needed:,} bytes and have {cap:,}: {needed - cap:,} missing")
+    return lines
 
 
 def _device(at: int, executor: Memory) -> str:

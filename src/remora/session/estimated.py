@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from msgspec.structs import replace
 
 from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import Segment
@@ -39,6 +42,9 @@ from remora.wire.messages import DeviceFacts, Done, Grant, Memory, MemoryQuery
 PUBLISHED = "published"  # a source of a device's numbers
 CAPABILITY = 9, 0  # that programs are told of a device that is not there, unless it is a CPU
 MULTI_PROCESSORS = 100
+ROOM_NBYTES = 1 << 60  # more than any program takes
+
+T = TypeVar("T")
 
 
 def absent(pool: Pool, memory_nbytes: int = 0) -> list[tuple[Transport, Grant]]:
@@ -92,6 +98,7 @@ class EstimatedSession(PoolSession):
         self.ledger = self.placement.ledger = Unmeasured(self.account, lambda: next(self._tickets))
         self.imagination = Imagination()
         self.refused: PlanError | None = None
+        self.caps_nbytes = [lane.grant.memory_nbytes for lane in self.lanes]
         self._closed: Forecast | None = None
         self._unread: dict[int, int] = {}  # bytes of uploads that no row has read, by segment
         for lane in self.lanes:
@@ -105,8 +112,8 @@ class EstimatedSession(PoolSession):
         codes = [value.code for value in segment.kept]
         self.account.outside(self.clock() - started_s)
         sent = sum(lane.link.bytes_sent for lane in self.lanes)
-        with self._placing():
-            super()._place(segment)
+        place_it = super()._place
+        self._placed(lambda: place_it(segment))
         for lane in self.lanes:
             lane.commit()
             lane.link.send()
@@ -124,14 +131,18 @@ class EstimatedSession(PoolSession):
         self.account.weigh(self.placement.holdings, plan)
         self.account.outside(self.clock() - started_s)
 
-    @contextmanager
-    def _placing(self) -> Iterator[None]:
-        """What finds no place here is the answer."""
+    def _placed(self, act: Callable[[], T]) -> T:
+        """What finds no place is told in the end; from then on there is room everywhere, to see what it would take."""
         try:
-            yield
+            return act()
         except PlanError as error:
+            if self.refused is not None:
+                raise
             self.refused = error
-            raise
+            for lane in self.lanes:
+                lane.grant = replace(lane.grant, memory_nbytes=ROOM_NBYTES)
+            self.placement.forgive()
+            return act()
 
     # -- sync
 
@@ -140,8 +151,7 @@ class EstimatedSession(PoolSession):
             self._check()
             self._end_segment()
             names = [(value.segment, value.code) for value in values]
-            with self._placing():
-                homes = [self.placement.home(name) for name in names]
+            homes = [self._placed(partial(self.placement.home, name)) for name in names]
             started_s = self.clock()
             known = [self.imagination.find(name) for name in names]
             where = place(sys._getframe(1))
@@ -200,8 +210,12 @@ class EstimatedSession(PoolSession):
         device, cpu = self.pool.devices[0], self.executor_device == "cpu"
         major, minor = (0, 0) if cpu else CAPABILITY
         return DeviceFacts(
-            0, device.name, self.grant.memory_nbytes, major, minor, 0 if cpu else MULTI_PROCESSORS, True
+            0, device.name, self.caps_nbytes[0], major, minor, 0 if cpu else MULTI_PROCESSORS, True
         )
+
+    @property
+    def memory_nbytes(self) -> int:
+        return sum(self.caps_nbytes)
 
     # -- uploads
 
@@ -221,8 +235,7 @@ class EstimatedSession(PoolSession):
         nbytes = BY_NAME[dtype].itemsize
         for n in shape:
             nbytes *= n
-        with self._placing():
-            segment = self._pin(Upload(dtype, shape, b"", digest, nbytes))
+        segment = self._placed(lambda: self._pin(Upload(dtype, shape, b"", digest, nbytes)))
         self.imagination.uploaded((segment, 0), dtype, shape, data)
         self._unread[segment] = nbytes
         return segment
@@ -231,7 +244,7 @@ class EstimatedSession(PoolSession):
         """Uploads are what the first row that reads them takes them for."""
         for at, value in enumerate(segment.slots):
             nbytes = self._unread.pop(value.segment, None)
-            if nbytes is not None:
+            if nbytes:
                 home = self.placement.home((value.segment, value.code))
                 self.account.uploads(home, plan.residency(Slot(at)), nbytes)
 
@@ -255,9 +268,7 @@ class EstimatedSession(PoolSession):
         with self.recorder.lock:
             if self._closed is not None:
                 return self._closed
-            if self.refused is None:
-                with suppress(PlanError):
-                    self.recorder.cut()
+            self.recorder.cut()
             self.account.program_ends(None, 0)
             account, placement = self.account, self.placement
             account.weigh(placement.holdings, None)
@@ -266,9 +277,14 @@ class EstimatedSession(PoolSession):
                 if known is not None and known.storage.owner is not None:
                     account.uploads(known.storage.owner, "", self._unread.pop(segment))
             executors = tuple(
-                Held(device.name, source, lane.grant.memory_nbytes, held, peak)
-                for device, source, lane, held, peak in zip(
-                    self.pool.devices, self.sources, self.lanes, account.held, account.peaks, strict=True
+                Held(device.name, source, cap, held, peak)
+                for device, source, cap, held, peak in zip(
+                    self.pool.devices,
+                    self.sources,
+                    self.caps_nbytes,
+                    account.held,
+                    account.peaks,
+                    strict=True,
                 )
             )
             return Forecast(
@@ -288,6 +304,11 @@ class EstimatedSession(PoolSession):
             "what the executors do is predicted. They overlap. Uploads come on top, once.",
             "Peaks are bytes of tensors. A GPU's context and its kernels' workspaces come on top.",
         ]
+        if self.refused is not None:
+            notes.append(
+                "From where there was no place on, the script ran as if memory were enough: the peaks say how much it "
+                "takes, placed so."
+            )
         if PUBLISHED in self.sources:
             notes.append(
                 "Published devices reach the shares of their data sheets that PyTorch's kernels usually reach; an "

@@ -350,6 +350,10 @@ class Placement:
         self._push(source, to, names, kinds, whole=True)
         self._free_at(self.holdings.moved(storage, to))
 
+    def forgive(self) -> None:
+        """What found no place is asked for again, and may find one now."""
+        self._refused.clear()
+
     # -- ends
 
     def _freed(self, segment: Segment) -> list[tuple[int, Key]]:
