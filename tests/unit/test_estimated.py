@@ -69,6 +69,15 @@ def test_a_loop_that_ends_by_what_is_counted_ends(estimating) -> None:
     assert tokens.cpu().tolist() == [[0] * 7]
 
 
+def test_a_token_of_choice_ends_no_text(estimating) -> None:
+    """Where 0 ends a text, tokens that nobody computed may be another."""
+    estimating(token=7)
+    logits = torch.randn(1, 64).to("remora") @ torch.randn(64, 512).to("remora")
+    token = logits.argmax(-1)
+    ends = torch.isin(token, torch.tensor([0]).to("remora"))
+    assert (token.item(), ends.item(), logits.max().item()) == (7, False, 0.0)
+
+
 def test_writes_in_place_are_seen_through_views(estimating) -> None:
     estimating()
     x = torch.zeros(2, 3, dtype=torch.long).to("remora")

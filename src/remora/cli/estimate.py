@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -31,6 +30,9 @@ def estimate(
     placement: str | None = typer.Option(None, help="The policy; with several devices semantic, else local"),
     memory: str = typer.Option("0", help="What each executor grants, such as 20GiB; 0: what it has"),
     token: str | None = typer.Option(None, help="Of executors that are measured [REMORA_TOKEN]"),
+    text_token: int = typer.Option(
+        0, help="What an integer counts as that nothing computed: a token that does not end a text"
+    ),
     as_cuda: bool = typer.Option(False, "--as-cuda", help='Let "cuda" in the script mean the remora device'),
     as_json: Annotated[bool, typer.Option("--json", help="JSON as the last line of stdout, no text")] = False,
 ) -> None:
@@ -47,9 +49,7 @@ def estimate(
         remora.activate()  # brings torch, which has to come before what follows
         from remora.session.rehearsal import rehearsing
 
-        sessions = rehearsing(
-            device, link or [], placement, memory_nbytes, token or os.environ.get("REMORA_TOKEN")
-        )
+        sessions = rehearsing(device, link or [], placement, memory_nbytes, token, text_token)
         if as_cuda:
             remora.as_cuda()
     code = _run(script, arguments)

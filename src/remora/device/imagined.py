@@ -2,14 +2,14 @@
 
 Programs branch on such values: `generate` goes on until `unfinished_sequences` is all zeros. A value is known if the
 client uploaded it and it is small, or if a row made it from known ones; of integers and booleans it is enough that one
-input is known, and what is missing counts as zeros. Everything else is unknown, and zeros when it is read. A value is
-certain if nothing that it comes from counted as zeros. Rows are taken in their order, so that writes in place are seen
-through every view.
+input is known, and what is missing counts as zeros, or as a token of choice. Everything else is unknown, and is that
+when it is read. A value is certain if nothing that it comes from was missing. Rows are taken in their order, so that
+writes in place are seen through every view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from remora.ops.schema import OpTraits, resolve, traits
 
 MAX_NUMEL = 64 << 10  # of a tensor that is computed here
 MAX_TEMPLATES = 4096  # whose rows are kept as they are computed
+TOKENS = {torch.int32, torch.int64}
 _UNSET = ("empty", "new_empty")
 
 Key = tuple[int, int]
@@ -53,9 +54,14 @@ class _Row:
 
 
 class Imagination:
-    """The known values of one session, by name."""
+    """The known values of one session, by name.
 
-    def __init__(self) -> None:
+    Args:
+        token: what wide integers count as that are missing: mostly they are tokens, and one of these ends a text.
+    """
+
+    def __init__(self, token: int = 0) -> None:
+        self.token = token
         self._known: dict[Key, Known] = {}
         self._rows: dict[bytes, tuple[_Row, ...]] = {}
 
@@ -70,6 +76,10 @@ class Imagination:
         if numel <= (MAX_NUMEL if kind in EXACT else MAX_FLOATS) and len(data) == numel * kind.itemsize:
             with torch.inference_mode(False):
                 self._known[key] = Known(tensor_from(bytes(data), kind, shape), [True])
+
+    def missing(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """What a value counts as that is not known."""
+        return torch.full(tuple(shape), self.token if dtype in TOKENS else 0, dtype=dtype)
 
     def find(self, key: Key) -> Known | None:
         return self._known.get(key)
@@ -102,7 +112,7 @@ class Imagination:
                 ]
                 if row.inputs and all(known is None for known in inputs):
                     continue
-                for out, known in _computed(row, step, inputs, iter(holes)):
+                for out, known in _computed(row, step, inputs, iter(holes), self.missing):
                     made[number, out] = known
         pairs = zip(segment.keep[::2], segment.keep[1::2], strict=True)
         codes = (value.code for value in segment.kept)
@@ -141,7 +151,11 @@ def _steps(last: Step) -> list[Step]:
 
 
 def _computed(
-    row: _Row, step: Step, inputs: Sequence[Known | None], holes: Iterator[int | float]
+    row: _Row,
+    step: Step,
+    inputs: Sequence[Known | None],
+    holes: Iterator[int | float],
+    missing: Callable[[Sequence[int], torch.dtype], torch.Tensor],
 ) -> list[tuple[int, Known]]:
     """The outputs of a row of which something is known."""
     outcome, metas = step.outcome, step.metas or []
@@ -152,11 +166,11 @@ def _computed(
             target.cell[0] = False
     if not worth:
         for target in targets:
-            target.tensor.zero_()
+            target.tensor.copy_(missing(target.tensor.shape, target.tensor.dtype))
         pairs = [(out, inputs[meta]) for out, meta in enumerate(outcome.outs) if isinstance(meta, int)]
         return [(out, known) for out, known in pairs if known is not None]
     tensors = [
-        torch.zeros(meta.shape, dtype=meta.dtype) if known is None else known.tensor
+        missing(meta.shape, meta.dtype) if known is None else known.tensor
         for known, meta in zip(inputs, metas, strict=True)
     ]
     given = iter(tensors)

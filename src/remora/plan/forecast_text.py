@@ -104,7 +104,7 @@ def _assumed(reads: Reads) -> list[str]:
     more = len(reads.where) - len(shown)
     return [
         f"{reads.guessed:,} of {times(reads.count, 'read')} depend on values that nothing computed: these counted as "
-        f"zeros, and branches on them were taken so: {', '.join(shown)}"
+        f"zeros (integers as --text-token), and branches on them were taken so: {', '.join(shown)}"
         + (f" and {more:,} more" if more > 0 else "")
     ]
 

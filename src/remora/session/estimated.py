@@ -76,6 +76,7 @@ class EstimatedSession(PoolSession):
     Args:
         sources: of each device, where its numbers come from. link: in words.
         planned: whether a real session would plan, too; else what planning takes is not counted.
+        token: that counts as computed.
     """
 
     computes = False
@@ -89,6 +90,7 @@ class EstimatedSession(PoolSession):
         link: str,
         memory_nbytes: int = 0,
         planned: bool = True,
+        token: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(absent(pool, memory_nbytes), settings, Planner(policy, pool))
@@ -96,7 +98,7 @@ class EstimatedSession(PoolSession):
         self.clock = clock
         self.account = Account(pool, clock)
         self.ledger = self.placement.ledger = Unmeasured(self.account, lambda: next(self._tickets))
-        self.imagination = Imagination()
+        self.imagination = Imagination(token)
         self.refused: PlanError | None = None
         self.caps_nbytes = [lane.grant.memory_nbytes for lane in self.lanes]
         self._closed: Forecast | None = None
@@ -170,18 +172,18 @@ class EstimatedSession(PoolSession):
             return fetched
 
     def _imagined(self, value: Value, known: Known | None, describe: bool, line: str, op: str) -> Fetched:
-        if known is not None:
-            tensor = known.tensor
-            data = None if describe else bytes(bytes_of(tensor.contiguous()))
-            return Fetched(dtype_name(tensor.dtype), tuple(tensor.shape), tensor.stride(), data)
         meta = value.meta
-        if meta is None:
+        if known is not None:
+            tensor = known.tensor.contiguous()
+        elif meta is not None:
+            tensor = self.imagination.missing(meta.shape, meta.dtype)
+        else:
             raise UsageError(
                 f"the shape of what {op or 'an op'} returns at {line} depends on data, and an estimate computes none; "
                 "give the op an output of known size there (a mask, torch.where, topk), or measure with remora run"
             )
-        data = None if describe else bytes(meta.nbytes)
-        return Fetched(dtype_name(meta.dtype), tuple(meta.shape), meta.stride, data)
+        data = None if describe else bytes(bytes_of(tensor))
+        return Fetched(dtype_name(tensor.dtype), tuple(tensor.shape), tensor.stride(), data)
 
     def _end_segment(self) -> None:
         with uninterrupted:

@@ -38,7 +38,8 @@ def rehearsing(
     links: Sequence[str],
     placement: str | None = None,
     memory_nbytes: int = 0,
-    token: str | None = None,
+    bearer: str | None = None,
+    token: int = 0,
 ) -> list[EstimatedSession]:
     """From now on sessions are estimated. Returns the list to which each is added when it opens.
 
@@ -48,13 +49,14 @@ def rehearsing(
         links: one for all, or one for each: rate and delay between the client and it. None: as it was measured, or
             DEFAULT_LINK.
         memory_nbytes: that each grants; 0: what it has.
+        bearer: the token of executors that are measured. token: a token of a text that nothing computed.
 
     Raises:
         UsageError: something named does not exist, or cannot be of one pool.
         ConnectError, Refused: an executor cannot be measured.
     """
     settings = ClientSettings()
-    named = _named(devices, settings, token)
+    named = _named(devices, settings, bearer or settings.token)
     alike([("cuda" if one.device.asynchronous else "cpu", one.device.name) for one in named])
     policy = policy_named(placement or ("semantic" if len(named) > 1 else "local"))
     pool, said = _pool(named, links)
@@ -63,7 +65,9 @@ def rehearsing(
     sessions: list[EstimatedSession] = []
 
     def make() -> EstimatedSession:
-        sessions.append(EstimatedSession(pool, policy, settings, sources, said, memory_nbytes, planned))
+        sessions.append(
+            EstimatedSession(pool, policy, settings, sources, said, memory_nbytes, planned, token)
+        )
         return sessions[-1]
 
     rehearse(make)
