@@ -31,7 +31,7 @@ class Program:
         self.rng = random.Random(seed)
         self.seed = seed
         self.lines: list[str] = []
-        self.env: dict[str, Any] = environment("cpu")
+        self.env: dict[str, Any] = self.environment("cpu")
         self.gradients = self.rng.random() < 0.7
         self.raises: type[Exception] | None = None
         torch.manual_seed(seed % 2**31)
@@ -41,6 +41,10 @@ class Program:
             self.add(self.rng.choice(KINDS))
         self._backward()
         self._run_again()
+
+    def environment(self, device: str) -> dict[str, Any]:
+        """What the lines find when they run on a device."""
+        return {"torch": torch, "device": device}
 
     def add(self, kind: Callable[[Program], str]) -> None:
         """Adds a line of a kind, if one is found that the CPU takes."""
@@ -73,7 +77,7 @@ class Program:
     def _run_again(self) -> None:
         """The program alone: what was asked of tensors while it was made, autograd remembers. It ends with the line
         that raises, if there is one."""
-        self.env = environment("cpu")
+        self.env = self.environment("cpu")
         torch.manual_seed(self.seed % 2**31)
         for number, line in enumerate(self.lines):
             try:
@@ -114,10 +118,6 @@ class Program:
 
     def number(self) -> float | int:
         return self.rng.choice((0, 1, 2, -3, 0.5, -1.25, 1e-3))
-
-
-def environment(device: str) -> dict[str, Any]:
-    return {"torch": torch, "device": device}
 
 
 def run_line(line: str, env: dict[str, Any]) -> None:

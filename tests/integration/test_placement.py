@@ -16,10 +16,10 @@ import remora
 from remora.bench import models, networks
 from remora.config import ClientSettings
 from remora.device.sink import bound
-from remora.errors import ExecutorError, SessionLost, UsageError
+from remora.errors import ExecutorError, PlanError, SessionLost, UsageError
 from remora.plan.policies import POLICIES
 from remora.plan.policies.policy import Policy, Wish
-from remora.session.connect import open_pool
+from remora.session.connect import current, open_pool
 from remora.transport.http import HttpTransport
 
 PROGRAMS = 60
@@ -167,6 +167,99 @@ def test_an_executor_that_dies_is_named(executors):
                 list(turns)
         finally:
             remora.disconnect()
+
+
+class Second(Policy):
+    """All on the second executor."""
+
+    name: ClassVar[str] = "second"
+
+    def place(self, graph, situation, costs):
+        return Wish((1,) * len(graph.rows), "all on executor 1", "as the test wants it")
+
+
+def test_random_numbers_are_drawn_where_the_first_ones_are_wished_until_all_is_seeded_anew(executors):
+    torch.manual_seed(11)
+    expected = [torch.rand(3), torch.randn(2)]
+    state = torch.get_rng_state()
+    expected.append(torch.rand(4))
+    open_pool([HttpTransport(url, None) for url in executors[:2]], ClientSettings(), Second())
+    try:
+        placement = current().placement
+        for _ in range(2):
+            torch.manual_seed(11)
+            assert placement.generators is None
+            drawn = [torch.rand(3, device="remora"), torch.randn(2, device="remora")]
+            saved = torch.remora.get_rng_state()
+            drawn.append(torch.rand(4, device="remora"))
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(drawn, expected, strict=True))
+            assert placement.generators == 1
+            assert torch.equal(saved, state)
+            torch.remora.set_rng_state(saved)
+            assert torch.equal(torch.rand(4, device="remora").cpu(), expected[2])
+        own = torch.Generator("remora").manual_seed(5)
+        again = torch.rand(3, device="remora", generator=own)
+        assert torch.equal(again.cpu(), torch.rand(3, generator=torch.Generator().manual_seed(5)))
+        torch.manual_seed(11)
+        assert torch.equal(torch.rand(3, device="remora").cpu(), expected[0])
+        assert remora.stats().peer_bytes == 0
+    finally:
+        remora.disconnect()
+
+
+class Apart(Policy):
+    """Weights of the second layer, and what reads them, on the second executor."""
+
+    name: ClassVar[str] = "apart"
+
+    def place(self, graph, situation, costs):
+        executors = tuple(int(row.module.startswith("Sequential.1 ")) for row in graph.rows)
+        return Wish(executors, "by layer", "as the test wants it")
+
+
+def test_the_error_about_a_dead_executor_names_what_only_it_had(executors):
+    with executor_process("--memory", "2GiB") as mortal:
+        transports = [HttpTransport(url, None) for url in (executors[0], mortal.url)]
+        open_pool(transports, ClientSettings(), Apart())
+        try:
+            net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)).to("remora")
+            x = torch.ones(2, 8, device="remora")
+            net(x).sum().item()
+            mortal.process.kill()
+            mortal.process.wait()
+            turns = (net(x).sum().item() for _ in range(4))
+            with pytest.raises(SessionLost, match=mortal.url) as lost:
+                list(turns)
+            assert "among them weights of Sequential (1.weight, 1.bias)" in str(lost.value)
+        finally:
+            remora.disconnect()
+
+
+class Wrong(Policy):
+    """Breaks rules once it is told to."""
+
+    name: ClassVar[str] = "wrong"
+    executor = 0
+
+    def place(self, graph, situation, costs):
+        return Wish((self.executor,) * len(graph.rows), "anywhere", "as the test wants it")
+
+
+@pytest.mark.parametrize("executor", [2, -1])
+def test_a_plan_that_breaks_a_rule_raises_at_planning_and_never_runs(executors, executor):
+    policy = Wrong()
+    open_pool([HttpTransport(url, None) for url in executors[:2]], ClientSettings(), policy)
+    try:
+        x = torch.ones(4, device="remora")
+        assert x.sum().item() == 4
+        policy.executor = executor
+        with pytest.raises(PlanError, match=r"row 0 \(aten\.mul\.Tensor\)|row 0 is nowhere"):
+            (x * 3).sum().item()
+        policy.executor = 1
+        assert (x * 5).sum().item() == 20
+        assert x.tolist() == [1, 1, 1, 1]
+    finally:
+        remora.disconnect()
 
 
 def test_wrong_pools_are_refused(executors):

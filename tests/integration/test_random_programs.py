@@ -9,7 +9,7 @@ import os
 import random
 
 import torch
-from random_programs import Program, environment, run_line
+from random_programs import Program, run_line
 
 PROGRAMS = 300
 
@@ -23,7 +23,7 @@ def test_random_programs_are_equal_to_the_cpu(connected, capsys):
 
 
 def check(program: Program) -> None:
-    env = environment("remora")
+    env = program.environment("remora")
     torch.manual_seed(program.seed % 2**31)
     last = ""
     try:

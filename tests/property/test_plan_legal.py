@@ -35,9 +35,12 @@ def test_bonds_are_kept(graph: Graph, data: st.DataObject) -> None:
     owners = tuple(data.draw(st.none() | executor) for _ in graph.slots)
     wished = tuple(data.draw(executor) for _ in rows)
     random = data.draw(st.sets(st.integers(0, len(rows) - 1), max_size=2))
-    legal = legalised(graph, wished, situation(owners, n), random)
+    generators = data.draw(st.none() | executor)
+    legal = legalised(graph, wished, replace(situation(owners, n), generators=generators), random)
     enter(placed(graph, legal.executors), Stage.PLACED)
-    assert {legal.executors[row] for row in random} <= {0}
+    drawn = {legal.executors[row] for row in random}
+    assert len(drawn) <= 1
+    assert generators is None or drawn <= {generators}
     now = {slot.storage: at for slot, at in zip(graph.slots, owners, strict=True) if at is not None}
     now.update(legal.moves)
     for number, row in enumerate(rows):

@@ -55,6 +55,7 @@ def refused(*nodes, slots=(), holes=(), says="not allowed"):
         ("device", INT),
         ("device", Symbol("device", "meta")),
         ("device", Symbol("device", "cuda:1")),
+        ("device", Symbol("device", "executor:1")),
     ],
 )
 def test_a_symbol_stands_where_the_schema_wants_it(name, value):

@@ -23,19 +23,17 @@ from remora.config import ClientSettings
 from remora.device.module import torch_version
 from remora.device.sink import Moment
 from remora.ir.annotated import Graph, Outside
-from remora.plan import calibrate
 from remora.plan.devices import Device
 from remora.plan.duration import Duration, total
 from remora.plan.estimate import costs
-from remora.plan.probe_suite import CPU, GPU, suite
 from remora.plan.record import Key, Record
 from remora.pool.embedded import EmbeddedExecutor
+from remora.session.calibration import probing
 from remora.session.connect import current
 from remora.session.graphs import facts_of, graph_of
-from remora.session.link import Link
 from remora.transport.http import HttpTransport
 from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
-from remora.wire.messages import DeviceFacts, DeviceQuery, Marked, OpenSession
+from remora.wire.messages import OpenSession
 
 MEDIAN_BAR, WORST_BAR = 0.10, 0.30  # of the relative errors of programs, once their templates have run
 CALIBRATION_S = {"cpu": 0.5, "cuda": 0.3}
@@ -69,46 +67,22 @@ def run(options: Options, report: Report) -> None:
 
 
 def calibrated(report: Report, url: str) -> Device:
+    """Measures an executor as a session does that opens a pool."""
     transport = HttpTransport(url, None)
     wants = OpenSession(PROTOCOL, OLDEST_PROTOCOL, torch_version())
-    grant = transport.open_session(wants, 5.0)
-    link = Link(transport, grant, ClientSettings(), report.say)
-    link.open(5.0)
     try:
-        kind = grant.device.partition(":")[0]
-        bench = suite(CPU if kind == "cpu" else GPU)
-        told = calibrate.script(bench)
-        started = time.perf_counter()
-        marked = _answers(link, told)
-        seconds = time.perf_counter() - started
-        link.commit([DeviceQuery(told.tickets + 1)])
-        link.transmit()
-        facts = link.wait(told.tickets + 1)
-        assert isinstance(facts, DeviceFacts)
+        with probing(transport, ClientSettings(), wants) as probe:
+            started = time.perf_counter()
+            fitted = probe.fitted()
+            seconds = time.perf_counter() - started
+            kind = probe.grant.device.partition(":")[0]
     finally:
-        transport.close_session(grant, 2.0)
-        link.close()
         transport.close()
     report.row("calibration", kind, "s", [seconds])
     report.bar(f"calibration of a {kind} executor, s", seconds, "<=", CALIBRATION_S[kind])
-    found = calibrate.measured(told, marked, kind != "cpu")
-    fitted = calibrate.fit(
-        facts.name, bench, found, facts.total_nbytes, calibrate.CACHE_NBYTES[kind], kind != "cpu"
-    )
     for name, ratio in fitted.held_out.items():
         report.row(f"probe {name}: predicted / measured", kind, "x", [ratio])
     return fitted.device
-
-
-def _answers(link: Link, told: calibrate.Script) -> dict[int, Marked]:
-    marked: dict[int, Marked] = {}
-    link.on_mark = lambda mark: marked.__setitem__(mark.ticket, mark)
-    last = told.marks[-1][2]
-    link.commit(list(told.messages))
-    link.transmit()
-    link.wait_until(lambda: last in marked)
-    assert link.failed is None, link.failed
-    return marked
 
 
 # -- predicting programs

@@ -80,14 +80,24 @@ def _count_remora(module: ModuleType) -> None:
             found = plain(None)
             if not in_use() or any(isinstance(key, int) for key in found):
                 return found  # type: ignore[no-any-return]
-            return {"remora:0": int(mem_get_info()[0] * SHARE), **found}
+            free = [int(mem_get_info(index)[0] * SHARE) for index in range(bound.n_devices)]
+            if len(free) == 1:
+                return {"remora:0": free[0], **found}
+            return {**dict(enumerate(free)), **found}  # numbers are what transformers balances between
         for key, size in max_memory.items():  # in the caller's dict, as accelerate does it
             if isinstance(size, str):
                 max_memory[key] = module.convert_file_size_to_int(size)  # type: ignore[attr-defined]
-        ours = {key: size for key, size in max_memory.items() if str(key).partition(":")[0] == "remora"}
+        ours = {key: size for key, size in max_memory.items() if _is_ours(key)}
         return ours | plain({key: size for key, size in max_memory.items() if key not in ours})
 
     _replace(plain, get_max_memory)
+
+
+def _is_ours(key: Any) -> bool:
+    """Whether a device, as accelerate writes it, is a remora device: by name, or by number among several."""
+    if isinstance(key, int):
+        return key < bound.n_devices > 1 and torch.device(key).type == "remora"
+    return str(key).partition(":")[0] == "remora"
 
 
 def _replace(plain: Any, changed: Any) -> None:

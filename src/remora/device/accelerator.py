@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from remora.device import memory, streams
-from remora.device.index import only_device
+from remora.device import current, index, memory, streams
 from remora.device.sink import bound
 
 _MARK = "_remora"
 
 
 def _synchronize(device: Any = None) -> None:
-    only_device(device)
+    index.index_of(device)
     if bound.sink is not None:
         bound.sink.barrier()
 
@@ -29,7 +28,7 @@ _OURS: dict[str, Any] = {
         | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
         | {torch.complex64, torch.complex128}
     },
-    "set_device_index": only_device,
+    "set_device_index": current.set_device,
     "empty_cache": memory.empty_cache,
     "memory_stats": memory.memory_stats,
     "memory_allocated": memory.memory_allocated,
@@ -40,6 +39,13 @@ _OURS: dict[str, Any] = {
     "reset_peak_memory_stats": memory.reset_peak_memory_stats,
     "get_memory_info": memory.mem_get_info,
 }
+# what torch.accelerator's functions ask PyTorch's core
+_IN_CORE: dict[str, Any] = {
+    "_accelerator_getDeviceIndex": index.current,
+    "_accelerator_setDeviceIndex": current.set_device,
+    "_accelerator_exchangeDevice": lambda device: current.exchange(index.index_of(device)),
+    "_accelerator_maybeExchangeDevice": lambda device: current.exchange(index.index_of(device)),
+}
 
 
 def replace_accelerator() -> None:
@@ -48,6 +54,10 @@ def replace_accelerator() -> None:
             original = vars(owner).get(name)
             if original is not None and not hasattr(original, _MARK):
                 setattr(owner, name, _chosen(original, ours))
+    for name, ours in _IN_CORE.items():
+        original = getattr(torch._C, name, None)
+        if original is not None and not hasattr(original, _MARK):
+            setattr(torch._C, name, _chosen(original, ours))
     for alias, name in (("set_device_idx", "set_device_index"),):
         if hasattr(torch.accelerator, alias):
             setattr(torch.accelerator, alias, vars(torch.accelerator)[name])
@@ -71,4 +81,5 @@ def probe_accelerator() -> str | None:
         for n in _OURS
         if hasattr(torch.accelerator, n) and not hasattr(getattr(torch.accelerator, n), _MARK)
     ]
+    missing += [n for n in _IN_CORE if hasattr(torch._C, n) and not hasattr(getattr(torch._C, n), _MARK)]
     return f"not replaced: {', '.join(missing)}" if missing else None

@@ -42,8 +42,8 @@ def company(tensor: RemoraTensor) -> list[RemoraTensor]:
     found, nbytes, looked_at = [], value.meta.nbytes, 0
     for key, reference in list(expected.items()):
         other = reference()
-        if id(getattr(other, "_value", None)) != key:
-            del expected[key]
+        if id(getattr(other, "_value", None)) != key or other._value.home is not value.home:
+            del expected[key]  # moved, or of a session that has ended
         elif nbytes + other._value.meta.nbytes <= BATCH_NBYTES:
             del expected[key]
             found.append(other)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils import _device
 
-from remora.device import rng
+from remora.device import index
 from remora.device.patches import Patch
 from remora.device.tensor import RemoraTensor
 from remora.errors import NotSupported
@@ -187,16 +187,6 @@ def _refused_type(name: str, instead: str) -> type:
     return type(name, (), {"__init__": _refused(f"torch.cuda.{name}", instead)})
 
 
-class Guard:
-    """A `with` block that has nothing to change: there is one device, and one stream."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: Any) -> None: ...
-
-
 def _here(function: Any) -> Any:
     """A function of the device module, for a program that names its device "cuda"."""
     return lambda device=None: function(moved(device))
@@ -212,6 +202,7 @@ _OF_DEVICE = (
 _AS_IT_IS = (
     *("device_count", "current_device", "manual_seed", "manual_seed_all", "seed", "seed_all", "initial_seed"),
     *("default_generators", "get_rng_state_all", "set_rng_state", "set_rng_state_all", "empty_cache"),
+    *("device", "device_of"),
     *("is_bf16_supported", "Stream", "Event", "StreamContext", "stream", "set_stream", "memory_summary"),
 )
 
@@ -225,7 +216,6 @@ def _cuda_functions() -> dict[str, Any]:
         **dict.fromkeys(("is_available", "is_initialized"), lambda: True),
         **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), lambda: False),
         **dict.fromkeys(("init", "_lazy_init", "ipc_collect"), _nothing),
-        **dict.fromkeys(("device", "device_of"), Guard),
         "reset_max_memory_allocated": _here(ours.reset_peak_memory_stats),
         "reset_max_memory_cached": _here(ours.reset_peak_memory_stats),
         "memory_cached": _here(ours.memory_reserved),
@@ -245,7 +235,7 @@ def _replace_functions() -> None:
 
 
 def _probe_functions() -> str | None:
-    if not (torch.cuda.is_available() and torch.cuda.device_count() == 1):
+    if not torch.cuda.is_available():
         return "torch.cuda is not available"
     return (
         None
@@ -302,7 +292,7 @@ def _probe_precision() -> str | None:
 
 
 def _replace_generator() -> None:
-    rng.local_device = lambda device: torch.device(moved(device))
+    index.local_device = lambda device: torch.device(moved(device))
 
 
 def _probe_generator() -> str | None:

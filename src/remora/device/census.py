@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,10 +13,13 @@ from remora.device.tensor import RemoraTensor
 _MAX_NAMES = 3
 
 
-def living(session: str) -> str:
+def living(session: str, counts: Callable[[Any], bool] = lambda value: True) -> str:
     """In words: how many tensors, how much memory, and whose weights. Looks at every object: for rare moments.
 
     '' if there are none.
+
+    Args:
+        counts: whether a value of the session is asked about.
     """
     values: dict[int, Any] = {}
     models: list[torch.nn.Module] = []
@@ -24,7 +28,7 @@ def living(session: str) -> str:
         kind = type(thing)
         if issubclass(kind, RemoraTensor):
             value = getattr(thing, "_value", None)
-            if value is not None and value.home.session == session:
+            if value is not None and value.home.session == session and counts(value):
                 values[id(value)] = value
         elif issubclass(kind, torch.nn.Module) and "_modules" in thing.__dict__:
             models.append(thing)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from remora.device.across import index_of_call
 from remora.device.infer import Outcome
 from remora.device.meta import contiguous_meta
 from remora.device.special import SPECIAL
@@ -22,8 +23,9 @@ def _loss(log_probs: Any, targets: Any, input_lengths: Any, target_lengths: Any,
 
     (steps, n, _), dtype = log_probs.shape, log_probs.dtype
     inside = contiguous_meta((n, steps, 2 * max(target_lengths, default=0) + 1), dtype)
-    outcome = Outcome((contiguous_meta((n,), dtype), inside), False, container=tuple)
     args = (log_probs, targets, input_lengths, target_lengths, *rest)
+    index = index_of_call(aten._ctc_loss.default, args, {})
+    outcome = Outcome((contiguous_meta((n,), dtype), inside), False, container=tuple).at(index)
     return record(aten._ctc_loss.default, (), args, {}, _DEPTH, outcome)
 
 
@@ -31,8 +33,9 @@ def _backward(args: Any, input_lengths: Any, target_lengths: Any) -> Any:
     from remora.device.dispatch import record
 
     log_probs = args[1]
-    outcome = Outcome((contiguous_meta(tuple(log_probs.shape), log_probs.dtype),), True)
     args = (*args[:3], input_lengths, target_lengths, *args[5:])
+    index = index_of_call(aten._ctc_loss_backward.default, args, {})
+    outcome = Outcome((contiguous_meta(tuple(log_probs.shape), log_probs.dtype),), True).at(index)
     return record(aten._ctc_loss_backward.default, (), args, {}, _DEPTH, outcome)
 
 

@@ -1,4 +1,4 @@
-"""`nn.DataParallel` over the one executor there is: its scatter needs a C++ function that only CUDA builds have."""
+"""`nn.DataParallel` on one executor: its scatter, and its replicas, need C++ functions that only CUDA builds have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch.nn.parallel import DataParallel
 from torch.utils._pytree import tree_map
 
+from remora.device.sink import bound
 from remora.errors import NotSupported
 
 
@@ -23,9 +24,12 @@ def install() -> None:
         if device.type != "remora":
             return scatter(self, inputs, kwargs, device_ids)
         if len(device_ids) > 1:
-            raise NotSupported(
-                f"nn.DataParallel over {len(device_ids)} executors: a session has one; leave device_ids out"
+            instead = (
+                "a session has one; leave device_ids out"
+                if bound.n_devices == 1
+                else f"give device_ids=[{device_ids[0]}], or put parts of the model on each device"
             )
+            raise NotSupported(f"nn.DataParallel over {len(device_ids)} executors: {instead}")
         return tree_map(
             lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, ([inputs], [kwargs or {}])
         )

@@ -18,9 +18,11 @@ from remora.capture.recorder import Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.device import other_torch
 from remora.device import tensor as tensors
+from remora.device.across import across, index_of_call
 from remora.device.eager_errors import as_eager
 from remora.device.encode import node_of
 from remora.device.foreign import PYTHON_NAMESPACES, run_here
+from remora.device.index import device_at
 from remora.device.infer import OutChanges, Outcome, floats_matter, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
@@ -139,11 +141,11 @@ def record(
             value = Value(recorder, segment, (after.rows - 1) << OUT_BITS, meta)
             recorder.created.append(value)
             result = _make(
-                RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, tensors.DEVICE
+                RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, meta.device
             )
             result._value = value
         elif outcome.unknown:
-            return _described(recorder, outcome, after.rows - 1)
+            return _described(recorder, outcome, after.rows - 1, func, args, kwargs)
         else:
             result = _results(recorder, outcome, after.rows - 1, func, items, args, kwargs)
         if after.ends:
@@ -224,7 +226,7 @@ def _encode_other(
 
 def memo_key(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
     """All that the outputs' metadata depends on: the op, the inputs' metadata, the typed scalars, the device."""
-    key: list[Any] = [func, _get_default_dtype(), bound.device_type]
+    key: list[Any] = [func, _get_default_dtype(), bound.memo_scope]
     matter = _matter.get(func)
     if matter is None:
         matter = _matter[func] = floats_matter(func)
@@ -267,7 +269,7 @@ def _first_call(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth: in
     if difference.theirs is None:
         return other_torch.instead(difference, args, kwargs or {})
     try:
-        outcome = _outcome(func, args, kwargs)
+        outcome = outcome_of(func, args, kwargs)
     except OutChanges as changes:
         return write_out(changes, func, args, kwargs or {}, depth + 1)
     args, kwargs = other_torch.translated(difference, args, kwargs or {})
@@ -284,19 +286,34 @@ def _learn_outcome(recorder: Recorder, func: Any, args: Any, kwargs: Any, depth:
     if facts.composite and facts.name not in COMPOSITES:
         # under inference_mode composites arrive whole; PyTorch's own kernel, where it has a Python one too
         return func._op_dk(_IMPLICIT, *args, **(kwargs or {}))
+    if bound.n_devices > 1:
+        result = across(func, args, kwargs or {}, depth + 1)
+        if result is not NotImplemented:
+            return result
     try:
-        outcome = _outcome(func, args, kwargs)
+        outcome = outcome_of(func, args, kwargs)
     except OutChanges as changes:
         return write_out(changes, func, args, kwargs or {}, depth + 1)
     return record(func, (), args, kwargs, depth + 1, outcome)
 
 
-def _outcome(func: Any, args: Any, kwargs: Any) -> Outcome:
+def outcome_of(func: Any, args: Any, kwargs: Any) -> Outcome:
     """From the memo, from disk, or inferred."""
     key = memo_key(func, args, kwargs)
     outcome = memo.get(key)
-    if outcome is not None:
-        return outcome
+    if outcome is None:
+        if bound.n_devices == 1:
+            outcome = _found(key, func, args, kwargs)
+        else:  # what is known of a call on the first device is known of it on any
+            index = index_of_call(func, args, kwargs or {})
+            outcome = _found(_on_first(key), func, args, kwargs).at(index)
+        if not outcome.unknown:
+            memo[key] = outcome
+    return outcome
+
+
+def _found(key: tuple[Any, ...], func: Any, args: Any, kwargs: Any) -> Outcome:
+    """From disk, or inferred."""
     outcome = store.find(key)
     if outcome is None:
         inputs = remora_tensors((*args, *(kwargs or {}).values()))
@@ -307,9 +324,18 @@ def _outcome(func: Any, args: Any, kwargs: Any) -> Outcome:
         except Exception as error:
             raise as_eager(func, args, kwargs or {}, error) from None
         store.add(key, outcome)
-    if not outcome.unknown:
-        memo[key] = outcome
     return outcome
+
+
+def _on_first(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The memo key of the same call on the first device, of a session that has no other."""
+
+    def on_first(item: Any) -> Any:
+        if type(item) is TensorMeta:
+            return item.at(0)
+        return device_at(0) if type(item) is torch.device and item.type == "remora" else item
+
+    return (*key[:2], bound.device_type, *map(on_first, key[3:]))
 
 
 def _step(
@@ -348,17 +374,20 @@ def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
     if meets_another_class((*args, *(kwargs or {}).values())):
         return NotImplemented  # PyTorch asks that class next
 
+    beside = remora_tensors((*args, *(kwargs or {}).values()))
+    index = beside[0]._value.meta.index if beside else 0
+
     def move(item: Any) -> Any:
         if isinstance(item, torch.Tensor) and type(item) is not RemoraTensor:
             # PyTorch makes some kinds out of remora tensors by itself
-            if item.device.type == tensors.DEVICE.type:
+            if item.device.type == "remora":
                 raise NotSupported(f"{func}: the remora device has no {item.layout} tensors; use .to_dense()")
             if item.dim() and not func._schema.name.startswith("aten::index"):
                 raise RuntimeError(
                     "Expected all tensors to be on the same device, but found at least two devices, "
-                    f"remora:0 and {item.device}! (when calling {func})"
+                    f"{device_at(index)} and {item.device}! (when calling {func})"
                 )
-            return upload(item)
+            return upload(item, index)
         if isinstance(item, (list, tuple)):
             return [move(x) for x in item]
         if isinstance(item, _Generator):
@@ -420,15 +449,16 @@ def _update_shadows(outcome: Outcome, inputs: list[RemoraTensor], func: Any, arg
     return None
 
 
-def _described(recorder: Recorder, outcome: Outcome, row: int) -> Any:
+def _described(recorder: Recorder, outcome: Outcome, row: int, func: Any, args: Any, kwargs: Any) -> Any:
     """Waits for the executor to say what an op's outputs look like: their shape depends on data."""
     from remora.device.download import described
 
+    index = index_of_call(func, args, kwargs or {})
     values = []
     for out in range(len(outcome.outs)):
         code = row << OUT_BITS | out
         values.append(Value(recorder, recorder.segment, code, None))
         recorder.created.append(values[-1])
-    described(values)
+    described(values, index)
     results = [tensors.wrap(value) for value in values]
     return results[0] if outcome.single else outcome.container(results)

@@ -49,9 +49,9 @@ def _restrided(tensor: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
     return torch.empty_strided(meta.shape, meta.stride, dtype=meta.dtype).copy_(tensor)
 
 
-def described(values: list[Value]) -> None:
-    """Asks the executor for the metadata of values that have none."""
+def described(values: list[Value], index: int) -> None:
+    """Asks the executor for the metadata of values of a device that have none."""
     _, sink = bound.need()
     for value, fetched in zip(values, sink.fetch(values, describe=True), strict=True):
         dtype = BY_NAME[fetched.dtype]
-        value.meta = intern(Meta(fetched.shape, fetched.stride, 0, dtype))
+        value.meta = intern(Meta(fetched.shape, fetched.stride, 0, dtype), 0, index)

@@ -9,7 +9,7 @@ import torch
 from remora.capture.recorder import Recorder
 from remora.capture.value import OUT_BITS, OUT_MASK
 from remora.device.tensor import RemoraTensor
-from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
+from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot, Symbol, device_symbol
 from remora.ops.schema import op_name
 
 
@@ -31,7 +31,7 @@ def node_of(
         if isinstance(item, (list, tuple)):
             return Items(tuple(arg(x) for x in item))
         if isinstance(item, torch.device):
-            return Symbol("device", "executor")
+            return device_symbol(item.index or 0)
         if isinstance(item, torch._C.Generator):
             return Hole("int")  # its number
         if isinstance(item, complex):

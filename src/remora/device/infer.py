@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,11 @@ class Outcome:
         self.shadowed = self.foldable or bool(self.stale)
         self.only_writes = bool(self.stale) and all(out is None for out in self.outs)
 
+    def at(self, index: int) -> Outcome:
+        """The same with its outputs on another device."""
+        outs = tuple(out.at(index) if isinstance(out, TensorMeta) else out for out in self.outs)
+        return replace(self, outs=outs)
+
 
 class OutChanges(Exception):
     """A call writes tensors whose shape it changes first: `known` says to what, or is empty."""
@@ -62,7 +67,8 @@ class OutChanges(Exception):
 
 
 def infer(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor]) -> Outcome:
-    """Finds the outcome of a call. Raises OutChanges, and what PyTorch raises for wrong arguments."""
+    """Finds the outcome of a call, as of one on the first device. Raises OutChanges, and what PyTorch raises for
+    wrong arguments."""
     known = traits(func)
     refused = refusal(func) if func.namespace == "aten" else None
     if refused is not None:
@@ -160,7 +166,7 @@ def _by_meta_kernel(func: Any, args: Any, kwargs: Any, inputs: list[RemoraTensor
             return None  # no meta kernel for this op: the executor knows
         raise
     if writes:
-        after = {at: meta_of(example) for at, example in examples.items()}
+        after = {at: meta_of(example).at(metas[at].index) for at, example in examples.items()}
         changed = [
             (tensor, after[id(tensor)]) for tensor in inputs if after[id(tensor)] is not metas[id(tensor)]
         ]
@@ -208,7 +214,7 @@ def _as_fresh(func: Any, args: Any, kwargs: Any, to_meta: Any, changed: Any) -> 
         meta = found.get(id(tensor), after)
         if meta.shape != after.shape:
             return after
-        return intern(Meta(tuple(after.shape), meta.stride, after.offset, after.dtype))
+        return intern(Meta(tuple(after.shape), meta.stride, after.offset, after.dtype), 0, after.index)
 
     return [(tensor, target(tensor, after)) for tensor, after in changed]
 

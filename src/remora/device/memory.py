@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from remora.device.index import only_device
+from remora.device.index import current, index_of
 from remora.device.sink import bound
 from remora.errors import NotSupported
 from remora.wire.messages import Memory
@@ -29,8 +29,8 @@ class DeviceProperties:
 
 
 def get_device_properties(device: Any = None) -> DeviceProperties:
-    only_device(device)
-    facts = bound.need()[1].facts()
+    _, sink = bound.need()
+    facts = sink.facts(index_of(device))
     return DeviceProperties(
         facts.name, bound.device_type, facts.total_nbytes, facts.major, facts.minor, facts.multi_processors
     )
@@ -46,12 +46,13 @@ def get_device_capability(device: Any = None) -> tuple[int, int]:
 
 
 def is_bf16_supported(including_emulation: bool = True) -> bool:
-    return bound.need()[1].facts().bfloat16
+    _, sink = bound.need()
+    return sink.facts(current()).bfloat16
 
 
 def _now(device: Any, reset_peak: bool = False) -> Memory:
-    only_device(device)
-    return bound.need()[1].memory(reset_peak)
+    _, sink = bound.need()
+    return sink.memory(reset_peak, index_of(device))
 
 
 def memory_allocated(device: Any = None) -> int:
@@ -84,7 +85,7 @@ def reset_accumulated_memory_stats(device: Any = None) -> None:
 
 def mem_get_info(device: Any = None) -> tuple[int, int]:
     """Bytes that a new tensor may take, and that the executor grants in all."""
-    return _now(device).free_nbytes, bound.need()[1].memory_nbytes
+    return _now(device).free_nbytes, bound.need()[1].memory_nbytes(index_of(device))
 
 
 def memory_stats(device: Any = None) -> OrderedDict[str, int]:

@@ -1,4 +1,7 @@
-"""Interned metadata of tensors: equal metadata is one object, so a memo key compares by identity."""
+"""Interned metadata of tensors: equal metadata is one object, so a memo key compares by identity.
+
+The device belongs to it, so a call on another device is another call to whatever compares metadata, at no cost.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,25 @@ from typing import Any
 
 import torch
 
+from remora.device.index import device_at
 from remora.ops.layout import Meta, end_of
 
 CONJ, NEG = 1, 2
 
 
 class TensorMeta:
-    """Shape, stride, offset and dtype of a tensor; made only by `intern`.
+    """Shape, stride, offset, dtype and device of a tensor; made only by `intern`.
 
     lazy: CONJ and NEG, what is still to be done to the values when they are read: `conj()` is a view in PyTorch.
     """
 
-    __slots__ = ("_example", "dtype", "facts", "lazy", "offset", "shape", "stride")
+    __slots__ = ("_example", "device", "dtype", "facts", "index", "lazy", "offset", "shape", "stride")
 
-    def __init__(self, facts: Meta, lazy: int) -> None:
+    def __init__(self, facts: Meta, lazy: int, index: int) -> None:
         self.facts = facts
         self.lazy = lazy
+        self.index = index
+        self.device = device_at(index)
         self.shape = torch.Size(facts.shape)
         self.stride = facts.stride
         self.offset = facts.offset
@@ -51,6 +57,10 @@ class TensorMeta:
         if tensor.is_neg() != bool(self.lazy & NEG):
             torch._C._set_neg(tensor, bool(self.lazy & NEG))
 
+    def at(self, index: int) -> TensorMeta:
+        """The same on another device."""
+        return self if index == self.index else intern(self.facts, self.lazy, index)
+
     @property
     def nbytes(self) -> int:
         return self.shape.numel() * self.dtype.itemsize
@@ -59,17 +69,19 @@ class TensorMeta:
         return f"TensorMeta({tuple(self.shape)}, {self.dtype})"
 
 
-_interned: dict[tuple[Meta, int], TensorMeta] = {}
+_interned: dict[tuple[Meta, int, int], TensorMeta] = {}
 
 
-def intern(facts: Meta, lazy: int = 0) -> TensorMeta:
-    found = _interned.get((facts, lazy))
+def intern(facts: Meta, lazy: int = 0, index: int = 0) -> TensorMeta:
+    """index: of the device."""
+    found = _interned.get((facts, lazy, index))
     if found is None:
-        found = _interned[facts, lazy] = TensorMeta(facts, lazy)
+        found = _interned[facts, lazy, index] = TensorMeta(facts, lazy, index)
     return found
 
 
 def meta_of(tensor: torch.Tensor) -> TensorMeta:
+    """As of a tensor on the first device."""
     lazy = (CONJ if tensor.is_conj() else 0) | (NEG if tensor.is_neg() else 0)
     return intern(Meta(tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype), lazy)
 

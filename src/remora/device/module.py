@@ -7,23 +7,24 @@ from typing import Any
 
 import torch
 
-from remora.device import memory, rng, streams
+from remora.device import current, index, memory, rng, streams
 from remora.device.autocast import supported_dtypes
-from remora.device.index import only_device
 from remora.device.sink import bound
 
 
 class DeviceModule(types.ModuleType):
-    """The device module. One executor: device_count is 1."""
+    """The device module."""
 
-    manual_seed = manual_seed_all = staticmethod(rng.manual_seed)
-    seed = seed_all = staticmethod(rng.seed)
-    initial_seed = staticmethod(rng.default.initial_seed)
+    manual_seed = staticmethod(rng.manual_seed)
+    manual_seed_all = staticmethod(rng.manual_seed_all)
+    seed = staticmethod(rng.seed)
+    seed_all = staticmethod(rng.seed_all)
+    initial_seed = staticmethod(rng.initial_seed)
     get_rng_state = staticmethod(rng.get_rng_state)
     set_rng_state = staticmethod(rng.set_rng_state)
     get_rng_state_all = staticmethod(rng.get_rng_state_all)
     set_rng_state_all = staticmethod(rng.set_rng_state_all)
-    default_generators = (rng.default,)
+    default_generators = rng.defaults
 
     Stream, Event, StreamContext = streams.Stream, streams.Event, streams.StreamContext
     stream = streams.StreamContext
@@ -66,36 +67,19 @@ class DeviceModule(types.ModuleType):
         return False
 
     def device_count(self) -> int:
-        return 1
+        """One for each executor with placement="explicit", else 1."""
+        return bound.n_devices
 
-    def current_device(self) -> int:
-        return 0
-
-    def set_device(self, device: Any) -> None:
-        only_device(device)
+    current_device = staticmethod(index.current)
+    set_device = staticmethod(current.set_device)
+    device = current.device
+    device_of = current.device_of
 
     def synchronize(self, device: Any = None) -> None:
         """Blocks until everything recorded so far has run."""
-        only_device(device)
+        index.index_of(device)
         if bound.sink is not None:
             bound.sink.barrier()
-
-    class device:  # noqa: N801  # as torch.cuda.device
-        """A `with` block on a device; there is one."""
-
-        def __init__(self, device: Any) -> None:
-            only_device(device)
-            self.idx = 0
-
-        def __enter__(self) -> None: ...
-
-        def __exit__(self, *error: object) -> None: ...
-
-    class device_of(device):  # noqa: N801
-        """A `with` block on the device of a tensor."""
-
-        def __init__(self, obj: Any) -> None:
-            super().__init__(obj.device if obj.device.type == "remora" else None)
 
 
 def torch_version() -> str:

@@ -67,9 +67,9 @@ def instead(missing: Difference, args: Any, kwargs: Any) -> Any:
     op = missing.op
     if op._can_decompose():
         return op.decompose(*args, **kwargs)
-    each = _of_each(op)
+    each = of_each(op)
     if each is not None:
-        return _for_each(each, args, kwargs)
+        return for_each(each, args, kwargs)
     from remora.ops.permission import refusal  # not at import: importing it may be what loads this device
 
     if op.namespace != "aten":
@@ -86,7 +86,7 @@ def instead(missing: Difference, args: Any, kwargs: Any) -> Any:
     )
 
 
-def _of_each(op: OpOverload) -> Callable[..., Any] | None:
+def of_each(op: OpOverload) -> Callable[..., Any] | None:
     """The op of one tensor whose loop `_foreach_…` is, if there is one."""
     base, lists = op._schema.name.split("::")[1], [a for a in op._schema.arguments if _is_list(a)]
     if not base.startswith("_foreach_") or op._overloadname.endswith("out") or not lists:
@@ -98,7 +98,9 @@ def _is_list(argument: Any) -> bool:
     return str(argument.type) == "List[Tensor]"
 
 
-def _for_each(each: Callable[..., Any], args: Any, kwargs: Any) -> list[Any] | None:
+def for_each(each: Callable[..., Any], args: Any, kwargs: Any) -> list[Any] | None:
+    """The results of a `_foreach_` op, tensor by tensor."""
+
     def at(item: Any, index: int) -> Any:
         return item[index] if isinstance(item, (list, tuple)) else item
 

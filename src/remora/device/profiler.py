@@ -16,6 +16,7 @@ import torch
 from torch.autograd import profiler
 from torch.autograd.profiler_util import FunctionEvent
 
+from remora.device.index import current
 from remora.device.sink import Moment, bound
 
 _MARK = "_remora"
@@ -53,7 +54,7 @@ class Ranges:
 
 def _enter_marked(self: Any) -> Any:
     if bound.sink is not None:
-        entered = Range(bound.sink.mark(settle=True))
+        entered = Range(bound.sink.mark(settle=True, index=current()))
         outer: list[Range] = _thread.__dict__.setdefault("open", [])
         if outer:
             outer[-1].inner.append(entered)
@@ -71,7 +72,7 @@ def _exit_marked(self: Any, *error: Any) -> Any:
         while outer and outer.pop() is not entered:
             pass
         if bound.sink is not None:
-            entered.end = bound.sink.mark(settle=True)
+            entered.end = bound.sink.mark(settle=True, index=entered.start.index)
     return _exit(self, *error)
 
 

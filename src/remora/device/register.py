@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from remora.device import tensor as tensors
 from remora.device.attention import attend
 from remora.device.coexist import note_own_accelerator
 from remora.device.ctc import register_ctc
 from remora.device.dispatch import record
 from remora.device.dropout import register_dropout
 from remora.device.engine import StreamGuard
-from remora.device.index import only_device
+from remora.device.index import resolved
 from remora.device.layouts import refuse_by_name
 from remora.device.memo_store import store
 from remora.device.module import DeviceModule
@@ -66,7 +65,6 @@ def register() -> None:
     _setup_privateuseone_for_python_backend(
         "remora", backend_module=DeviceModule("torch.remora"), device_guard=StreamGuard()
     )
-    tensors.DEVICE = torch.device("remora", 0)
     RemoraTensor.__torch_dispatch__ = staticmethod(record)  # type: ignore[assignment,method-assign]
     library = torch.library.Library("aten", "IMPL")
     _libraries.append(library)
@@ -119,10 +117,10 @@ def _factory(op: Any) -> Any:
     def make(*args: Any, **kwargs: Any) -> Any:
         if kwargs.pop("pin_memory", None):
             raise RuntimeError("Only dense CPU tensors can be pinned")
-        only_device(kwargs.get("device"))
+        device = resolved(kwargs.get("device"))
         if kwargs.get("layout") not in (None, torch.strided):
             raise NotImplementedError(f"{op} with layout {kwargs['layout']} on the remora device")
-        kwargs["device"] = tensors.DEVICE
+        kwargs["device"] = device
         return record(op, (), args, kwargs, 2)
 
     return make

@@ -53,6 +53,7 @@ def resize_to(tensor: RemoraTensor, target: TensorMeta, depth: int) -> None:
     """Gives a tensor the sizes, strides and offset of `target` over its own storage, which grows if it must."""
     from remora.device.dispatch import record
 
+    target = target.at(tensor._value.meta.index)
     if target is not tensor._value.meta:
         outcome = Outcome((target,), True, is_view=True, stale=(0,))
         args = (tensor, list(target.shape), list(target.stride), target.offset)
@@ -63,7 +64,7 @@ def grown(root: RemoraTensor, size: int) -> RemoraTensor:
     """All elements of memory that became more than its root has, in one dimension."""
     from remora.device.dispatch import record
 
-    target = intern(Meta((size,), (1,), 0, root.dtype))
+    target = intern(Meta((size,), (1,), 0, root.dtype), 0, root._value.meta.index)
     made: RemoraTensor = record(
         RESIZED, (), (root, [size], [1], 0), None, 2, Outcome((target,), True, is_view=True)
     )

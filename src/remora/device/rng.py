@@ -1,4 +1,4 @@
-"""Generators of the device: `torch.Generator("remora")`, the default one, and their states.
+"""Generators of the devices: `torch.Generator("remora")`, the default ones, and their states.
 
 A generator lives on the executor and is drawn from there, so its numbers are those of the executor's device. The
 client knows its number in the session and its seed. A state stays on the executor by name until it is read, so
@@ -7,7 +7,8 @@ that `fork_rng` and checkpointing wait for nothing.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,7 +17,8 @@ from torch.utils._pytree import tree_map
 
 from remora.capture.recorder import Recorder
 from remora.capture.value import Kept, Value
-from remora.device.index import only_device
+from remora.device import index as indices
+from remora.device.index import current, device_at, index_of
 from remora.device.meta import contiguous_meta
 from remora.device.sink import bound
 from remora.errors import Disconnected, NotSupported
@@ -27,8 +29,10 @@ FIRST_SEED = _PyTorchs().initial_seed()  # what PyTorch starts every generator f
 _STATE_NBYTES = {"cpu": _PyTorchs().get_state().numel(), "cuda": 16}  # cuda: seed and offset
 
 _by_impl: WeakValueDictionary[int, RemoraGenerator] = WeakValueDictionary()
-_free_numbers: deque[int] = deque()
-_n_numbers = 1  # 0 is the default generator's
+_free_numbers: defaultdict[int, deque[int]] = defaultdict(
+    deque
+)  # by device: a number never changes its device
+_n_numbers = 1  # 0 is the default generator's, on each device
 
 
 class RngState(torch.Tensor):
@@ -65,28 +69,29 @@ class RemoraGenerator(_PyTorchs):
     It is PyTorch's CPU generator by birth, so that PyTorch's argument parser takes it, and nobody draws from that.
     """
 
+    index: int  # of its device
     _number: int
     _seed: int
     _session: str | None  # where the executor knows it; None: nowhere yet, it starts from its seed there
 
-    def __new__(cls, number: int) -> RemoraGenerator:
+    def __new__(cls, number: int, index: int) -> RemoraGenerator:
         self = _PyTorchs.__new__(cls, "cpu")
-        self._number, self._seed, self._session = number, FIRST_SEED, None
+        self._number, self._seed, self._session, self.index = number, FIRST_SEED, None, index
         _by_impl[self._cdata] = self
         return self
 
-    def __init__(self, number: int) -> None: ...
+    def __init__(self, number: int, index: int) -> None: ...
 
     def __del__(self) -> None:
         if self._number:
-            _free_numbers.append(self._number)  # whoever gets it seeds it first
+            _free_numbers[self.index].append(self._number)  # whoever gets it seeds it first
 
     def __repr__(self) -> str:
-        return f"<torch.Generator of device remora:0 at {id(self):#x}>"
+        return f"<torch.Generator of device {self.device} at {id(self):#x}>"
 
     @property
     def device(self) -> torch.device:
-        return torch.device("remora", 0)
+        return device_at(self.index)
 
     def manual_seed(self, seed: int) -> RemoraGenerator:
         _PyTorchs.manual_seed(self, seed)  # raises for what is no seed, and maps a negative one
@@ -110,7 +115,7 @@ class RemoraGenerator(_PyTorchs):
         recorder, sink = bound.need()
         state = torch.Tensor._make_subclass(RngState, torch.empty(0, dtype=torch.uint8, device="meta"))
         meta = contiguous_meta((_state_nbytes(),), torch.uint8)
-        value = Kept(recorder, sink.save_rng(number), 0, meta)
+        value = Kept(recorder, sink.save_rng(number, index_of(self.index)), 0, meta)
         state.__dict__.update(_value=value, _seed=self._seed, _real=None)
         return state
 
@@ -122,14 +127,14 @@ class RemoraGenerator(_PyTorchs):
             value, seed = new_state.__dict__["_value"], new_state.__dict__["_seed"]
         else:
             state = _checked(_read(new_state))
-            value, seed = _uploaded(state), _seed_in(state)
-        sink.load_rng(value, self._number)
+            value, seed = _uploaded(state, self.index), _seed_in(state)
+        sink.load_rng(value, self._number, index_of(self.index))
         self._session, self._seed = recorder.session, seed
         return self
 
     def clone_state(self) -> RemoraGenerator:
         """A new generator that continues from the same state."""
-        return _generator().set_state(self.get_state())
+        return _generator(self.index).set_state(self.get_state())
 
     def get_offset(self) -> int:
         raise NotSupported("the offset of a generator of the remora device; use get_state()")
@@ -144,7 +149,7 @@ class RemoraGenerator(_PyTorchs):
         raise NotSupported("graph-safe states of a generator of the remora device; use set_state()")
 
     def __reduce__(self) -> Any:
-        return _rebuilt, (self.get_state().clone(), self._seed)
+        return _rebuilt, (self.get_state().clone(), self._seed, self.index)
 
     def _settle(self) -> int:
         """The generator's number, with the executor knowing it. Raises Disconnected: its state is gone."""
@@ -160,12 +165,12 @@ class RemoraGenerator(_PyTorchs):
 
     def _introduce(self) -> None:
         recorder, sink = bound.need()
-        sink.seed(self._seed, self._number)
+        sink.seed(self._seed, self._number, index_of(self.index))
         self._session = recorder.session
 
 
 class _Default(RemoraGenerator):
-    """The generator of what names none. Each session starts it from its seed."""
+    """The generator of what names none, on a device. Each session starts it from its seed."""
 
     _seeded = False  # by the program, for this device
 
@@ -186,7 +191,36 @@ class _Default(RemoraGenerator):
         return self._number
 
 
-default = _Default(0)
+_defaults: list[_Default] = []
+
+
+def default(index: int = 0) -> RemoraGenerator:
+    """The default generator of a device."""
+    while len(_defaults) <= index:
+        _defaults.append(_Default(0, len(_defaults)))
+    return _defaults[index]
+
+
+class Defaults(Sequence[RemoraGenerator]):
+    """The default generators of all devices."""
+
+    def __len__(self) -> int:
+        return bound.n_devices
+
+    def __getitem__(self, at: Any) -> Any:
+        return tuple(map(default, range(len(self))))[at]
+
+
+defaults = Defaults()
+
+
+def generator_of(generator: _PyTorchs) -> RemoraGenerator:
+    """One of ours, as PyTorch's argument parser has given it on. Raises RuntimeError: it is of another device."""
+    ours = _by_impl.get(generator._cdata)
+    if ours is None:
+        kind = generator.device.type
+        raise RuntimeError(f"Expected a 'remora' device type for generator but found '{kind}'")
+    return ours
 
 
 def number_of(generator: _PyTorchs, recorder: Recorder) -> int | None:
@@ -195,10 +229,7 @@ def number_of(generator: _PyTorchs, recorder: Recorder) -> int | None:
     Raises:
         RuntimeError: it is a generator of another device.
     """
-    ours = _by_impl.get(generator._cdata)
-    if ours is None:
-        kind = generator.device.type
-        raise RuntimeError(f"Expected a 'remora' device type for generator but found '{kind}'")
+    ours = generator_of(generator)
     return ours._number if ours._session == recorder.session or not ours._number else None
 
 
@@ -207,21 +238,21 @@ def introduce(generator: _PyTorchs) -> None:
     _by_impl[generator._cdata]._settle()
 
 
-def _generator() -> RemoraGenerator:
+def _generator(index: int) -> RemoraGenerator:
     global _n_numbers
     try:
-        return RemoraGenerator(_free_numbers.popleft())
+        return RemoraGenerator(_free_numbers[index].popleft(), index)
     except IndexError:
         if _n_numbers >= MAX_GENERATORS:
             raise NotSupported(
                 f"more than {MAX_GENERATORS - 1} generators of the remora device at a time"
             ) from None
         _n_numbers += 1
-        return RemoraGenerator(_n_numbers - 1)
+        return RemoraGenerator(_n_numbers - 1, index)
 
 
-def _rebuilt(state: torch.Tensor, seed: int) -> RemoraGenerator:
-    generator = _generator().set_state(state)
+def _rebuilt(state: torch.Tensor, seed: int, index: int = 0) -> RemoraGenerator:
+    generator = _generator(index_of(index)).set_state(state)
     generator._seed = seed
     return generator
 
@@ -242,9 +273,9 @@ def _checked(state: Any) -> torch.Tensor:
     return state.detach().contiguous()
 
 
-def _uploaded(state: torch.Tensor) -> Value:
+def _uploaded(state: torch.Tensor, index: int) -> Value:
     recorder, sink = bound.need()
-    segment = sink.put("uint8", (state.numel(),), state.numpy().tobytes())
+    segment = sink.put("uint8", (state.numel(),), state.numpy().tobytes(), index)
     return Kept(recorder, segment, 0, contiguous_meta((state.numel(),), torch.uint8))
 
 
@@ -257,11 +288,6 @@ def _seed_in(state: torch.Tensor) -> int:
 # torch.Generator
 
 
-def local_device(device: Any) -> torch.device:
-    """The device that a program means; replaced where other names mean this device too."""
-    return torch.device(device)
-
-
 class _Generators(type(_PyTorchs)):  # type: ignore[misc]  # newer versions have a metaclass
     """Of the class that stands for PyTorch's: it makes PyTorch's own generators for its own devices, knows all of
     them as instances, and can be derived from as PyTorch's can."""
@@ -270,11 +296,10 @@ class _Generators(type(_PyTorchs)):  # type: ignore[misc]  # newer versions have
         if cls is not Generator:
             return super().__call__(*args, **kwargs)
         device = args[0] if args else kwargs.get("device", "cpu")
-        meant = local_device(device)
+        meant = indices.local_device(device)
         if meant.type != "remora":
             return _PyTorchs(*args, **kwargs)
-        only_device(meant)
-        return _generator()
+        return _generator(index_of(meant))
 
     def __instancecheck__(cls, item: Any) -> bool:
         return isinstance(item, _PyTorchs) if cls is Generator else super().__instancecheck__(item)
@@ -301,26 +326,41 @@ def probe_generator() -> str | None:
 
 
 def manual_seed(seed: int) -> None:
-    default.manual_seed(int(seed))
+    """Of the current device."""
+    default(current()).manual_seed(int(seed))
+
+
+def manual_seed_all(seed: int) -> None:
+    for generator in defaults:
+        generator.manual_seed(int(seed))
 
 
 def seed() -> None:
-    default.seed()
+    default(current()).seed()
+
+
+def seed_all() -> None:
+    """All devices from one number of the operating system."""
+    manual_seed_all(_PyTorchs().seed())
+
+
+def initial_seed() -> int:
+    return default(current()).initial_seed()
 
 
 def get_rng_state(device: Any = "remora") -> torch.Tensor:
     """The default generator's state, of a size that depends on the executor's device. Waits for nothing."""
-    return default.get_state()
+    return default(index_of(device)).get_state()
 
 
 def set_rng_state(new_state: torch.Tensor, device: Any = "remora") -> None:
-    default.set_state(new_state)
+    default(index_of(device)).set_state(new_state)
 
 
 def get_rng_state_all() -> list[torch.Tensor]:
-    return [default.get_state()]
+    return [generator.get_state() for generator in defaults]
 
 
 def set_rng_state_all(new_states: Any) -> None:
-    for state in new_states:
-        default.set_state(state)
+    for index, state in enumerate(new_states):
+        default(index_of(index)).set_state(state)

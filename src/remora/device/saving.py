@@ -116,6 +116,9 @@ def replace_safe_open() -> None:
 
 
 def _is_remora(device: Any) -> bool:
+    if isinstance(device, int):
+        accelerator = torch.accelerator.current_accelerator()
+        return accelerator is not None and accelerator.type == "remora"
     return (isinstance(device, str) and device.split(":")[0] == "remora") or (
         isinstance(device, torch.device) and device.type == "remora"
     )

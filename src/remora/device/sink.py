@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from remora.capture.recorder import Recorder
 from remora.capture.value import Value
@@ -25,16 +25,16 @@ class Fetched:
 
 class Moment:
     """A place in the op stream: when the executor passed it, by its own clock, and for how long it had computed
-    for this session by then. None: it is not known to have passed it."""
+    for this session by then. None: it is not known to have passed it. index: of the device."""
 
-    def __init__(self, ticket: int) -> None:
-        self.ticket = ticket
+    def __init__(self, ticket: int, index: int = 0) -> None:
+        self.ticket, self.index = ticket, index
         self.at_s: float | None = None
         self.busy_s = 0.0
 
 
 class Sink(Protocol):
-    """The session, as the device sees it.
+    """The session, as the device sees it. index: of the device that is meant, below `n_devices`.
 
     computes: whether values are computed at all. Where they are not, only what tensors look like counts, and one
     without data (on the meta device) can be uploaded.
@@ -43,25 +43,30 @@ class Sink(Protocol):
     computes: bool
 
     @property
+    def n_devices(self) -> int:
+        """More than one where each executor is a device of its own."""
+
+    @property
     def executor_device(self) -> str:
         """What the executor computes on, such as `cpu` or `cuda:0`."""
 
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         """Blocks until the values are known. Raises what failed on the executor."""
 
-    def put(self, dtype: str, shape: tuple[int, ...], data: bytes) -> int:
+    def put(self, dtype: str, shape: tuple[int, ...], data: bytes, index: int = 0) -> int:
         """A small tensor; returns the segment number of its value."""
 
-    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
+    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview, index: int = 0) -> int:
         """A large tensor; returns when its bytes may change again. Returns the segment number."""
 
-    def seed(self, seed: int, generator: int = 0) -> None:
-        """Seeds a generator of the session, by its number; 0 is the default one. None of these three waits."""
+    def seed(self, seed: int, generator: int = 0, index: int = 0) -> None:
+        """Seeds a generator of a device, by its number in the session; 0 is the device's default one. None of these
+        three waits."""
 
-    def save_rng(self, generator: int = 0) -> int:
+    def save_rng(self, generator: int = 0, index: int = 0) -> int:
         """The state that the generator has now becomes a value; returns its segment number."""
 
-    def load_rng(self, value: Value, generator: int = 0) -> None:
+    def load_rng(self, value: Value, generator: int = 0, index: int = 0) -> None:
         """Sets the generator to the state in a value."""
 
     def default_dtype(self, name: str) -> None:
@@ -70,7 +75,7 @@ class Sink(Protocol):
     def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
         """The program has called one of the setters in ops/flags.py."""
 
-    def mark(self, settle: bool = False) -> Moment:
+    def mark(self, settle: bool = False, index: int = 0) -> Moment:
         """The place behind everything recorded so far. Waits for nothing. `settle`: the executor waits for its
         device there, and counts that as computing."""
 
@@ -80,12 +85,11 @@ class Sink(Protocol):
     def idle(self) -> None:
         """Tells the executor what has ended, and takes in what it has said. Waits for nothing."""
 
-    def memory(self, reset_peak: bool = False) -> Memory: ...
+    def memory(self, reset_peak: bool = False, index: int = 0) -> Memory: ...
 
-    def facts(self) -> DeviceFacts: ...
+    def facts(self, index: int = 0) -> DeviceFacts: ...
 
-    @property
-    def memory_nbytes(self) -> int:
+    def memory_nbytes(self, index: int = 0) -> int:
         """What the executor grants."""
 
     def barrier(self) -> None:
@@ -112,10 +116,14 @@ class Bound:
         self._starting = threading.RLock()
         # of the executor, "cpu" or "cuda": a few kernels lay their results out as their device does
         self.device_type = "cpu"
+        self.n_devices = 1
+        self.memo_scope: Any = "cpu"  # what outcomes of calls depend on besides the call
 
     def bind(self, recorder: Recorder, sink: Sink) -> None:
         self.recorder, self.sink, self.ended = recorder, sink, None
         self.device_type = sink.executor_device.partition(":")[0]
+        self.n_devices = sink.n_devices
+        self.memo_scope = self.device_type if self.n_devices == 1 else (self.device_type, "indexed")
 
     @property
     def unused(self) -> bool:
@@ -124,7 +132,7 @@ class Bound:
 
     def unbind(self, reason: Exception) -> None:
         self.recorder = self.sink = None
-        self.ended, self.device_type = reason, "cpu"
+        self.ended, self.device_type, self.n_devices, self.memo_scope = reason, "cpu", 1, "cpu"
 
     def need(self) -> tuple[Recorder, Sink]:
         """The bound session; starts one if there was none yet."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from remora.device.across import moved
 from remora.device.addresses import root_of
 from remora.device.download import download
-from remora.device.index import only_device
+from remora.device.index import index_of
 from remora.device.resize import SHAPE_CHANGES
 from remora.device.shadow import known
 from remora.device.sink import bound
@@ -46,7 +47,9 @@ def _to_copy(func: Any, args: Any, kwargs: Any) -> Any:
     }
     if isinstance(source, RemoraTensor):
         if target.type == "remora":
-            only_device(target)
+            index = index_of(target)
+            if index != source._value.meta.index:
+                return moved(source, index, _DEPTH, rest)
             if device is None and "non_blocking" not in kwargs:
                 return NotImplemented
             from remora.device.dispatch import record
@@ -61,14 +64,18 @@ def _copy(func: Any, args: Any, kwargs: Any) -> Any:
     target, source = args[0], args[1]
     if not isinstance(target, RemoraTensor):
         return target.copy_(download(source))
+    index = target._value.meta.index
     if isinstance(source, RemoraTensor):
-        if len(args) == 2:
+        if source._value.meta.index != index:
+            narrower = {"dtype": target.dtype} if target.dtype.itemsize < source.dtype.itemsize else None
+            source = moved(source, index, _DEPTH, narrower)
+        elif len(args) == 2:
             return NotImplemented
     else:
         source = source.to(target.dtype)
         if _fill_blank(target, source):
             return target
-        source = upload(source)
+        source = upload(source, index)
     from remora.device.dispatch import record
 
     return record(aten.copy_.default, (), (target, source), {}, _DEPTH)
@@ -87,7 +94,7 @@ def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
     alone = sys.getrefcount(value) == 4
     if not alone or not recorder.take_back(value, _BLANK):
         return False
-    target._value = upload(source)._value
+    target._value = upload(source, value.meta.index)._value
     return True
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from remora.capture.value import Value
-from remora.device import tensor as tensors
 from remora.device import unpickled
+from remora.device.across import moved
 from remora.device.addresses import (
     address_of_bytes,
     address_of_root,
@@ -19,7 +19,7 @@ from remora.device.addresses import (
     root_of,
 )
 from remora.device.ahead import expect
-from remora.device.index import only_device
+from remora.device.index import device_at, index_of
 from remora.device.resize import grown
 from remora.device.tensor import RemoraTensor, wrap
 from remora.errors import NotSupported
@@ -58,31 +58,32 @@ class RemoraStorage(torch.UntypedStorage):
     """The storage of a root value, or bytes that were loaded and go to the executor when a tensor needs them.
 
     root: a tensor over the root value; None until the bytes have gone.
-    source: the bytes that have not gone yet, a CPU storage.
+    source: the bytes that have not gone yet, a CPU storage. index: of the device.
     """
 
     root: RemoraTensor | None
     source: torch.UntypedStorage | None
+    index: int
     _address: int
     asked_by: weakref.ref[RemoraTensor] | None = None  # the tensor whose storage it was asked for as
 
     @classmethod
     def of(cls, root: Value) -> RemoraStorage:
         made: RemoraStorage = cls(nbytes_of(root), device="meta")
-        made.root, made.source = wrap(root), None
+        made.root, made.source, made.index = wrap(root), None, root.meta.index
         made._address = address_of_root(root)
         return made
 
     @classmethod
-    def holding(cls, source: torch.UntypedStorage) -> RemoraStorage:
+    def holding(cls, source: torch.UntypedStorage, index: int) -> RemoraStorage:
         made: RemoraStorage = cls(source.nbytes(), device="meta")
-        made.root, made.source = None, source
+        made.root, made.source, made.index = None, source, index
         made._address = address_of_bytes()
         return made
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return tensors.DEVICE  # type: ignore[no-any-return]
+        return device_at(self.index)
 
     @property
     def _cdata(self) -> int:  # type: ignore[override]
@@ -134,13 +135,22 @@ class RemoraStorage(torch.UntypedStorage):
     def to(self, *, device: Any, non_blocking: bool = False) -> torch.UntypedStorage:
         target = torch.device(device)
         if target.type == "remora":
-            only_device(target)
-            return self
+            return self._on(index_of(target))
         return self.cpu() if target.type == "cpu" else self.cpu().to(device=target)
+
+    def _on(self, index: int) -> RemoraStorage:
+        """Itself, or a copy on another device."""
+        if index == self.index:
+            return self
+        if self.source is not None:
+            return RemoraStorage.holding(self.source, index)
+        assert self.root is not None
+        with torch.no_grad():
+            return RemoraStorage.of(moved(flat(self.root), index, 2)._value)  # type: ignore[arg-type]
 
     def clone(self) -> RemoraStorage:
         if self.source is not None:
-            return RemoraStorage.holding(self.source.clone())
+            return RemoraStorage.holding(self.source.clone(), self.index)
         root = self.root
         assert root is not None
         with torch.no_grad():
@@ -181,11 +191,11 @@ class RemoraStorage(torch.UntypedStorage):
             return
         with torch.no_grad():
             memory = flat(self.root)
-            memory.copy_(upload(torch.empty(0, dtype=memory.dtype).set_(read)))
+            memory.copy_(upload(torch.empty(0, dtype=memory.dtype).set_(read), self.index))
 
     def __reduce__(self) -> Any:
         local = torch.empty(0, dtype=torch.uint8).set_(self.cpu())  # its bytes live as long as it does
-        return unpickled.storage, (bytes(bytes_of(local)),)
+        return unpickled.storage, (bytes(bytes_of(local)), self.index)
 
     def tensor(
         self, dtype: torch.dtype, offset: int = 0, size: Any = None, stride: Any = None
@@ -222,7 +232,7 @@ class RemoraStorage(torch.UntypedStorage):
             memory.set_(self.source, 0, size, stride)
         else:
             memory.set_(self.source, 0, (self.nbytes() // dtype.itemsize,), (1,))
-        self.root = upload(memory)
+        self.root = upload(memory, self.index)
         self.source = None
         self._address = address_of_root(self.root._value)
 
@@ -247,7 +257,8 @@ class TypedStorage(torch.TypedStorage):
     def __init__(self, *args: Any) -> None: ...
 
     def __reduce__(self) -> Any:
-        return unpickled.typed_storage, (self._untyped_storage.__reduce__()[1][0], self.dtype)
+        saved, index = self._untyped_storage.__reduce__()[1]
+        return unpickled.typed_storage, (saved, self.dtype, index)
 
 
 def _placed(tensor: torch.Tensor, size: Any, stride: Any, offset: int) -> bool:
@@ -277,11 +288,11 @@ def register_storages() -> None:
 
 
 def _tag(storage: Any) -> str | None:
-    return str(tensors.DEVICE) if isinstance(storage, RemoraStorage) else None
+    return str(storage.device) if isinstance(storage, RemoraStorage) else None
 
 
 def _deserialize(storage: Any, location: str) -> Any:
     if location != "remora" and not location.startswith("remora:"):
         return None
-    only_device(torch.device(location))
-    return storage if isinstance(storage, RemoraStorage) else RemoraStorage.holding(storage)
+    index = index_of(location)
+    return storage._on(index) if isinstance(storage, RemoraStorage) else RemoraStorage.holding(storage, index)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from remora.device.index import current, device_at, index_of
 from remora.device.sink import Moment, bound
 from remora.errors import Disconnected, NotSupported
 
@@ -28,7 +29,8 @@ class Stream(_PyTorchsStream):
 
     def __new__(cls, device: Any = None, priority: int = 0, *, stream_id: int | None = None) -> Stream:
         number = next(_numbers) if stream_id is None else stream_id
-        self = _PyTorchsStream.__new__(cls, stream_id=number, device_index=0, device_type=_TYPE)
+        index = index_of(device)
+        self = _PyTorchsStream.__new__(cls, stream_id=number, device_index=index, device_type=_TYPE)
         self._recorded = None
         return self
 
@@ -40,7 +42,7 @@ class Stream(_PyTorchsStream):
             return True
         covers = (bound.recorder.session, bound.recorder.ops)
         if self._recorded is None or self._recorded[0] != covers:
-            self._recorded = (covers, bound.sink.mark())
+            self._recorded = (covers, bound.sink.mark(index=index_of(self.device_index)))
         return bound.sink.passed(self._recorded[1], wait=False)
 
     def synchronize(self) -> None:
@@ -57,7 +59,7 @@ class Stream(_PyTorchsStream):
         return event
 
     def __enter__(self) -> Stream:
-        _thread.__dict__.setdefault("outer", []).append(current_stream())
+        _thread.__dict__.setdefault("outer", []).append(current_stream(self.device_index))
         set_stream(self)
         return self
 
@@ -65,13 +67,16 @@ class Stream(_PyTorchsStream):
         set_stream(_thread.outer.pop())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stream) and other.stream_id == self.stream_id
+        return isinstance(other, Stream) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((Stream, self.stream_id))
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, int, int]:
+        return Stream, self.stream_id, self.device_index
 
     def __repr__(self) -> str:
-        return f"<torch.remora.Stream device=remora:0 stream_id={self.stream_id}>"
+        return f"<torch.remora.Stream device={self.device} stream_id={self.stream_id}>"
 
 
 class Event(_PyTorchsEvent):
@@ -100,12 +105,13 @@ class Event(_PyTorchsEvent):
 
     @property
     def device(self) -> torch.device:
-        return torch.device("remora", 0)
+        return device_at(self._moment.index if self._moment is not None else 0)
 
     def record(self, stream: Any = None) -> None:
         """The event is behind everything recorded so far. Waits for nothing."""
         recorder, sink = bound.need()
-        self._moment, self._session = sink.mark(), recorder.session
+        index = current() if stream is None else index_of(stream.device_index)
+        self._moment, self._session = sink.mark(index=index), recorder.session
 
     def wait(self, stream: Any = None) -> None:
         """What is recorded from now on runs behind the event, as it does anyway."""
@@ -130,6 +136,11 @@ class Event(_PyTorchsEvent):
         if self._session != end._session:
             raise ValueError(
                 "Both events must be recorded in one session: each executor has a clock of its own."
+            )
+        if self._moment.index != end._moment.index:
+            raise ValueError(
+                f"Both events must be recorded on one device, and these are on {self.device} and {end.device}: "
+                "each executor has a clock of its own."
             )
         for event in (self, end):
             event.synchronize()
@@ -166,21 +177,25 @@ class StreamContext:
 
 
 def default_stream(device: Any = None) -> Stream:
-    return _DEFAULT
+    index = index_of(device)
+    if index not in _defaults:
+        _defaults[index] = Stream(index, stream_id=0)
+    return _defaults[index]
 
 
 def current_stream(device: Any = None) -> Stream:
-    """This thread's."""
-    stream: Stream = getattr(_thread, "stream", _DEFAULT)
-    return stream
+    """This thread's, on a device."""
+    streams: dict[int, Stream] = _thread.__dict__.get("streams", {})
+    index = index_of(device)
+    return streams.get(index) or default_stream(index)
 
 
 def set_stream(stream: Stream | None) -> None:
     if stream is not None:
-        _thread.stream = stream
+        _thread.__dict__.setdefault("streams", {})[stream.device_index] = stream
 
 
-_DEFAULT = Stream(stream_id=0)
+_defaults: dict[int, Stream] = {}
 
 
 # torch.Stream and torch.Event, which ask C++ for streams and events of a device

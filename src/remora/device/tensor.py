@@ -15,7 +15,6 @@ from remora.errors import NotSupported
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _strided = torch.strided
 _set_data = torch.Tensor.data.__set__  # type: ignore[attr-defined]
-DEVICE: Any = None  # torch.device("remora", 0), set when the device is registered
 _OURS = frozenset({"_value", "_root", "_since", "_is_param"})  # what a tensor's __dict__ holds for us
 
 
@@ -164,7 +163,8 @@ class RemoraTensor(torch.Tensor):
             source = torch.empty(0, dtype=self.dtype, device=self.device)
         if isinstance(source, torch.TypedStorage):
             source = source._untyped_storage
-        if not isinstance(source, (RemoraTensor, RemoraStorage)):
+        ours = isinstance(source, (RemoraTensor, RemoraStorage))
+        if not ours or source.device != self.device:
             raise RuntimeError(
                 f'Attempted to set the storage of a tensor on device "{self.device}" to a storage on different '
                 f'device "{getattr(source, "device", type(source).__name__)}".  This is no longer allowed; '
@@ -248,7 +248,9 @@ class RemoraTensor(torch.Tensor):
 def wrap(value: Value) -> RemoraTensor:
     """A new tensor for a value."""
     meta = value.meta
-    tensor = _make(RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, DEVICE)
+    tensor = _make(
+        RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, _strided, meta.device
+    )
     tensor._value = value
     if meta.lazy:
         meta.mark(tensor)

@@ -9,18 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 
-def storage(saved: bytes) -> Any:
-    """A storage on the device with these bytes."""
+def storage(saved: bytes, index: int = 0) -> Any:
+    """A storage on remora:index with these bytes."""
     import torch
 
+    from remora.device.index import index_of
     from remora.device.storage import RemoraStorage
     from remora.ops.dtypes import tensor_from
 
-    return RemoraStorage.holding(tensor_from(saved, torch.uint8, (len(saved),)).untyped_storage())
+    memory = tensor_from(saved, torch.uint8, (len(saved),)).untyped_storage()
+    return RemoraStorage.holding(memory, index_of(index))
 
 
-def typed_storage(saved: bytes, dtype: Any) -> Any:
-    there = storage(saved)
+def typed_storage(saved: bytes, dtype: Any, index: int = 0) -> Any:
+    there = storage(saved, index)
     from remora.device.storage import TypedStorage
 
     return TypedStorage(there, dtype)

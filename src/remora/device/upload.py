@@ -18,8 +18,8 @@ from remora.wire.limits import MAX_INLINE_NBYTES
 aten = torch.ops.aten
 
 
-def upload(source: torch.Tensor) -> RemoraTensor:
-    """A remora tensor with the bytes that `source` has now, and its strides if it is dense."""
+def upload(source: torch.Tensor, index: int) -> RemoraTensor:
+    """A tensor on remora:index with the bytes that `source` has now, and its strides if it is dense."""
     from remora.device.dispatch import record
 
     if source.layout != torch.strided or source.is_quantized or source.is_nested:
@@ -40,12 +40,12 @@ def upload(source: torch.Tensor) -> RemoraTensor:
     data = memoryview(b"") if base.is_meta else bytes_of(base)
     with recorder.lock:
         if base.numel() * base.itemsize <= MAX_INLINE_NBYTES:
-            segment = sink.put(name, shape, bytes(data))
+            segment = sink.put(name, shape, bytes(data), index)
         else:
-            segment = sink.store(name, shape, data)
+            segment = sink.store(name, shape, data, index)
             if data:
                 has_gone(base.data_ptr(), data.nbytes)
-        value = Kept(recorder, segment, 0, contiguous_meta(shape, base.dtype), uploaded=True)
+        value = Kept(recorder, segment, 0, contiguous_meta(shape, base.dtype).at(index), uploaded=True)
         if worth_keeping(base) and not base.is_meta:
             value.shadow = Shadow(base.clone())
         result = wrap(value)
@@ -54,6 +54,6 @@ def upload(source: torch.Tensor) -> RemoraTensor:
             result = record(aten.permute.default, (), (result, inverse), {})
         if dense:  # where nothing is reached, strides may be any, and are those of the source
             value = result._value
-            value.meta = intern(Meta(tuple(source.shape), source.stride(), 0, source.dtype))
+            value.meta = intern(Meta(tuple(source.shape), source.stride(), 0, source.dtype), 0, index)
             result = wrap(value)
     return result

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from remora.device import tensor as tensors
 from remora.device.dispatch import record
+from remora.device.index import resolved
 from remora.device.tensor import RemoraTensor
 
 _ZERO = torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
@@ -19,9 +19,8 @@ _ZERO = torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
 def efficient_zeros(size: Any, **kwargs: Any) -> RemoraTensor:
     """The kernel of `aten._efficientzerotensor`."""
     dtype = kwargs.get("dtype") or torch.get_default_dtype()
-    zeros = record(
-        torch.ops.aten.zeros.default, (), (list(size),), {"dtype": dtype, "device": tensors.DEVICE}, 2
-    )
+    device = resolved(kwargs.get("device"))
+    zeros = record(torch.ops.aten.zeros.default, (), (list(size),), {"dtype": dtype, "device": device}, 2)
     meta = zeros._value.meta
     result = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
         RemoraTensor,
@@ -29,7 +28,7 @@ def efficient_zeros(size: Any, **kwargs: Any) -> RemoraTensor:
         strides=meta.stride,
         dtype=dtype,
         layout=torch.strided,
-        device=tensors.DEVICE,
+        device=device,
         _extra_dispatch_keys=_ZERO,
     )
     result._value = zeros._value

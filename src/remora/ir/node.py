@@ -43,7 +43,8 @@ class Const(msgspec.Struct, frozen=True, array_like=True, tag=3):
 class Symbol(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """A named torch constant: a dtype, layout, memory_format, device, or the text of a complex number.
 
-    A device symbol is always `executor`: the device that runs the graph.
+    A device symbol is `executor`, the device that runs the graph. In a graph over several devices it is the first
+    of them, and `executor:1` the second; a part for one executor names only itself (plan/parts.py).
     """
 
     kind: Annotated[str, msgspec.Meta(pattern=r"^(dtype|layout|memory_format|device|complex)\Z")]
@@ -88,3 +89,19 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
             else:
                 flat.append(arg)
         return flat
+
+
+EXECUTOR = Symbol("device", "executor")
+
+
+def device_symbol(index: int) -> Symbol:
+    """The device of an index, in a graph over several."""
+    return Symbol("device", f"executor:{index}") if index else EXECUTOR
+
+
+def device_index(node: Node) -> int | None:
+    """The index of the device that a row names, if it does."""
+    for arg in node.inputs():
+        if isinstance(arg, Symbol) and arg.kind == "device":
+            return int(arg.name.partition(":")[2] or 0)
+    return None

@@ -181,13 +181,14 @@ class Pool(msgspec.Struct, frozen=True):
     client: tuple[Link, ...] = ()
 
     def link(self, source: int, target: int) -> Link:
-        """The link between two executors, or from CLIENT to one; through the client's where none was measured.
+        """The link between two executors, or CLIENT and one; through the client's where none was measured.
 
         Raises:
             KeyError: nothing is known of it.
         """
-        if source == CLIENT and target < len(self.client):
-            return self.client[target]
+        for client, executor in ((source, target), (target, source)):
+            if client == CLIENT and executor < len(self.client):
+                return self.client[executor]
         known = self.links.get((source, target)) or self.links.get((target, source))
         if known is not None:
             return known

@@ -1,7 +1,7 @@
 """What must stay together, whatever a policy wishes.
 
 Memory has one owner, where all its writers run; a view that outlives the graph lies in memory of its owner; random
-numbers are drawn where the generators are. What shares such a bond is one group and runs on one executor.
+numbers are drawn in one place, where the generators are. What shares such a bond is one group and runs on one executor.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def legalised(graph: Graph, wished: tuple[int, ...], situation: Situation, rando
     for storage, group in bonds.viewed.items():
         if storage in owners and storage not in bonds.written:
             chosen[group] = owners[storage]
-    if random:
+    if random and situation.generators is not None:
         chosen[bonds.group(min(random))] = situation.generators
     moves = tuple(
         (storage, chosen[group])

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from remora.ir.annotated import Graph
 from remora.ir.graph import Template
-from remora.ir.node import Arg, Hole, Items, Node, Ref, Slot
+from remora.ir.node import EXECUTOR, Arg, Hole, Items, Node, Ref, Slot, Symbol
 
 Value = Ref | Slot
 """A value of the whole graph: an output of a row, or a slot."""
@@ -140,6 +140,8 @@ def _part(
                 return names[arg]
             case Items(items):
                 return Items(tuple(map(renamed, items)))
+            case Symbol("device"):
+                return EXECUTOR
         return arg
 
     nodes = []

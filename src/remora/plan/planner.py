@@ -23,7 +23,7 @@ class Decision:
     """How a graph is to run.
 
     graph: placed. moves: storages of slots (`Outside.storage`) that get an owner, or another one, first, with it.
-    predicted: by the model alone.
+    predicted: by the model alone. draws: where random numbers are drawn, if any are.
     """
 
     graph: Graph
@@ -31,6 +31,7 @@ class Decision:
     moves: tuple[tuple[int, int], ...]
     wish: Wish
     predicted: Placed
+    draws: int | None = None
 
 
 class Planner:
@@ -53,14 +54,26 @@ class Planner:
         graph, self.memory = annotate(graph, self.memory)
         table = costs(graph, self.pool.devices)
         wish = self.policy.place(graph, situation, table)
-        legal = legalised(graph, wish.executors, situation, situation.random)
+        # where each device has generators of its own, its rows keep their order there
+        random = () if self.policy.indexed else situation.random
+        legal = legalised(graph, wish.executors, situation, random)
+        if self.policy.indexed and (legal.moves or legal.executors != wish.executors):
+            raise PlanError("rows of different devices share memory")
         graph = enter(placed(graph, legal.executors), Stage.PLACED)
+        for row, executor in enumerate(legal.executors):
+            if executor >= situation.n_executors:
+                raise PlanError(
+                    f"{self.policy.name} puts row {row} ({graph.rows[row].node.op}) on executor {executor} of "
+                    f"{situation.n_executors}"
+                )
         parts = split(graph, *legal.whereabouts(graph, situation))
         planned = {row for part in parts.parts for row in part.rows}
         for row in range(len(graph.rows)):
             if row not in planned:
                 raise PlanError(f"row {row} ({graph.rows[row].node.op}) is in no part")
-        return Decision(graph, parts, legal.moves, wish, predict(graph, parts, table, self.pool))
+        predicted = predict(graph, parts, table, self.pool)
+        draws = legal.executors[min(random)] if random else None
+        return Decision(graph, parts, legal.moves, wish, predicted, draws)
 
     def is_outdated(self, graph: Graph) -> bool:
         """Whether a later graph has taught what a planned one does not say yet."""

@@ -17,7 +17,8 @@ class Situation:
     homes: for each slot all executors that hold its value, the owner among them.
     held_nbytes, limits_nbytes, queued: per executor: bytes of values, what the grant allows, segments on their way.
     waiting_nbytes: of uploads that no executor has yet, whether the graph reads them or not.
-    program: how many programs (from sync to sync) came before. generators: where random numbers are drawn.
+    program: how many programs (from sync to sync) came before. generators: where random numbers
+    are drawn; None: all executors' have the same state, so anywhere.
     random: rows of the graph that draw some. pool: what was measured of the executors and their links.
     """
 
@@ -28,7 +29,7 @@ class Situation:
     queued: tuple[int, ...]
     program: int = 0
     waiting_nbytes: int = 0
-    generators: int = 0
+    generators: int | None = None
     random: tuple[int, ...] = ()
     pool: Pool = UNMEASURED
 

@@ -66,7 +66,18 @@ class Account:
         """A segment was placed; `nbytes` of messages say so."""
         executors = sorted({part.executor for part in plan.parts})
         links = [self.pool.client[executor] for executor in executors]
-        self._timeline.segment(self._now_s(), plan.whole, links, nbytes, rows, plan.phase)
+        took = plan.whole.less(self._reply_s(plan))
+        self._timeline.segment(self._now_s(), took, links, nbytes, rows, plan.phase)
+
+    def _reply_s(self, plan: Plan) -> float:
+        """The way back to the client, where the plan counts it: here the end of the program does."""
+        replies: Counter[int] = Counter()
+        for row, out in plan.graph.wants:
+            facts = plan.graph.rows[row].outs[out]
+            replies[plan.parts[plan.found[row][0]].executor] += facts.nbytes if facts is not None else 0
+        return max(
+            (self.pool.client[executor].seconds(nbytes) for executor, nbytes in replies.items()), default=0.0
+        )
 
     def program_ends(self, executor: int | None, nbytes: int) -> None:
         """A sync; `nbytes` come back from an executor. None: the script is over."""

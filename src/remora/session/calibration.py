@@ -18,9 +18,9 @@ from blake3 import blake3
 
 from remora.config import ClientSettings, cache_dir
 from remora.errors import ExecutorError, RemoraError
-from remora.plan.calibrate import CACHE_NBYTES, Measured, fit, fit_link, measured, script
-from remora.plan.devices import Device, Pool
+from remora.plan.calibrate import CACHE_NBYTES, Fitted, Measured, fit, fit_link, measured, script
 from remora.plan.devices import Link as Rate
+from remora.plan.devices import Pool
 from remora.plan.kept import MAX_NBYTES, VERSION, Calibration, from_json, to_json
 from remora.plan.probe_suite import CPU, GPU, TIGHT_CPU, TIGHT_GPU, suite
 from remora.plan.probes import Bench
@@ -86,7 +86,7 @@ class Probe:
                 f"measuring executor {self.transport.address}: {failed.op or 'a message'}: {failed.message}"
             )
 
-    def device(self) -> Device:
+    def fitted(self) -> Fitted:
         """Runs the probes of its kind, smaller ones if there is no memory for them.
 
         Raises:
@@ -109,7 +109,7 @@ class Probe:
         assert isinstance(facts, DeviceFacts)
         cache_nbytes = CACHE_NBYTES.get(kind, 0)
         name = f"{facts.name[:120]} at {self.transport.address[:70]}"
-        return fit(name, bench, found, self.grant.memory_nbytes, cache_nbytes, asynchronous).device
+        return fit(name, bench, found, self.grant.memory_nbytes, cache_nbytes, asynchronous)
 
     def _run(self, bench: Bench, asynchronous: bool) -> Measured | None:
         """What the probes took; None if there is no memory for them, and the executor's word for it is in `link`."""
@@ -245,7 +245,7 @@ def _measured(
 ) -> Iterator[Calibration]:
     with ExitStack() as stack:
         probes = [
-            stack.enter_context(_probing(transport, settings, wants, number))
+            stack.enter_context(probing(transport, settings, wants, number))
             for number, (transport, _) in enumerate(opened)
         ]
         segments = [stack.enter_context(probe.values())[0] for probe in probes]
@@ -253,7 +253,7 @@ def _measured(
             grant = opened[own][1]
             before = known[own]
             links = dict(before.links) if before is not None else {}
-            device = before.device if before is not None else probe.device()
+            device = before.device if before is not None else probe.fitted().device
             if CLIENT not in links:
                 links[CLIENT] = probe.client(segment)
             for number, other in enumerate(probes):
@@ -263,9 +263,10 @@ def _measured(
 
 
 @contextmanager
-def _probing(
-    transport: Transport, settings: ClientSettings, wants: OpenSession, number: int
+def probing(
+    transport: Transport, settings: ClientSettings, wants: OpenSession, number: int = 0
 ) -> Iterator[Probe]:
+    """Opens a session to measure an executor with, and ends it."""
     grant = transport.open_session(wants, settings.connect_timeout_s)
     probe = Probe(transport, grant, settings, number)
     try:

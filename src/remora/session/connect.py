@@ -17,7 +17,7 @@ from remora.device.flags import announce
 from remora.device.memo_store import store
 from remora.device.module import torch_version
 from remora.device.optimizers import cut_behind_steps
-from remora.device.rng import default as default_generator
+from remora.device.rng import default as default_generator_of
 from remora.device.sink import bound
 from remora.errors import Disconnected, RemoraError, UsageError
 from remora.plan.planner import Planner
@@ -34,6 +34,7 @@ from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
 from remora.wire.messages import Grant, OpenSession
 
 HEARTBEAT_S = 5.0
+PEERS_SINCE = 2  # protocol
 
 _current: Session | None = None
 _embedded: EmbeddedExecutor | None = None
@@ -53,7 +54,8 @@ def connect(
             that, an executor process starts on this machine and one line says so.
         token: for all of them. None: REMORA_TOKEN.
         placement: the policy that says what goes where, see plan/policies. None: `local` on one executor,
-            `semantic` on several.
+            `semantic` on several. `explicit`: each executor is a device of its own, remora:0, remora:1, …, and
+            "remora" is the current one of them (torch.remora.set_device).
 
     Raises:
         UsageError: there is a session already.
@@ -121,9 +123,16 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
     deadline = time.monotonic() + settings.connect_timeout_s
     opened: list[tuple[Transport, Grant]] = []
     try:
-        for transport in transports:
-            opened.append((transport, transport.open_session(wants(), settings.connect_timeout_s)))
+        for number, transport in enumerate(transports):
+            asked = wants(number if policy.indexed else 0)
+            opened.append((transport, transport.open_session(asked, settings.connect_timeout_s)))
         alike([(grant.device.partition(":")[0], transport.address) for transport, grant in opened])
+        for transport, grant in opened if len(opened) > 1 else ():
+            if grant.protocol < PEERS_SINCE:
+                raise UsageError(
+                    f"executor {transport.address} speaks protocol {grant.protocol}, and values go from executor to "
+                    f"executor since {PEERS_SINCE} only: install this version of Remora there, or connect to it alone"
+                )
         session = PoolSession(opened, settings, Planner(policy, calibrated(opened, settings, wants())))
     except BaseException:
         for transport, grant in opened:
@@ -146,13 +155,14 @@ def alike(devices: Sequence[tuple[str, str]]) -> None:
         )
 
 
-def wants() -> OpenSession:
+def wants(index: int = 0) -> OpenSession:
+    """index: of the device that the executor is."""
     return OpenSession(
         protocol=PROTOCOL,
         oldest_protocol=OLDEST_PROTOCOL,
         torch=torch_version(),
         client=f"{socket.gethostname()[:48]}:{os.getpid()}",
-        seed=default_generator.initial_seed(),
+        seed=default_generator_of(index).initial_seed(),
     )
 
 

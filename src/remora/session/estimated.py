@@ -108,14 +108,14 @@ class EstimatedSession(PoolSession):
 
     # -- steps
 
-    def _place(self, segment: Segment) -> None:
+    def _place(self, segment: Segment, wanted: Sequence[Value] = ()) -> None:
         started_s = self.clock()
         found = self.imagination.run(segment)
         codes = [value.code for value in segment.kept]
         self.account.outside(self.clock() - started_s)
         sent = sum(lane.link.bytes_sent for lane in self.lanes)
         place_it = super()._place
-        self._placed(lambda: place_it(segment))
+        self._placed(lambda: place_it(segment, wanted))
         for lane in self.lanes:
             lane.commit()
             lane.link.send()
@@ -151,7 +151,7 @@ class EstimatedSession(PoolSession):
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         with self.recorder.lock:
             self._check()
-            self._end_segment()
+            self._end_segment(() if describe else values)
             names = [(value.segment, value.code) for value in values]
             homes = [self._placed(partial(self.placement.home, name)) for name in names]
             started_s = self.clock()
@@ -185,11 +185,11 @@ class EstimatedSession(PoolSession):
         data = None if describe else bytes(bytes_of(tensor))
         return Fetched(dtype_name(tensor.dtype), tuple(tensor.shape), tensor.stride(), data)
 
-    def _end_segment(self) -> None:
+    def _end_segment(self, wanted: Sequence[Value] = ()) -> None:
         with uninterrupted:
             segment = self.recorder.end_segment()
             if segment is not None:
-                self._place(segment)
+                self._place(segment, wanted)
         self._transmit()
 
     def _sync(self, executor: int, nbytes: int) -> None:
@@ -198,46 +198,54 @@ class EstimatedSession(PoolSession):
         self.placement.program_ends()
         self.account.program_ends(executor, nbytes)
 
-    def _ask(self, question: Question) -> Reply:
+    def _ask(self, question: Question, index: int = 0) -> Reply:
         self._end_segment()
-        self._sync(0, 0)
+        self._sync(index, 0)
         holdings = self.placement.holdings
         if isinstance(question, MemoryQuery):
-            held, cap = sum(holdings.held_nbytes), self.memory_nbytes
-            peak = max(held, sum(self.account.peaks))
+            asked = slice(index, index + 1) if self._indexed else slice(None)
+            held, cap = sum(holdings.held_nbytes[asked]), sum(self.caps_nbytes[asked])
+            peak = max(held, sum(self.account.peaks[asked]))
             return Memory(question.ticket, held, peak, peak, len(holdings.places), held, max(0, cap - held))
         return Done(question.ticket)
 
-    def facts(self) -> DeviceFacts:
-        device, cpu = self.pool.devices[0], self.executor_device == "cpu"
+    def facts(self, index: int = 0) -> DeviceFacts:
+        device, cpu = self.pool.devices[index], self.executor_device == "cpu"
         major, minor = (0, 0) if cpu else CAPABILITY
         return DeviceFacts(
-            0, device.name, self.caps_nbytes[0], major, minor, 0 if cpu else MULTI_PROCESSORS, True
+            0, device.name, self.caps_nbytes[index], major, minor, 0 if cpu else MULTI_PROCESSORS, True
         )
 
-    @property
-    def memory_nbytes(self) -> int:
-        return sum(self.caps_nbytes)
+    def memory_nbytes(self, index: int = 0) -> int:
+        return self.caps_nbytes[index] if self._indexed else sum(self.caps_nbytes)
 
     # -- uploads
 
-    def put(self, dtype: str, shape: tuple[int, ...], data: bytes) -> int:
-        return self._counted(dtype, shape, data, None)
+    def put(self, dtype: str, shape: tuple[int, ...], data: bytes, index: int = 0) -> int:
+        return self._counted(dtype, shape, data, None, index)
 
-    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
+    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview, index: int = 0) -> int:
         digest = next(self._tickets).to_bytes(32, "big")  # nobody looks for equal ones
-        segment = self._counted(dtype, shape, data, digest)
+        segment = self._counted(dtype, shape, data, digest, index)
         self.account.begins()
         return segment
 
     def _counted(
-        self, dtype: str, shape: tuple[int, ...], data: bytes | memoryview, digest: bytes | None
+        self,
+        dtype: str,
+        shape: tuple[int, ...],
+        data: bytes | memoryview,
+        digest: bytes | None,
+        index: int,
     ) -> int:
         """Neither hashed nor copied."""
         nbytes = BY_NAME[dtype].itemsize
         for n in shape:
             nbytes *= n
-        segment = self._placed(lambda: self._pin(Upload(dtype, shape, b"", digest, nbytes)))
+        upload = Upload(dtype, shape, b"", digest, nbytes)
+        segment = self._placed(lambda: self._pin(upload))
+        if self._indexed:
+            self._placed(partial(self.placement.bring, (segment, 0), index))
         self.imagination.uploaded((segment, 0), dtype, shape, data)
         self._unread[segment] = nbytes
         return segment
@@ -252,11 +260,11 @@ class EstimatedSession(PoolSession):
 
     # -- moments
 
-    def mark(self, settle: bool = False) -> Moment:
+    def mark(self, settle: bool = False, index: int = 0) -> Moment:
         with self.recorder.lock:
             self._check()
             self.recorder.cut()
-            moment = Moment(next(self._tickets))
+            moment = Moment(next(self._tickets), index)
             moment.at_s, moment.busy_s = self.account.now_s, self.account.computed_s
             return moment
 

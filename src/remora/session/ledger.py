@@ -85,6 +85,7 @@ class Ledger:
         self._marks: dict[int, tuple[_Timing, list[tuple[int, int]]]] = {}
         self._program: list[Plan] = []  # that ran since the last sync
         self._began_s: float | None = None
+        self._phase = ""  # of the last program
 
     # -- runs
 
@@ -135,6 +136,7 @@ class Ledger:
         if began_s is None:
             return
         largest = max(ran, key=lambda plan: len(plan.graph.rows))
+        self._phase = largest.phase
         phase = self.phases.setdefault(largest.phase, PhaseTotal())
         phase.steps += 1
         phase.measured_s += now_s - began_s
@@ -146,6 +148,10 @@ class Ledger:
         """Bytes go from the client to an executor."""
         phase = self._program[-1].phase if self._program else ""
         self._add(Flow(phase, CLIENT, executor, residency), nbytes)
+
+    def returns(self, executor: int, residency: str, nbytes: int) -> None:
+        """Bytes come from an executor to the client."""
+        self._add(Flow(self._phase, executor, CLIENT, residency), nbytes)
 
     def pushes_to(
         self, source: int, target: int, names: tuple[int, ...], of: Counter[tuple[str, str]]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from remora.capture.recorder import Segment
-from remora.capture.value import OUT_BITS, OUT_MASK
+from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.errors import PlanError
 from remora.ir.annotated import Facts
 from remora.ir.node import Ref, Slot
@@ -31,6 +31,7 @@ from remora.session.plans import UNKNOWN, Plan, plan_of
 from remora.wire.messages import Adopt, Await, Mark, Push, Put
 
 Name = tuple[int, int, int]
+MAX_PLANS = 512  # the oldest goes first, and is made again if it is needed
 PINNED_NBYTES = (
     256 << 20
 )  # of uploads that wait for their first use; they are copies, since the program may write on
@@ -69,6 +70,7 @@ class Placement:
         self.ledger = Ledger(planner.pool, ticket)
         self.plans: dict[tuple[object, ...], Plan] = {}
         self.plans_made = 0
+        self.generators: int | None = None  # where random numbers are drawn; None: anywhere, as in Situation
         self.programs = 0
         self.graphs = 0
         self._graphs_before = 0  # this program
@@ -154,6 +156,12 @@ class Placement:
             lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
         self.holdings.arrived((segment, 0), executor)
 
+    def returned(self, value: Value, executor: int, nbytes: int) -> None:
+        """The client got a value's bytes."""
+        place = self.holdings.places.get((value.segment, value.code))
+        residency = place.meaning.residency if place is not None else None
+        self.ledger.returns(executor, residency or "", nbytes)
+
     def program_ends(self) -> None:
         """A sync is asked for. A program of nothing is none."""
         self.programs += self.graphs > self._graphs_before
@@ -174,14 +182,21 @@ class Placement:
 
     # -- segments
 
-    def write(self, segment: Segment) -> list[int]:
-        """Appends a segment's runs and transfers to the lanes; renames what it made. Returns the lanes in use."""
+    def write(self, segment: Segment, wanted: Sequence[int] = ()) -> None:
+        """Appends a segment's runs and transfers to the lanes; renames what it made.
+
+        Args:
+            wanted: of its outputs (`Value.code`), those whose bytes the client asks for next.
+
+        Raises:
+            PlanError: it cannot be placed. What it was to make raises that from now on; all else is as before.
+        """
         self.graphs += 1
         frees = self._freed(segment)
         keys = [(value.segment, value.code) for value in segment.slots]
         try:
             places = self._places(segment, keys)
-            plan = self._plan(segment, keys, places)
+            plan = self._plan(segment, keys, places, wanted)
         except PlanError as error:
             self._free_at(frees)
             self._refused.update(((value.segment, value.code), error) for value in segment.kept)
@@ -191,6 +206,8 @@ class Placement:
                 self._bind(keys[slot][0], executor, plan.residency(Slot(slot)))
             else:
                 self._move(places[slot].storage, executor, plan)
+        if plan.draws is not None:
+            self.generators = plan.draws
         marks = self.ledger.runs(plan, time.perf_counter())
         if plan.straight:
             numbers = [segment.number]
@@ -213,7 +230,6 @@ class Placement:
         for place, slot_of in zip(places, plan.graph.slots, strict=True):
             place.reads += 1
             place.meaning = slot_of.meaning
-        return sorted({part.executor for part in plan.parts})
 
     def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
         if self._refused:
@@ -397,13 +413,14 @@ class Placement:
             tuple([lane.link.stream.kept_frames for lane in self.lanes]),
             self.programs,
             self._pinned_nbytes,
+            self.generators,
             random=random,
             pool=self.planner.pool,
         )
 
-    def _plan(self, segment: Segment, keys: list[Key], places: list[Place]) -> Plan:
+    def _plan(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Plan:
         """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
-        whom, what lives on, whether random numbers are drawn, and the policy's turn."""
+        whom, what lives on, whether and where random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
         gates = self._gates.get(template.id)
         if gates is None:
@@ -420,10 +437,14 @@ class Placement:
             segment.keep,
             tuple([segment.holes[hole] != 0 for hole in gates]),
             self.policy.turn(self._situation(())) if self.policy.turns else 0,
+            self.generators,
         )
         plan = self.plans.get(key)
         if plan is None or (plan.gets_nbytes and not self._fits(plan)):
-            plan = self.plans[key] = self._made(segment, keys, places, bucket)
+            plan = self._made(segment, keys, places, wanted, bucket)
+            if len(self.plans) >= MAX_PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[key] = plan
         return plan
 
     def _fits(self, plan: Plan) -> bool:
@@ -433,9 +454,12 @@ class Placement:
             for executor, nbytes in plan.gets_nbytes
         )
 
-    def _made(self, segment: Segment, keys: list[Key], places: list[Place], bucket: int) -> Plan:
+    def _made(
+        self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int], bucket: int
+    ) -> Plan:
         started_s = time.perf_counter()
-        graph = graph_of(segment, [self.holdings.outside(key, self.graphs) for key in keys])
+        slots = [self.holdings.outside(key, self.graphs) for key in keys]
+        graph = graph_of(segment, slots, frozenset((code >> OUT_BITS, code & OUT_MASK) for code in wanted))
         situation = self._situation(places, random_rows(graph))
         knew = self.planner.memory
         decision = self.planner.decide(graph, situation)

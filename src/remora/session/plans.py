@@ -48,7 +48,7 @@ class Plan:
     slot (0 or more), of an earlier one of them (its position less their number: below 0), or, None, its own.
     straight: all of it runs as it is, on one executor. drops: after each part, (executor, row, out) of what only
     travelled and ends.
-    gets_nbytes: by executor, what has to get there first.
+    gets_nbytes: by executor, what has to get there first. draws: where random numbers are drawn, if any are.
     predicted: of each part, by the model alone. phase: what the graph does, '' if that is not known. homes: executors
     that had each slot when the plan was made.
     """
@@ -66,6 +66,7 @@ class Plan:
     facts: dict[tuple[int, int], Facts]
     drops: tuple[tuple[tuple[int, int, int], ...], ...]
     gets_nbytes: tuple[tuple[int, int], ...]
+    draws: int | None
     predicted: tuple[Duration, ...]
     whole: Duration
     phase: str
@@ -106,7 +107,7 @@ def plan_of(
         for out, known in enumerate(row.outs)
         if known is not None
     }
-    straight = len(parts.parts) == 1 and parts.parts[0].inputs == tuple(map(Slot, range(len(graph.slots))))
+    straight = len(parts.parts) == 1 and parts.parts[0].template.id == whole.template.id
     return Plan(
         whole.template.id,
         bucket,
@@ -129,6 +130,7 @@ def plan_of(
         facts,
         drops,
         _gets(decision, homes),
+        decision.draws,
         tuple(estimate.duration for estimate in decision.predicted.parts),
         decision.predicted.estimate.duration,
         _phase(graph),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import prod
 
 from blake3 import blake3
 
@@ -14,6 +16,7 @@ from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import Segment
 from remora.capture.value import Value
 from remora.config import ClientSettings
+from remora.device.census import living
 from remora.device.counters import counters
 from remora.device.sink import Fetched, Moment
 from remora.errors import ExecutorError, RemoraError
@@ -28,8 +31,10 @@ from remora.session.session import Question, Session
 from remora.session.stats import Stats
 from remora.transport.interface import Transport
 from remora.wire.messages import (
+    Adopt,
     Barrier,
     DefaultDtype,
+    DeviceQuery,
     Fetch,
     Flag,
     Grant,
@@ -40,20 +45,20 @@ from remora.wire.messages import (
     Peer,
     Pushed,
     PushFailed,
-    SaveRng,
+    Put,
+    Seed,
     ToExecutor,
     Values,
 )
 
 ABANDON_S = 2.0
-GENERATORS = 0  # the executor where random numbers are drawn
-_SAVED = Made(  # a generator's state; only its device knows the size
-    0, 0, GENERATORS, Facts("uint8", (0,), 1), 0, (Node("remora.save_rng.default"), 0), NOTHING, ""
-)
+_STATE = Facts("uint8", (0,), 1)  # of a generator; only its device knows the size
+_SAVING = Node("remora.save_rng.default"), 0
 
 
 class PoolSession(Session):
-    """Implements device.sink.Sink over several executors."""
+    """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
+    of the executor where the place in the op stream is marked."""
 
     def __init__(
         self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
@@ -63,17 +68,35 @@ class PoolSession(Session):
         self.placement = Placement(
             self.lanes, planner, recorder.number, recorder.renumber, lambda: next(self._tickets)
         )
+        self._indexed = planner.policy.indexed  # each executor is a device of its own
+        self._generators = {0}  # those that were seeded, and the default one
         self._peer_nbytes = 0
         self._push_failure: PushFailed | None = None
         self._watching = False
         for index, lane in enumerate(self.lanes):
             lane.link.on_mark = self._marked
             lane.link.on_push = self._pushed
+            lane.link.living = functools.partial(self._living_at, index)
             lane.link.meanwhile = self._watch
             for other, peer in enumerate(self.lanes):
                 if other != index:
                     grant = peer.grant
                     lane.say(Peer(other, peer.transport.address, grant.session, grant.push_secret))
+
+    @property
+    def n_devices(self) -> int:
+        return len(self.lanes) if self._indexed else 1
+
+    def _living_at(self, executor: int) -> str:
+        """What the program still holds that no other executor has."""
+        places = self.placement.holdings.places
+
+        def is_there_alone(value: Value) -> bool:
+            place = places.get((value.segment, value.code))
+            return place is not None and place.homes == {executor}
+
+        found = living(self.grant.session, is_there_alone)
+        return f": {found}" if found else " (none that the program still holds)"
 
     # -- steps
 
@@ -81,10 +104,12 @@ class PoolSession(Session):
         self._place(segment)
         self._commit()
 
-    def _place(self, segment: Segment) -> None:
+    def _place(self, segment: Segment, wanted: Sequence[Value] = ()) -> None:
+        """wanted: values whose bytes the client asks for next."""
         if self.tap is not None:
             self.tap(segment)
-        self.placement.write(segment)
+        number = segment.number
+        self.placement.write(segment, [value.code for value in wanted if value.segment == number])
         self.segments += 1
 
     def _commit(self) -> None:
@@ -116,17 +141,21 @@ class PoolSession(Session):
                     for home, positions in by_lane.items()
                 }
 
-            replies = self._ask_lanes(questions)
+            replies = self._ask_lanes(questions, values)
             found: dict[int, Fetched] = {}
             for home, positions in by_lane.items():
                 reply = replies[home]
                 assert isinstance(reply, Values)
                 for at, payload in zip(positions, reply.values, strict=True):
                     found[at] = self._fetched(values[at], payload, self.lanes[home])
+                    self.placement.returned(values[at], home, payload.nbytes)
             return [found[at] for at in range(len(values))]
 
-    def _ask(self, question: Question) -> Reply:
-        """Asks all executors; the answer of the first, or the sum of what they hold."""
+    def _ask(self, question: Question, index: int = 0) -> Reply:
+        """Asks the executor that is a device, for what belongs to a device. Else asks all of them; the answer of the
+        first, or the sum of what they hold."""
+        if self._indexed and isinstance(question, MemoryQuery | DeviceQuery):
+            return self._ask_lanes(lambda: {index: question})[index]
         replies = self._ask_lanes(
             lambda: {at: _under(question, next(self._tickets)) for at in range(len(self.lanes))}
         )
@@ -135,16 +164,18 @@ class PoolSession(Session):
             return _summed([reply for reply in replies.values() if isinstance(reply, Memory)])
         return first
 
-    def _ask_lanes(self, questions: Callable[[], dict[int, Question]]) -> dict[int, Reply]:
+    def _ask_lanes(
+        self, questions: Callable[[], dict[int, Question]], wanted: Sequence[Value] = ()
+    ) -> dict[int, Reply]:
         """Sends the open segment and questions behind it; blocks until all are answered.
 
-        questions: to be asked for once the segment is placed.
+        questions: to be asked for once the segment is placed. wanted: the values that they are about.
         """
         self.progress.done()
         with uninterrupted:
             segment = self.recorder.end_segment()
             if segment is not None:
-                self._place(segment)
+                self._place(segment, wanted)
             segment = None
             asked = questions()
             for at, question in asked.items():
@@ -246,39 +277,88 @@ class PoolSession(Session):
 
     # -- uploads
 
-    def put(self, dtype: str, shape: tuple[int, ...], data: bytes) -> int:
+    def put(self, dtype: str, shape: tuple[int, ...], data: bytes, index: int = 0) -> int:
+        if self._indexed:
+            return self._bound(
+                index, dtype, shape, len(data), lambda segment: Put(segment, dtype, shape, data)
+            )
         return self._pin(Upload(dtype, shape, data, None, len(data)))
 
-    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
-        return self._pin(Upload(dtype, shape, bytes(data), blake3(data).digest(), data.nbytes))
+    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview, index: int = 0) -> int:
+        digest = blake3(data).digest()
+        if self._indexed:
+            uploads, link = self.lanes[index].uploads, self.lanes[index].link
+            with self.recorder.lock:
+                self._check()
+                link.persist(lambda: uploads.ensure(digest, data))
+
+                def adopt(segment: int) -> Adopt:
+                    uploads.adopted(segment, digest)
+                    return Adopt(segment, dtype, shape, digest)
+
+                return self._bound(index, dtype, shape, data.nbytes, adopt)
+        return self._pin(Upload(dtype, shape, bytes(data), digest, data.nbytes))
+
+    def _bound(
+        self,
+        index: int,
+        dtype: str,
+        shape: tuple[int, ...],
+        nbytes: int,
+        message: Callable[[int], Put | Adopt],
+    ) -> int:
+        """A value on the device that the program has said. message: makes it, of a segment number."""
+        with self.recorder.lock:
+            self._check()
+            with uninterrupted:
+                segment = self.recorder.number()
+                said = message(segment)
+                self.lanes[index].post(said, nbytes if isinstance(said, Put) else 0)
+                self.placement.holdings.uploaded((segment, 0), _facts(dtype, shape, nbytes))
+                self.placement.holdings.arrived((segment, 0), index)
+            self._transmit()
+            return segment
 
     def _pin(self, upload: Upload) -> int:
         with self.recorder.lock:
             self._check()
             segment = self.recorder.number()
-            numel = 1
-            for n in upload.shape:
-                numel *= n
-            itemsize = upload.nbytes // numel if numel else 1
-            self.placement.uploaded(segment, upload, Facts(upload.dtype, tuple(upload.shape), itemsize))
+            self.placement.uploaded(segment, upload, _facts(upload.dtype, upload.shape, upload.nbytes))
             return segment
 
     # -- generator and order
 
-    def save_rng(self, generator: int = 0) -> int:
+    def seed(self, seed: int, generator: int = 0, index: int = 0) -> None:
+        """Where all executors are one device, all of them seed, and whoever is asked for numbers first draws from then
+        on: state never has to travel."""
+        if self._indexed:
+            super().seed(seed, generator, index)
+            return
+        self._to_all(Seed(seed, generator))
+        self._generators.add(generator)
+        if self._generators == {0}:
+            self.placement.generators = None
+
+    def save_rng(self, generator: int = 0, index: int = 0) -> int:
         with self.recorder.lock:
-            segment = self.recorder.number()
-            self._in_order(lambda: self.lanes[GENERATORS].post(SaveRng(segment, generator)))
-            self.placement.holdings.made((segment, 0), _SAVED, None, 0)
+            if not self._indexed:
+                self._in_order(lambda: None)
+                index = self.placement.generators or 0
+            segment = super().save_rng(generator, index)
+            made = Made(0, 0, index, _STATE, 0, _SAVING, NOTHING, "")
+            self.placement.holdings.made((segment, 0), made, None, 0)
             return segment
 
-    def load_rng(self, value: Value, generator: int = 0) -> None:
+    def load_rng(self, value: Value, generator: int = 0, index: int = 0) -> None:
         if value.home is not self.recorder:
             raise self.recorder.foreign(value)
 
         def post() -> None:
-            self.placement.bring((value.segment, value.code), GENERATORS)
-            self.lanes[GENERATORS].post(LoadRng(generator, value.name))
+            at = index
+            if not self._indexed:
+                at = self.placement.generators = self.placement.generators or 0
+            self.placement.bring((value.segment, value.code), at)
+            self.lanes[at].post(LoadRng(generator, value.name))
 
         self._in_order(post)
 
@@ -319,8 +399,9 @@ class PoolSession(Session):
             f"{lane.transport.address} (torch {lane.grant.torch})" for lane in self.lanes
         )
 
-    @property
-    def memory_nbytes(self) -> int:
+    def memory_nbytes(self, index: int = 0) -> int:
+        if self._indexed:
+            return self.lanes[index].grant.memory_nbytes
         return sum(lane.grant.memory_nbytes for lane in self.lanes)
 
     # -- life
@@ -378,6 +459,11 @@ def _under(question: Question, ticket: int) -> Question:
 def _summed(replies: list[Memory]) -> Memory:
     fields = Memory.__struct_fields__[1:]
     return Memory(0, *(sum(getattr(reply, name) for reply in replies) for name in fields))
+
+
+def _facts(dtype: str, shape: tuple[int, ...], nbytes: int) -> Facts:
+    numel = prod(shape)
+    return Facts(dtype, tuple(shape), nbytes // numel if numel else 1)
 
 
 def _failed_segment(lane: Lane) -> int:

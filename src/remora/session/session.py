@@ -74,7 +74,7 @@ class Session:
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
         self._tickets = itertools.count(1)
         self._moments: WeakValueDictionary[int, Moment] = WeakValueDictionary()
-        self._facts: DeviceFacts | None = None
+        self._facts: dict[int, DeviceFacts] = {}
         self.link.on_mark = self._marked
 
     def _transmit(self) -> None:
@@ -95,6 +95,10 @@ class Session:
     @property
     def uploads(self) -> Uploads:
         return self.lane.uploads
+
+    @property
+    def n_devices(self) -> int:
+        return 1
 
     @property
     def executor_device(self) -> str:
@@ -137,8 +141,10 @@ class Session:
             pairs = zip(values, reply.values, strict=True)
             return [self._fetched(value, payload, self.lane) for value, payload in pairs]
 
-    def _ask(self, question: Question) -> Reply:
+    def _ask(self, question: Question, index: int = 0) -> Reply:
         """Sends the open segment and a question behind it; blocks until it is answered.
+
+        index: of the device that it is about, if it is about one.
 
         Raises:
             ExecutorError: something that was recorded before has failed.
@@ -189,7 +195,7 @@ class Session:
 
     # -- uploads
 
-    def put(self, dtype: str, shape: tuple[int, ...], data: bytes) -> int:
+    def put(self, dtype: str, shape: tuple[int, ...], data: bytes, index: int = 0) -> int:
         assert len(data) <= MAX_INLINE_NBYTES
         with self.recorder.lock:
             self._check()
@@ -199,7 +205,7 @@ class Session:
             self.link.transmit()
             return segment
 
-    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview) -> int:
+    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview, index: int = 0) -> int:
         with self.recorder.lock:
             self._check()
             digest = blake3(data).digest()
@@ -213,19 +219,19 @@ class Session:
 
     # -- generator and order
 
-    def seed(self, seed: int, generator: int = 0) -> None:
-        self._in_order(lambda: self.lane.post(Seed(seed, generator)))
+    def seed(self, seed: int, generator: int = 0, index: int = 0) -> None:
+        self._in_order(lambda: self.lanes[index].post(Seed(seed, generator)))
 
-    def save_rng(self, generator: int = 0) -> int:
+    def save_rng(self, generator: int = 0, index: int = 0) -> int:
         with self.recorder.lock:
             segment = self.recorder.number()
-            self._in_order(lambda: self.lane.post(SaveRng(segment, generator)))
+            self._in_order(lambda: self.lanes[index].post(SaveRng(segment, generator)))
             return segment
 
-    def load_rng(self, value: Value, generator: int = 0) -> None:
+    def load_rng(self, value: Value, generator: int = 0, index: int = 0) -> None:
         if value.home is not self.recorder:
             raise self.recorder.foreign(value)
-        self._in_order(lambda: self.lane.post(LoadRng(generator, value.name)))
+        self._in_order(lambda: self.lanes[index].post(LoadRng(generator, value.name)))
 
     def default_dtype(self, name: str) -> None:
         self._in_order(lambda: self.lane.post(DefaultDtype(name)))
@@ -262,26 +268,27 @@ class Session:
             self._check()
             return self.lane.ops.schemas()
 
-    def mark(self, settle: bool = False) -> Moment:
+    def mark(self, settle: bool = False, index: int = 0) -> Moment:
         with self.recorder.lock:
-            moment = Moment(next(self._tickets))
+            moment = Moment(next(self._tickets), index)
             self._moments[moment.ticket] = moment
-            self._in_order(lambda: self.lane.post(Mark(moment.ticket, settle)))
+            self._in_order(lambda: self.lanes[index].post(Mark(moment.ticket, settle)))
             return moment
 
     def passed(self, moment: Moment, wait: bool) -> bool:
         if moment.at_s is None:
+            lane = self.lanes[moment.index]
             with self.recorder.lock:
                 self._check()
                 with uninterrupted:
-                    self.lane.commit()
-                self.link.transmit()
+                    lane.commit()
+                lane.link.transmit()
                 if wait:
-                    self.link.wait_until(lambda: moment.at_s is not None)
+                    lane.link.wait_until(lambda: moment.at_s is not None)
                 else:
-                    self.link.poll()
+                    lane.link.poll()
                 if moment.at_s is None:
-                    self.lane.raise_failure()
+                    lane.raise_failure()
         return moment.at_s is not None
 
     def _marked(self, marked: Marked) -> None:
@@ -291,27 +298,26 @@ class Session:
 
     # -- what the executor says of itself
 
-    def memory(self, reset_peak: bool = False) -> Memory:
+    def memory(self, reset_peak: bool = False, index: int = 0) -> Memory:
         with self.recorder.lock:
             self._check()
             self.recorder.cut()
             with uninterrupted:
                 self._free_ended()
-            reply = self._ask(MemoryQuery(next(self._tickets), reset_peak))
+            reply = self._ask(MemoryQuery(next(self._tickets), reset_peak), index)
             assert isinstance(reply, Memory)
             return reply
 
-    def facts(self) -> DeviceFacts:
+    def facts(self, index: int = 0) -> DeviceFacts:
         with self.recorder.lock:
-            if self._facts is None:
+            if index not in self._facts:
                 self._check()
-                reply = self._ask(DeviceQuery(next(self._tickets)))
+                reply = self._ask(DeviceQuery(next(self._tickets)), index)
                 assert isinstance(reply, DeviceFacts)
-                self._facts = reply
-            return self._facts
+                self._facts[index] = reply
+            return self._facts[index]
 
-    @property
-    def memory_nbytes(self) -> int:
+    def memory_nbytes(self, index: int = 0) -> int:
         return self.grant.memory_nbytes
 
     # -- life

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from remora.errors import UsageError
+from remora.plan.policies.explicit import Explicit
 from remora.plan.policies.policy import Policy
 from remora.plan.policies.semantic import Semantic
 from remora.plan.policies.split import Split
@@ -16,6 +17,7 @@ POLICIES: dict[str, type[Policy]] = {
     "least_loaded": LeastLoaded,
     "data_aware": DataAware,
     "split": Split,
+    "explicit": Explicit,
 }
 
 

@@ -28,10 +28,14 @@ class Wish:
 
 
 class Policy(ABC):
-    """Stateless: all that it may look at is in the situation."""
+    """Stateless: all that it may look at is in the situation.
+
+    indexed: each executor is a device of its own, with generators of its own, and the program says what is where.
+    """
 
     name: ClassVar[str]
     turns: ClassVar[bool] = False  # whether `turn` says anything
+    indexed: ClassVar[bool] = False
 
     @abstractmethod
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:

@@ -1,0 +1,182 @@
+"""Several executors on GPUs: calibration, the cost model, placements, a model larger than one, cut by layers.
+
+    python benchmarks/gpu/placement.py --models gpt2,llama-8b --out results.json
+
+All executors may share one GPU. Weights are random bf16, made by the client's CPU once and uploaded; a decode step is
+by hand, batch 1, prompt 512. `--device cpu --tiny` checks the script where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+import torch
+import transformers
+from decode import log, make
+
+import remora
+from remora.pool.embedded import EmbeddedExecutor
+from remora.session.connect import current
+
+PROMPT, STEPS, TRIALS = 512, 16, 5
+CUT_SHARE = 2.3  # of one executor's memory that the model takes, on three
+
+
+def model_of(name: str, device: str, tiny: bool) -> Any:
+    """Made where that is quick, and then the client's."""
+    model = make(name, device, tiny).to("cpu")
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return model
+
+
+class Decoding:
+    def __init__(self, model: Any, device: str, prompt: int) -> None:
+        self.model = model.to(device)
+        ids = torch.arange(prompt).remainder(1000).view(1, -1).to(device)
+        self.cache: Any = transformers.DynamicCache(config=model.config)
+        self.first = self._feed(ids)
+        self.next = self.first.argmax(-1, keepdim=True)
+
+    @torch.no_grad()
+    def _feed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model(ids, past_key_values=self.cache, use_cache=True).logits[:, -1]
+
+    def step(self) -> float:
+        """Milliseconds of a token."""
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            self.next = self._feed(self.next).argmax(-1, keepdim=True)
+            self.next.cpu()
+        return (time.perf_counter() - started) * 1e3 / STEPS
+
+
+def measured(
+    urls: list[str], placement: str, model: Any, prompt: int, trials: int = TRIALS
+) -> dict[str, Any]:
+    """A session under a placement: times, bytes, predictions; its first logits."""
+    started = time.perf_counter()
+    remora.connect(urls, placement=placement)
+    connect_s = time.perf_counter() - started
+    started = time.perf_counter()
+    decoding = Decoding(model, "remora", prompt)
+    first = decoding.first.cpu()
+    first_s = time.perf_counter() - started
+    warm = [decoding.step() for _ in range(2)]
+    before = remora.stats()
+    times = [decoding.step() for _ in range(trials)]
+    spent = remora.stats() - before
+    session: Any = current()
+    plans = []
+    for plan in session.placement.plans.values():
+        if plan.ran.timed:
+            plans.append(
+                {
+                    "phase": plan.phase,
+                    "rows": len(plan.graph.rows),
+                    "parts": [(part.executor, len(part.rows)) for part in plan.parts][:8],
+                    "planning_s": plan.ran.planning_s,
+                    "model_s": plan.whole.seconds,
+                    "predicted_s": statistics.median(t.predicted.seconds for t in plan.ran.timed),
+                    "measured_s": statistics.median(t.measured_s for t in plan.ran.timed),
+                }
+            )
+    pool = session.placement.planner.pool
+    found = {
+        "connect_s": connect_s,
+        "upload_and_prefill_s": first_s,
+        "warm_ms": warm,
+        "ms_a_token": times,
+        "peer_bytes_a_token": spent.peer_bytes / (STEPS * trials),
+        "plans_warm": spent.plans,
+        "plans": plans,
+        "held_nbytes": list(session.placement.holdings.held_nbytes),
+        "links": {f"{a}-{b}": [link.bytes_per_s, link.latency_s] for (a, b), link in pool.links.items()},
+        "client_links": [[link.bytes_per_s, link.latency_s] for link in pool.client],
+        "devices": [(d.name, d.call_s, d.view_s, d.run_s, d.memory_rate) for d in pool.devices],
+        "explain": str(remora.explain()) if hasattr(remora, "explain") else "",
+    }
+    remora.disconnect()
+    between = found["peer_bytes_a_token"]
+    log(f"{placement} on {len(urls)}: {statistics.median(times):.2f} ms a token, {between:.0f} B between")
+    return {**found, "first": first}
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser()
+    asked.add_argument("--models", default="gpt2,llama-1b")
+    asked.add_argument("--larger", default="llama-1b")
+    asked.add_argument("--device", default="cuda:0")
+    asked.add_argument("--tiny", action="store_true")
+    asked.add_argument("--out", type=Path)
+    options = asked.parse_args()
+    prompt = 16 if options.tiny else PROMPT
+    results: dict[str, Any] = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
+        "steps_a_trial": STEPS,
+    }
+
+    def save() -> None:
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=1, default=str))
+
+    executors = [EmbeddedExecutor("--device", options.device) for _ in range(2)]
+    urls = [executor.start() for executor in executors]
+    for name in options.models.split(","):
+        log(name)
+        arms: dict[str, Any] = {}
+        reference = None
+        for placement, n in (("local", 1), ("semantic", 2), ("data_aware", 2), ("split", 2), ("blind", 2)):
+            try:
+                model = model_of(name, options.device, options.tiny)
+                arm = measured(
+                    urls[:n], placement, model, prompt, 2 if placement in ("split", "blind") else TRIALS
+                )
+                first = arm.pop("first")
+                reference = first if reference is None else reference
+                arm["first_logits_equal"] = bool(torch.equal(first, reference))
+                arms[placement] = arm
+            except Exception as error:
+                arms[placement] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+                log(f"{placement}: {arms[placement]['error'][:300]}")
+                remora.disconnect()
+            results[name] = arms
+            save()
+    for executor in executors:
+        executor.stop()
+
+    log(f"{options.larger} on executors of 1/{CUT_SHARE} of it")
+    model = model_of(options.larger, options.device, options.tiny)
+    nbytes = sum(parameter.nbytes for parameter in model.parameters())
+    cap = str(int(nbytes / CUT_SHARE))
+    executors = [EmbeddedExecutor("--device", options.device, "--memory", cap) for _ in range(3)]
+    urls = [executor.start() for executor in executors]
+    try:
+        arm = measured(urls, "semantic", model, prompt)
+        first = arm.pop("first")
+        whole = results.get(options.larger, {}).get("local", {})
+        results["larger"] = {"nbytes": nbytes, "cap": cap, **arm, "alone": whole.get("ms_a_token")}
+    except Exception as error:
+        results["larger"] = {"error": f"{type(error).__name__}: {error}"[:3000]}
+        log(results["larger"]["error"][:300])
+        remora.disconnect()
+    for executor in executors:
+        executor.stop()
+    save()
+    print(json.dumps({key: value for key, value in results.items() if not isinstance(value, dict)}))
+
+
+if __name__ == "__main__":
+    main()
