@@ -176,6 +176,16 @@ def test_bytes_between_executors_are_named(estimating) -> None:
     assert all(flow.seconds > flow.sigma_s > 0 for flow in between)
 
 
+def test_where_each_executor_is_a_device_uploads_go_where_the_program_says(estimating) -> None:
+    session = estimating("a10,l4", placement="explicit")
+    x = torch.ones(1 << 16).to("remora:1")
+    assert (x + 1).sum().item() == 0.0
+    assert torch.tensor([1, 2]).to("remora:0").sum().item() == 3
+    (large,) = [flow for flow in session.forecast().traffic if flow.nbytes == 4 << 16]
+    assert large.target == 1
+    assert torch.remora.get_device_properties(1).name == "l4"
+
+
 def test_events_tell_predicted_seconds(estimating) -> None:
     estimating()
     w = torch.nn.Linear(1 << 15, 1 << 14, bias=False, device="meta").to("remora")

@@ -38,7 +38,9 @@ def test_fitting_a_device_that_obeys_the_model_finds_it(bench, name):
     assert found.device.call_s == pytest.approx(true.call_s, rel=0.3)
     works = {probe.name: graph_work(probe.graph)[0] for probe in bench.probes}
     for name, work in works.items():
-        hidden = true.asynchronous and true.kernel_s(work) < true.call_s  # behind its launch: nothing shows it
+        hidden = (
+            true.asynchronous and true.kernel_s(work) < true.call_s
+        )  # behind its launch: nothing shows it
         if work.kind is Kind.PRODUCT and "rows" in name and not hidden:
             assert found.device.kernel_s(work) == pytest.approx(true.kernel_s(work), rel=0.5)
 
