@@ -166,6 +166,17 @@ def test_the_executors_time_is_what_the_device_needs(estimating) -> None:
     assert 0 < phase.sigma_s < phase.step_s
 
 
+def test_uploads_are_told_apart_from_the_step_that_reads_them(estimating) -> None:
+    session = estimating("h100", ("1gbit,0ms",), placement="semantic")
+    w = torch.nn.Linear(1 << 13, 1 << 12, bias=False, device="meta").to("remora")
+    with torch.no_grad():
+        w(torch.ones(1, 1 << 13, device="remora")).sum().item()
+    forecast = session.forecast()
+    (upload,) = [flow for flow in forecast.traffic if flow.residency == "weight"]
+    assert upload.seconds > (4 << 25) / 1.25e8
+    assert forecast.phases[0].executors_s < 0.01
+
+
 def test_bytes_between_executors_are_named(estimating) -> None:
     session = estimating("a10,a10", placement="blind")
     x = torch.ones(1 << 16, device="remora")

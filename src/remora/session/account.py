@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from remora.plan.devices import CLIENT, Pool
+from remora.plan.duration import Duration
 from remora.plan.forecast import Reads, Traffic
-from remora.plan.memory import footprint
+from remora.plan.memory import Footprint, footprint
+from remora.plan.parts import Parts
+from remora.plan.placed import needs
+from remora.plan.schedule import Piece, schedule
 from remora.plan.timeline import Timeline, Took
 from remora.session.holdings import Holdings
 from remora.session.ledger import Ledger
@@ -19,8 +24,14 @@ FRESH = 2  # or when a plan runs for one of the first times, and has told what i
 MAX_PROGRAMS = 100_000  # whose durations are kept
 
 
-Footprints = tuple[tuple[int, int, int], ...]
-"""Of each executor of a plan: its number, bytes made at most at one time, and of these bytes kept."""
+@dataclass(frozen=True)
+class _Weighed:
+    """A plan, which is kept so that its id stays its own. took: by its executors and what goes between them; uploads
+    and the answer to the client are told apart from it. footprints: by executor."""
+
+    plan: Plan
+    took: Duration
+    footprints: tuple[tuple[int, Footprint], ...]
 
 
 class Account:
@@ -38,9 +49,7 @@ class Account:
         self.held: list[dict[str, int]] = [{} for _ in pool.devices]
         self.peaks = [0] * len(pool.devices)
         self._most = [0] * len(pool.devices)
-        self._made: dict[
-            int, tuple[Plan, Footprints]
-        ] = {}  # by the plan's id, which it keeps from being another's
+        self._plans: dict[int, _Weighed] = {}  # by id
         self._moved: dict[tuple[int, int, str], Traffic] = {}
         self._timeline = Timeline()
         self._began_s = clock()
@@ -66,18 +75,7 @@ class Account:
         """A segment was placed; `nbytes` of messages say so."""
         executors = sorted({part.executor for part in plan.parts})
         links = [self.pool.client[executor] for executor in executors]
-        took = plan.whole.less(self._reply_s(plan))
-        self._timeline.segment(self._now_s(), took, links, nbytes, rows, plan.phase)
-
-    def _reply_s(self, plan: Plan) -> float:
-        """The way back to the client, where the plan counts it: here the end of the program does."""
-        replies: Counter[int] = Counter()
-        for row, out in plan.graph.wants:
-            facts = plan.graph.rows[row].outs[out]
-            replies[plan.parts[plan.found[row][0]].executor] += facts.nbytes if facts is not None else 0
-        return max(
-            (self.pool.client[executor].seconds(nbytes) for executor, nbytes in replies.items()), default=0.0
-        )
+        self._timeline.segment(self._now_s(), self._of(plan).took, links, nbytes, rows, plan.phase)
 
     def program_ends(self, executor: int | None, nbytes: int) -> None:
         """A sync; `nbytes` come back from an executor. None: the script is over."""
@@ -145,8 +143,9 @@ class Account:
     def weigh(self, holdings: Holdings, plan: Plan | None) -> None:
         """After a plan was placed: what is held, and what was at most while it ran."""
         held = holdings.held_nbytes
-        for executor, made, kept in self._footprints(plan) if plan is not None else ():
-            self.peaks[executor] = max(self.peaks[executor], held[executor] - kept + made)
+        for executor, needed in self._of(plan).footprints if plan is not None else ():
+            peak = held[executor] - needed.kept_nbytes + needed.made_nbytes
+            self.peaks[executor] = max(self.peaks[executor], peak)
         fresh = plan is not None and plan.ran.count <= FRESH
         for executor, nbytes in enumerate(held):
             self.peaks[executor] = max(self.peaks[executor], nbytes)
@@ -155,18 +154,25 @@ class Account:
                 self._most[executor] = max(most, nbytes)
                 self.held[executor] = by_residency(holdings, executor)
 
-    def _footprints(self, plan: Plan) -> Footprints:
-        known = self._made.get(id(plan))
+    def _of(self, plan: Plan) -> _Weighed:
+        known = self._plans.get(id(plan))
         if known is None:
-            by_executor: dict[int, list[int]] = {}
-            for part in plan.parts:
-                by_executor.setdefault(part.executor, []).extend(part.rows)
-            found = []
-            for executor, rows in by_executor.items():
-                needed = footprint(plan.graph, sorted(rows))
-                found.append((executor, needed.made_nbytes, needed.kept_nbytes))
-            known = self._made[id(plan)] = plan, tuple(found)
-        return known[1]
+            known = self._plans[id(plan)] = _weighed(plan, self.pool)
+        return known
+
+
+def _weighed(plan: Plan, pool: Pool) -> _Weighed:
+    inside = tuple(one for before in plan.transfers for one in before if one.source != CLIENT)
+    needed = needs(plan.graph, Parts(plan.parts, inside))
+    pieces = [
+        Piece(part.executor, took, waits)
+        for part, took, waits in zip(plan.parts, plan.predicted, needed, strict=True)
+    ]
+    rows: dict[int, list[int]] = {}
+    for part in plan.parts:
+        rows.setdefault(part.executor, []).extend(part.rows)
+    found = [(executor, footprint(plan.graph, sorted(of_it))) for executor, of_it in rows.items()]
+    return _Weighed(plan, schedule(pieces, pool).duration, tuple(found))
 
 
 def by_residency(holdings: Holdings, executor: int) -> dict[str, int]:
