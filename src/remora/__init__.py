@@ -17,14 +17,15 @@ from typing import Any as _Any
 if _TYPE_CHECKING:
     from remora.device.as_cuda import as_cuda
     from remora.device.patches import probes
-    from remora.session.connect import connect, disconnect, stats
+    from remora.session.connect import connect, disconnect, explain, stats
 
 __version__ = "0.1.0"
-__all__ = ["as_cuda", "connect", "disconnect", "probes", "stats"]
+__all__ = ["as_cuda", "connect", "disconnect", "explain", "probes", "stats"]
 
 _HOMES = {
     "connect": "remora.session.connect",
     "disconnect": "remora.session.connect",
+    "explain": "remora.session.connect",
     "stats": "remora.session.connect",
     "probes": "remora.device.patches",
     "as_cuda": "remora.device.as_cuda",

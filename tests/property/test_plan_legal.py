@@ -55,3 +55,11 @@ def test_nothing_is_bound_and_every_wish_is_granted() -> None:
     legal = legalised(Graph((row, row, row), ()), (2, 0, 1), situation((), 3), ())
     assert legal.executors == (2, 0, 1)
     assert not legal.moves
+
+
+def test_random_rows_stay_together_anywhere_until_one_has_been_drawn() -> None:
+    row = Row(Node("aten.op.default"), (None,), (None,))
+    graph = Graph((row, row, row), ())
+    assert legalised(graph, (2, 1, 1), situation((), 3), (0, 1, 2)).executors == (1, 1, 1)
+    drawn = replace(situation((), 3), generators=0)
+    assert legalised(graph, (2, 1, 1), drawn, (0, 1)).executors == (0, 0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from remora.cli.main import app
 from remora.errors import UsageError
 from remora.plan.explain import Executor, Explanation, from_json
 
+ALIVE: weakref.WeakSet[object] = weakref.WeakSet()
 TREE = Explanation("semantic", (Executor("http://10.0.0.2:8470", "cpu"),))
 
 
@@ -24,6 +26,7 @@ def explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("REMORA_AUTOLOAD", "1")
+    monkeypatch.setenv("REMORA_PLACEMENT", "")  # the command sets it
     script = tmp_path / "script.py"
 
     def run(text: str, *options: str, after: tuple[str, ...] = ()) -> Result:
@@ -38,6 +41,28 @@ def test_the_script_runs_and_is_explained(explained) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout == "['--json', 'x']\n"  # behind its name, all belongs to the script
     assert result.stderr == str(TREE)
+
+
+def test_what_the_script_made_still_lives_when_it_is_explained(
+    explained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remora, "explain", lambda: print(len(ALIVE)) or TREE, raising=False)
+    text = "class Thing: pass\nthing = Thing()\n"
+    text += f"import sys; sys.modules[{__name__!r}].ALIVE.add(thing)\n"
+    assert explained(text).stdout == "1\n"
+    assert explained(text + "1 / 0\n").stdout.endswith("1\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "before", "chosen"),
+    [((), None, "semantic"), ((), "blind", "blind"), (("--placement", "split"), "blind", "split")],
+)
+def test_sessions_are_placed(
+    explained, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], before: str | None, chosen: str
+) -> None:
+    monkeypatch.setenv("REMORA_PLACEMENT", before or "")
+    result = explained("import os; print(os.environ['REMORA_PLACEMENT'])", *options)
+    assert result.stdout == f"{chosen}\n"
 
 
 def test_json_is_the_last_line_and_html_a_file(explained, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 SCRIPT = """
 import json, os, sys
-told = {name: os.environ.get(name) for name in ("REMORA_URL", "REMORA_TOKEN")}
+told = {name: os.environ.get(name) for name in ("REMORA_URL", "REMORA_TOKEN", "REMORA_PLACEMENT")}
 print(json.dumps([sys.argv, __name__, sys.path[0], "remora" in sys.modules, told]))
 if "--boom" in sys.argv:
     1 / 0
@@ -44,8 +44,20 @@ def test_arguments_behind_the_script_are_the_scripts(script: Path) -> None:
     argv, name, folder, loaded, told = json.loads(done.stdout)
     assert argv == [str(script), "--help", "--url", "b", "--", "-x"]
     assert (name, folder, loaded) == ("__main__", str(script.parent), True)
-    assert told == {"REMORA_URL": "http://a:1", "REMORA_TOKEN": "t"}
+    assert told == {"REMORA_URL": "http://a:1", "REMORA_TOKEN": "t", "REMORA_PLACEMENT": None}
     assert done.returncode == 0
+
+
+def test_a_placement_is_for_whatever_session_the_script_opens(script: Path) -> None:
+    done = _remora("run", "--url", "http://a:1,http://b:1", "--placement", "split", str(script))
+    *_, told = json.loads(done.stdout)
+    assert told == {"REMORA_URL": "http://a:1,http://b:1", "REMORA_TOKEN": None, "REMORA_PLACEMENT": "split"}
+
+
+def test_a_placement_that_does_not_exist_is_one_line(script: Path) -> None:
+    done = _remora("run", "--placement", "best", str(script))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("remora run: no placement 'best'; there are semantic, ")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,10 @@ def room(pages, used=0, folder=PLENTY):
     return Memory(pages * PAGE, used * PAGE, folder)
 
 
+def gpu(pages, folder, used=0):
+    return Memory(pages * PAGE, used * PAGE, folder * PAGE, on_device=False)
+
+
 def store(table, session, digest, memory, now=0.0, tenant="t", pages=1):
     gone = table.reserve(session, f"{tenant}/u", digest, pages * PAGE, memory)
     table.admit(session, Blob(tenant, digest, pages * PAGE, f"/{digest}", now))
@@ -46,6 +50,22 @@ def test_nothing_is_evicted_for_what_would_not_fit_anyway():
     with pytest.raises(Refuse):
         table.reserve(2, "t/u", "b", 4 * PAGE, room(3))
     assert table.get("t", "a") is not None
+
+
+def test_beside_a_gpu_blobs_take_the_folder_s_memory_and_values_the_device_s():
+    table = BlobTable()
+    for digest in "abc":
+        store(table, 1, digest, gpu(3, folder=9))
+    assert table.stored_nbytes == 3 * PAGE
+    with pytest.raises(Refuse, match=f"free 0 of {3 * PAGE}"):  # the device has copies
+        store(table, 1, "d", gpu(3, folder=9, used=3))
+    store(table, 1, "d", gpu(4, folder=1, used=3))
+    table.release(1, now=1)
+    with pytest.raises(Refuse):  # forgetting blobs makes no room on the device
+        store(table, 2, "e", gpu(4, folder=9, used=4))
+    assert table.held("t", list("abcd")) == tuple("abcd")
+    assert table.shrink(gpu(4, folder=9, used=9)) == []
+    assert store(table, 2, "e", gpu(9, folder=0)) == ["a"]
 
 
 def test_a_refusal_shows_its_arithmetic_and_no_other_tenants_name():

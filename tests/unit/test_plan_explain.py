@@ -49,7 +49,15 @@ def gpt2() -> Explanation:
         ),
         phases=(
             Phase("prefill", 1, 0.412, 0.398, (Transfer(CLIENT, 0, "input", 4096, 1, 0.00005, 0.00006),)),
-            Phase("decode", 511, 20.9, 21.4),
+            Phase(
+                "decode",
+                511,
+                20.9,
+                21.4,
+                held=((Held("weight", 522_000_000, 148), Held("kv_cache", 37_748_736, 24)), ()),
+                held_at=256,
+                computed_s=20.1,
+            ),
             Phase("forward", 3, None, 0.05, (Transfer(0, 1, "activation", 9_437_184, 3, 0.0755, 0.0799),)),
         ),
         choices=(
@@ -80,6 +88,7 @@ def gpt2() -> Explanation:
                 Edge(0, 1, 1, 2, "activation", 3072),
                 Edge(0, 1, 1, 2, "kv_cache", 6_291_456),
             ),
+            "a step of decode",
         ),
         notes=("executor 1 was not needed",),
     )
@@ -93,10 +102,10 @@ def nasty() -> Explanation:
         tree,
         policy=NASTY,
         executors=(first, tree.executors[1]),
-        phases=(Phase(NASTY, 1, transfers=(Transfer(0, 1, NASTY, 5, 2),)),),
+        phases=(Phase(NASTY, 1, transfers=(Transfer(0, 1, NASTY, 5, 2),), held=((Held(NASTY, 1, 1),), ())),),
         choices=(Choice(NASTY, NASTY, NASTY, 1.0, NASTY, 2.0),),
         templates=(Template(NASTY, NASTY, 1, (0,), 1),),
-        picture=Picture((NASTY,), (Block(0, 0, NASTY, 1, 1, NASTY),), (Edge(0, 0, 1, 0, NASTY, 1),)),
+        picture=Picture((NASTY,), (Block(0, 0, NASTY, 1, 1, NASTY),), (Edge(0, 0, 1, 0, NASTY, 1),), NASTY),
         notes=(NASTY,),
     )
 
@@ -146,6 +155,8 @@ def test_json_that_is_no_explanation_says_where(text: str, says: str) -> None:
         ({"picture": Picture(("a",), (), (Edge(0, 0, 2, 0, "weight", 1),))}, "executor 2 of 2"),
         ({"phases": (Phase("decode", 1, transfers=(Transfer(0, 5, "weight", 1, 1),)),)}, "executor 5 of 2"),
         ({"phases": (Phase("decode", 1, -1.0),)}, "-1.0 s"),
+        ({"phases": (Phase("decode", 1, computed_s=-2.0),)}, "-2.0 s"),
+        ({"phases": (Phase("decode", 1, held=((),)),)}, "what 1 executors of 2 held"),
     ],
 )
 def test_a_tree_that_cannot_be_is_refused(change: dict, says: str) -> None:

@@ -6,6 +6,7 @@ from remora.ir.annotated import Facts, Graph, Outside, Row
 from remora.ir.graph import Template
 from remora.ir.node import EXECUTOR, Arg, Items, Node, Ref, Slot, device_index, device_symbol
 from remora.ir.text import parse_template, print_template
+from remora.plan.estimate import costs
 from remora.plan.parts import Transfer, placed, split
 from remora.plan.policies import policy_named
 from remora.plan.situation import Situation
@@ -34,9 +35,10 @@ SITUATION = Situation((2,), (frozenset({2}),), (0, 0, 0), (1 << 30,) * 3, (0, 0,
 
 def test_rows_are_where_they_say_or_where_their_tensors_are():
     policy = policy_named("explicit")
-    wish = policy.place(GRAPH, SITUATION)
+    wish = policy.place(GRAPH, SITUATION, costs(GRAPH, ()))
     assert wish.executors == (2, 1, 1, 1, 2, 2, 0)
-    assert wish.reason == "as the program says: 1 on remora:0, 3 on remora:1, 3 on remora:2"
+    assert wish.what == "1 on remora:0, 3 on remora:1, 3 on remora:2"
+    assert wish.reason == "as the program says"
     assert policy.indexed
     assert not policy_named("data_aware").indexed
 

@@ -65,7 +65,7 @@ def test_semantic_stays_where_weights_and_cache_are():
         wish = place("semantic", (home,) * 4)
         assert set(wish.executors) == {home}
         assert wish.what == f"all on executor {home}"
-        assert "moves fewest bytes, 0" in wish.reason
+        assert "moves the fewest bytes, 0" in wish.reason
         assert wish.alternative_took.seconds > 0.2  # the other one would need the cache and the weights first
 
 

@@ -13,8 +13,8 @@ from remora.errors import ProtocolError
 from remora.executor.buffers import Buffers
 from remora.executor.hop import Arrival, Kind, Outgoing, SessionTerms, Taken
 from remora.executor.worker.failure import MemoryLimit
+from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.session import WorkerSession
-from remora.executor.worker.transfers import Outbox
 from remora.wire.messages import Abandon, Await, Failed, Free, Peer, Push, Put, Recover
 from worker_endpoint import LIMIT_NBYTES, worker_device
 
@@ -90,6 +90,17 @@ def test_a_large_value_is_the_front_s_memory_until_it_ends(ends, tmp_path):
     assert b.device.returned == []
     b.handle(Free(LARGE))
     assert [Path(path).name for path in b.device.returned] == ["arrival-0"]
+
+
+def test_a_device_with_memory_of_its_own_copies_what_came(tmp_path):
+    end = End(tmp_path)
+    end.device.device = torch.device("meta")
+    path = tmp_path / "arrival"
+    path.write_bytes(bytes(LARGE_NBYTES))
+    path.chmod(0o400)
+    tensor = end.device.adopt(str(path), LARGE_NBYTES)
+    assert (tensor.device.type, tensor.nbytes) == ("meta", LARGE_NBYTES)
+    assert end.device.returned == [str(path)]
 
 
 def test_the_buffer_of_a_push_that_was_cut_is_not_used_again(ends):

@@ -31,6 +31,11 @@ class Provenance:
         self.file, self.line, self._modules = file, line, modules
 
     @property
+    def model(self) -> Any:
+        """The outermost module; None outside modules, or when it is gone."""
+        return self._modules[0]() if self._modules else None
+
+    @property
     def module(self) -> str:
         """Dotted path from the outermost module, with the innermost one's class; '' outside modules."""
         modules = [module for module in (ref() for ref in self._modules) if module is not None]

@@ -251,7 +251,9 @@ class Recorder:
         kept = self._survivors()
         keep = tuple(n for value in kept for n in (value.code >> OUT_BITS, value.code & OUT_MASK))
         flat = tuple(n for s, c in self.take_frees() for n in (self.segment - s, c >> OUT_BITS, c & OUT_MASK))
-        segment = Segment(self.segment, captured, list(self.slots), self.holes, keep, flat, step, kept)
+        slots = list(self.slots)
+        self.slots.clear()  # calls that led here still know it, and would keep its values alive
+        segment = Segment(self.segment, captured, slots, self.holes, keep, flat, step, kept)
         self._rows += step.rows
         self._starts_program = False
         self._open()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from remora.cli.failure import fail, failures_in_one_line
-from remora.cli.run import SIGINT_EXIT, prepare, report
+from remora.cli.run import run_script
 from remora.cli.serve import parse_nbytes
 
 
@@ -52,7 +51,11 @@ def estimate(
         sessions = rehearsing(device, link or [], placement, memory_nbytes, token, text_token)
         if as_cuda:
             remora.as_cuda()
-    code = _run(script, arguments)
+    code = 0
+    try:
+        lives = run_script(script, arguments)  # noqa: F841  # its tensors end behind the estimate
+    except SystemExit as ended:  # of the script, which is estimated as far as it came
+        code = _code(ended)
     if not sessions:
         raise fail("estimate", "the script never used the remora device", code or 1)
     forecast = sessions[-1].forecast()
@@ -64,20 +67,9 @@ def estimate(
         raise typer.Exit(code or 1)
 
 
-def _run(script: str, arguments: list[str] | None) -> int:
-    """The script's exit code."""
-    prepare(script, arguments)
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as ended:
-        if isinstance(ended.code, int | None):
-            return ended.code or 0
-        print(ended.code, file=sys.stderr)
-        return 1
-    except Exception as error:
-        report(error, script)
-        return 1
-    except KeyboardInterrupt as error:
-        report(error, script)
-        return SIGINT_EXIT
-    return 0
+def _code(ended: SystemExit) -> int:
+    """The script's exit code, as python would make it."""
+    if isinstance(ended.code, int | None):
+        return ended.code or 0
+    print(ended.code, file=sys.stderr)
+    return 1

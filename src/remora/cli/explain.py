@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from remora.cli.failure import fail
-from remora.cli.run import run
+from remora.cli.run import prepare, run_script
+from remora.config import ClientSettings
 from remora.errors import RemoraError
 
 if TYPE_CHECKING:
     from remora.plan.explain import Explanation
+
+DEFAULT = "semantic"  # placement; without one, nothing would be placed that could be explained
 
 
 def explain(
@@ -21,17 +24,26 @@ def explain(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="ARGS", help="What follows belongs to the script")
     ] = None,
-    url: str | None = typer.Option(None, help="The executor, such as http://gpu-box:8470 [REMORA_URL]"),
+    url: str | None = typer.Option(
+        None, help="The executor, such as http://gpu-box:8470, or several with commas [REMORA_URL]"
+    ),
     token: str | None = typer.Option(
         None, help="Its token; better in REMORA_TOKEN, where ps does not show it"
     ),
+    placement: str | None = typer.Option(
+        None, help="The policy that places rows [REMORA_PLACEMENT, or semantic]"
+    ),
+    as_cuda: bool = typer.Option(False, "--as-cuda", help='Let "cuda" in the script mean the remora device'),
     as_json: Annotated[bool, typer.Option("--json", help="JSON as the last line of stdout, no text")] = False,
     html: Annotated[Path | None, typer.Option(help="A page with the graph, into this file")] = None,
 ) -> None:
     """Run a script with the remora device, then explain its placement on stderr; the exit code is the script's."""
+    chosen = placement or ClientSettings().placement or DEFAULT
+    prepare("explain", script, url, token, chosen, as_cuda)
     ended: SystemExit | None = None
+    alive: dict[str, Any] = {}  # what lives at the end of the script is explained
     try:
-        run(script, arguments, url, token, False, False, None)
+        alive = run_script(script, arguments)
     except SystemExit as error:  # of the script, which is explained as far as it came
         ended = error
     try:
@@ -41,6 +53,7 @@ def explain(
     except (RemoraError, OSError) as error:
         failed = fail("explain", str(error))
         raise (ended or failed) from None
+    alive.clear()
     if ended is not None:
         raise ended
 

@@ -7,7 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,59 +21,76 @@ def run(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="ARGS", help="What follows belongs to the script")
     ] = None,
-    url: str | None = typer.Option(None, help="The executor, such as http://gpu-box:8470 [REMORA_URL]"),
+    url: str | None = typer.Option(
+        None, help="The executor, such as http://gpu-box:8470, or several with commas [REMORA_URL]"
+    ),
     token: str | None = typer.Option(
         None, help="Its token; better in REMORA_TOKEN, where ps does not show it"
+    ),
+    placement: str | None = typer.Option(
+        None, help="The policy that places rows, such as semantic [REMORA_PLACEMENT]"
     ),
     as_cuda: bool = typer.Option(False, "--as-cuda", help='Let "cuda" in the script mean the remora device'),
     lint: bool = typer.Option(False, "--lint", help="Say at the end which lines waited for the executor"),
     lint_json: Annotated[Path | None, typer.Option(help="The same as JSON, into this file")] = None,
 ) -> None:
     """Run a script with the remora device; its options, output and exit code are its own."""
-    if not Path(script).is_file():
-        raise fail("run", f"there is no file {script!r}", 2)
-    if url:
-        os.environ["REMORA_URL"] = url
-    if token:
-        os.environ["REMORA_TOKEN"] = token
-    os.environ["REMORA_AUTOLOAD"] = "1"  # processes that the script starts have the device too
-    with failures_in_one_line("run"):
-        import remora
-
-        if as_cuda:
-            remora.as_cuda()
+    prepare("run", script, url, token, placement, as_cuda)
     if not (lint or lint_json):
-        _run(script, arguments)
+        run_script(script, arguments)
         return
     from remora.cli import lint as linter
 
     watched = linter.start()
     try:
-        _run(script, arguments)
+        run_script(script, arguments)
     finally:
         linter.report(watched, lint_json)
 
 
-def prepare(script: str, arguments: list[str] | None) -> None:
-    """What a script finds when python itself runs it."""
+def prepare(
+    command: str, script: str, url: str | None, token: str | None, placement: str | None, as_cuda: bool
+) -> None:
+    """Sets up this process, and those that the script starts. Wrong options are one line and an exit."""
+    if not Path(script).is_file():
+        raise fail(command, f"there is no file {script!r}", 2)
+    if url:
+        os.environ["REMORA_URL"] = url
+    if token:
+        os.environ["REMORA_TOKEN"] = token
+    if placement:
+        from remora.plan.policies import policy_named
+
+        with failures_in_one_line(command):
+            policy_named(placement)
+        os.environ["REMORA_PLACEMENT"] = placement
+    os.environ["REMORA_AUTOLOAD"] = "1"  # processes that the script starts have the device too
+    with failures_in_one_line(command):
+        import remora
+
+        if as_cuda:
+            remora.as_cuda()
+
+
+def run_script(script: str, arguments: list[str] | None) -> dict[str, Any]:
+    """Runs it as python would. Returns its globals: while they live, so do its tensors.
+
+    Raises:
+        SystemExit: the script asked for it, or failed, and has been reported.
+    """
     sys.argv = [script, *(arguments or [])]
     sys.path[0] = str(Path(script).resolve().parent)  # where python itself puts the script's folder
-
-
-def _run(script: str, arguments: list[str] | None) -> None:
-    prepare(script, arguments)
     try:
-        runpy.run_path(script, run_name="__main__")
+        return runpy.run_path(script, run_name="__main__")
     except Exception as error:
-        report(error, script)
+        _report(error, script)
         sys.exit(1)
     except KeyboardInterrupt as error:
-        report(error, script)
+        _report(error, script)
         sys.exit(SIGINT_EXIT)
 
 
-def report(error: BaseException, script: str) -> None:
-    """Its traceback, as python itself would print it."""
+def _report(error: BaseException, script: str) -> None:
     shown = error.with_traceback(below_script(error.__traceback__, script))
     sys.excepthook(type(shown), shown, shown.__traceback__)
 

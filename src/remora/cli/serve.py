@@ -49,6 +49,9 @@ def serve(
             help="Executors that values may be sent to: any, none, or HOST[:PORT],… (a HOST may be 10.0.0.0/8)."
         ),
     ] = "any",
+    same_host: Annotated[
+        bool, typer.Option(help="Values for executors of this host and user go through its memory, not HTTP.")
+    ] = True,
     lease: Annotated[float, typer.Option(help="Seconds that a silent session is kept.")] = 900.0,
     until_stdin_closes: Annotated[bool, typer.Option(help="Stop at the end of stdin.")] = False,
 ) -> None:
@@ -70,6 +73,7 @@ def serve(
                 tokens=_tokens(host, token_file),
                 lease_s=_lease(lease),
                 peers=_peers(peers, host),
+                same_host=same_host,
             ),
             host=host,
             port=port,

@@ -37,7 +37,9 @@ class Kind(enum.IntEnum):
     OTHERS = 6  # Others, for no session in particular
     ARRIVAL = 7  # Arrival: values that another executor has sent
     ABANDON = 8  # wire's Abandon
-    SENT = 9  # Sent, for no session in particular: a push that has a path is over
+    SENT = 9  # Sent, for no session in particular: a push that has a path or a handle is over
+    NEAR = 10  # Near
+    SPILL = 11  # Spill, for no session in particular
     # worker to front
     READY = 16  # WorkerReady
     REPLY = 17  # encoded tuple of ToClient
@@ -48,7 +50,7 @@ class Kind(enum.IntEnum):
     PEER = 22  # wire's Peer
     PUSH = 23  # Outgoing
     HOLD = 24  # one byte: whether the session's steps are to stay with the front for now
-    TAKEN = 25  # Taken: an arrival that has paths is a value now, or refused
+    TAKEN = 25  # Taken: an arrival that has paths or a handle is a value now, or refused
     RETURNED = 26  # Returned, for no session in particular
 
 
@@ -85,7 +87,8 @@ class BulkRead(msgspec.Struct, frozen=True):
 
 
 class WorkerReady(msgspec.Struct, frozen=True):
-    """`memory_nbytes`: what the device has; `ops`: digest of each allowed op's schema; `schemas`: their text."""
+    """`memory_nbytes`: what the device has; `ops`: digest of each allowed op's schema; `schemas`: their text;
+    `exports`: kind of device memory that it can lend to other processes of this host, empty if none."""
 
     torch: str
     device: str
@@ -93,6 +96,7 @@ class WorkerReady(msgspec.Struct, frozen=True):
     ops_digest: str
     ops: dict[str, str]
     schemas: dict[str, str] = {}
+    exports: str = ""
 
 
 class Fatal(msgspec.Struct, frozen=True):
@@ -107,9 +111,11 @@ class Fatal(msgspec.Struct, frozen=True):
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """A push as the worker hands it over: its values' bytes lie at `path`, or in `data` if they are few.
+    """A push as the worker hands it over: its values' bytes lie at `path`, in device memory that has `handle`, or
+    in `data` if they are few.
 
     names: flat. head: the encoded Parcel. failed: why there is nothing to send; the peer is to be told.
+    not_lent: why it is no device memory, though the peer could open it. again: this is what a Spill asked for.
     """
 
     push: str
@@ -121,6 +127,9 @@ class Outgoing(msgspec.Struct, frozen=True):
     path: str = ""
     data: bytes = b""
     failed: str = ""
+    handle: bytes = b""
+    not_lent: str = ""
+    again: bool = False
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -130,16 +139,37 @@ class Sent(msgspec.Struct, frozen=True):
     reusable: bool
 
 
+class Near(msgspec.Struct, frozen=True):
+    """Whether the session's peer can open this worker's device memory."""
+
+    peer: int
+    near: bool
+
+
+class Spill(msgspec.Struct, frozen=True):
+    """The peer could not open the push's device memory: it is to be handed over once more, as a file.
+
+    reusable: nobody reads it."""
+
+    push: str
+    reusable: bool
+
+
 class Arrival(msgspec.Struct, frozen=True):
-    """head: an encoded Parcel, which was checked. paths: of each storage, empty if its bytes are next in `data`."""
+    """head: an encoded Parcel, which was checked. paths: of each storage, empty if its bytes are next in `data`.
+    handle: of device memory of another process, in which the body lies instead."""
 
     head: bytes
     paths: tuple[str, ...]
     data: bytes
+    handle: bytes = b""
 
 
 class Taken(msgspec.Struct, frozen=True):
+    """cannot: why the device memory could not be opened; the session knows nothing of the push then."""
+
     push: str
+    cannot: str = ""
 
 
 class Returned(msgspec.Struct, frozen=True):

@@ -62,13 +62,21 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What the program did in one phase. steps: programs (sync to sync) in it; seconds are of all of them."""
+    """What the program did in one phase.
+
+    steps: programs (sync to sync) in it; seconds are of all of them. predicted_s: of executors and links alone.
+    measured_s: at the client, with the program's own Python. computed_s: of that, the executors' own work.
+    held: by executor, what lived there after step `held_at`; () if nobody looked.
+    """
 
     name: str
     steps: int
     predicted_s: float | None = None
     measured_s: float | None = None
     transfers: tuple[Transfer, ...] = ()
+    held: tuple[tuple[Held, ...], ...] = ()
+    held_at: int = 0
+    computed_s: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -89,8 +97,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One planned template. executors: of its rows. runs: times it ran; seconds are of one run, error_s of the
-    prediction. planning_s: what making the plan took."""
+    """One plan of a template: it has several where sizes or whereabouts of its inputs differ.
+
+    executors: of its rows. runs: times it ran; seconds are of one run, error_s (one sigma) of the prediction.
+    planning_s: what making the plan took.
+    """
 
     id: str
     phase: str
@@ -140,11 +151,12 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Layers (columns, in program order) by executors (lanes)."""
+    """Layers (columns, in program order) by executors (lanes). of: what it shows, such as 'a step of decode'."""
 
     columns: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
     edges: tuple[Edge, ...] = ()
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +216,8 @@ def _wrong(tree: Explanation) -> list[str]:
         for transfer in phase.transfers:
             what = f"a transfer of phase {phase.name!r}"
             places += [(what, transfer.source, True), (what, transfer.target, True)]
+        if phase.held and len(phase.held) != n:
+            wrong.append(f"phase {phase.name!r} says what {len(phase.held)} executors of {n} held")
     for template in tree.templates:
         places += [(f"template {template.id!r}", at, False) for at in template.executors]
     for block in tree.picture.blocks:
@@ -229,7 +243,7 @@ def _no_column(what: str, column: int, columns: int) -> list[str]:
 def _seconds(tree: Explanation) -> list[tuple[str, float]]:
     found: list[tuple[str, float | None]] = []
     for phase in tree.phases:
-        seconds = [(phase.predicted_s, phase.measured_s)]
+        seconds = [(phase.predicted_s, phase.measured_s), (phase.computed_s, None)]
         seconds += [(transfer.predicted_s, transfer.measured_s) for transfer in phase.transfers]
         found += [(f"phase {phase.name!r}", s) for pair in seconds for s in pair]
     for choice in tree.choices:

@@ -124,7 +124,8 @@ def _picture(tree: Explanation) -> str:
         *_edges(picture.edges, layout),
         "</svg>",
     ]
-    return f'<h2>By layers and executors</h2><p>{legend}</p><div class="picture">{"".join(svg)}</div>'
+    what = _text(picture.of or "by layers and executors", 60).capitalize()
+    return f'<h2>{what}</h2><p>{legend}</p><div class="picture">{"".join(svg)}</div>'
 
 
 def _heads(residencies: Iterable[str]) -> Iterator[str]:
@@ -230,14 +231,19 @@ def _phases(phases: Iterable[Phase]) -> str:
     rows = []
     for phase in phases:
         whole = (duration(phase.predicted_s), duration(phase.measured_s))
-        error = error_of(phase.predicted_s, phase.measured_s)
-        rows.append((phase.name, times(phase.steps, "step"), "", amount(phase.nbytes), "", *whole, error))
+        steps = times(phase.steps, "step") if phase.steps else ""
+        rows.append((phase.name, steps, "", amount(phase.nbytes), "", *whole, ""))
+        if phase.computed_s is not None:
+            rows.append(("", "of it, executors computed", "", "", "", "", duration(phase.computed_s), ""))
         for moved in phase.transfers:
             seconds = (duration(moved.predicted_s), duration(moved.measured_s))
             error = error_of(moved.predicted_s, moved.measured_s)
             way = f"{place(moved.source)} to {place(moved.target)}"
             rows.append(("", way, moved.residency, amount(moved.nbytes), f"{moved.count:,}", *seconds, error))
-    heads = ("phase", "", "what moved", "#bytes", "#times", "#predicted", "#measured", "#error")
+        for number, held in enumerate(phase.held):
+            there = f"held by {number} after step {phase.held_at:,}"
+            rows += [("", there, each.residency, amount(each.nbytes), "", "", "", "") for each in held]
+    heads = ("phase", "", "what", "#bytes", "#times", "#predicted", "#measured", "#error")
     return _table("Phases and transfers", heads, rows)
 
 

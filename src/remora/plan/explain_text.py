@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from remora.plan.explain import CLIENT, Choice, Executor, Explanation, Phase, Template
 
 COLUMNS = 100
+STAYS = ("weight", "kv_cache", "optimizer_state")  # what a step leaves to the next
 # Up to the first whole number between dots, and what follows it.
 _NUMBER = re.compile(r"(?as)(.*?)(?:(?<!\w)([1-9]\d{0,8}|0)(?!\w)(.*))?\Z")
 _TEMPLATES_SHOWN = 20
+_LINES = 3  # of names
 _MORE = ", and {:,} more"
 
 
@@ -24,6 +26,8 @@ def print_explanation(tree: Explanation) -> str:
         lines += ["", _columns("Phases", "predicted", "measured", "error")]
         for phase in tree.phases:
             lines += _phase(phase)
+    if tree.picture.of:
+        lines += ["", *_step(tree)]
     if tree.choices:
         lines += ["", "Choices"]
         for choice in tree.choices:
@@ -64,10 +68,11 @@ def duration(seconds: float | None) -> str:
 
 
 def error_of(predicted_s: float | None, measured_s: float | None) -> str:
-    """How far the prediction was off, '+3.2 %'; '-' where one is missing."""
+    """How far the prediction was off, '+3.2 %' or '12x'; '-' where one is missing."""
     if predicted_s is None or not measured_s:
         return "-"
-    return f"{(predicted_s / measured_s - 1) * 100:+.1f} %"
+    ratio = predicted_s / measured_s
+    return f"{(ratio - 1) * 100:+.1f} %" if ratio < 10 else f"{ratio:.3g}x"
 
 
 def plain(text: str, width: int = COLUMNS) -> str:
@@ -90,10 +95,11 @@ def times(count: int, what: str) -> str:
 def _headline(tree: Explanation) -> str:
     text = f"Policy {plain(tree.policy, 30)}, {times(len(tree.executors), 'executor')}"
     if tree.templates:
-        text += f", {times(len(tree.templates), 'template')} planned"
+        ids = len({template.id for template in tree.templates})
+        text += f", {times(ids, 'template')} in {times(len(tree.templates), 'plan')}"
         planning = [t.planning_s for t in tree.templates if t.planning_s is not None]
         if planning:
-            text += f" in {duration(sum(planning))}"
+            text += f" made in {duration(sum(planning))}"
     return text
 
 
@@ -120,23 +126,31 @@ def _executor(number: int, executor: Executor) -> Iterator[str]:
     for held in executor.held:
         count = times(held.count, "value")
         head = f"       {plain(held.residency, 16):<16} {amount(held.nbytes):>10}  {count:<11}  "
-        yield head + (_some(held.names, COLUMNS - len(head)) if held.names else "")
+        yield from _named(head, held.names)
     if not executor.held:
         yield "       nothing lives here"
 
 
-def _some(names: Sequence[str], room: int) -> str:
-    """As many of the names as fit into `room` characters, at least one; those of repeated blocks folded."""
+def _named(head: str, names: Sequence[str]) -> Iterator[str]:
+    """`head` and the names, those of repeated blocks folded; on as many lines as they may take, then how many more."""
+    room = COLUMNS - len(head)
     folded = [plain(name, max(room - len(_MORE), 1)) for name in fold(names)]
-    shown = len(folded)
-    while shown > 1 and len(_listed(folded, shown)) > room:
-        shown -= 1
-    return _listed(folded, shown)
+    at = 0
+    for line in range(_LINES):
+        shown = at + 1
+        while shown < len(folded) and len(_listed(folded, at, shown + 1, line == _LINES - 1)) <= room:
+            shown += 1
+        yield (head if not line else " " * len(head)) + _listed(folded, at, shown, line == _LINES - 1)
+        at = shown
+        if at >= len(folded):
+            return
 
 
-def _listed(names: Sequence[str], shown: int) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (_MORE.format(more) if more else "")
+def _listed(names: Sequence[str], start: int, end: int, is_last: bool) -> str:
+    """Some of the names, with what follows them."""
+    more = len(names) - end
+    after = "" if more <= 0 else _MORE.format(more) if is_last else ","
+    return ", ".join(names[start:end]) + after
 
 
 def fold(names: Sequence[str]) -> list[str]:
@@ -160,10 +174,24 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def _phase(phase: Phase) -> Iterator[str]:
-    moved = f", {amount(phase.nbytes)} moved" if phase.transfers else ", nothing moved"
-    yield _timed(
-        f"  {plain(phase.name, 16)}: {times(phase.steps, 'step')}{moved}", phase.predicted_s, phase.measured_s
+    moved = f"{amount(phase.nbytes)} moved" if phase.transfers else "nothing moved"
+    steps = f"{times(phase.steps, 'step')}, " if phase.steps else ""
+    yield _columns(
+        f"  {plain(phase.name, 24)}: {steps}{moved}",
+        duration(phase.predicted_s),
+        duration(phase.measured_s),
+        "",
     )
+    if phase.computed_s is not None and phase.measured_s:
+        each_s = phase.measured_s / max(phase.steps, 1)
+        computed_s = phase.computed_s / max(phase.steps, 1)
+        yield f"    a step took {duration(each_s)}; executors computed for {duration(computed_s)} of it"
+    for number, held in enumerate(phase.held):
+        stays = [
+            f"{plain(each.residency, 16)} {amount(each.nbytes)}" for each in held if each.residency in STAYS
+        ]
+        if stays:
+            yield from _wrapped(f"    after step {phase.held_at:,} executor {number} held ", ", ".join(stays))
     for transfer in phase.transfers:
         each = transfer.nbytes // max(transfer.count, 1)
         yield _timed(
@@ -171,6 +199,27 @@ def _phase(phase: Phase) -> Iterator[str]:
             f" {amount(transfer.nbytes):>10} = {transfer.count:,} x {amount(each)}",
             transfer.predicted_s,
             transfer.measured_s,
+        )
+
+
+def _step(tree: Explanation) -> Iterator[str]:
+    """The picture in words: how many rows of what run where, and what moves."""
+    picture = tree.picture
+    yield plain(picture.of, COLUMNS).capitalize()
+    for executor in range(len(tree.executors)):
+        blocks = [block for block in picture.blocks if block.executor == executor and block.rows]
+        names = [picture.columns[column] for column in sorted({block.column for block in blocks})]
+        if names:
+            rows = times(sum(block.rows for block in blocks), "row")
+            yield from _named(f"  {executor:>6} runs {rows:>11}: ", names)
+    moved: dict[tuple[int, int, str], list[int]] = {}
+    for edge in picture.edges:
+        tally = moved.setdefault((edge.source, edge.target, edge.residency), [0, 0])
+        tally[0], tally[1] = tally[0] + edge.nbytes, tally[1] + edge.count
+    for (source, target, residency), (nbytes, count) in moved.items():
+        yield (
+            f"  {place(source):>6} -> {place(target):<6} {plain(residency, 16):<16} {amount(nbytes):>10}, "
+            f"{times(count, 'value')}"
         )
 
 

@@ -160,13 +160,10 @@ def _edges(
     def add(source: int, source_column: int, target: int, target_column: int, value: Value) -> None:
         item = graph.slots[value.index] if isinstance(value, Slot) else graph.rows[value.row]
         facts = graph.facts(value)
-        key = (
-            source,
-            source_column,
-            target,
-            target_column,
-            str(item.meaning.residency or Residency.ACTIVATION),
-        )
+        residency = item.meaning.residency or Residency.ACTIVATION
+        if target == CLIENT and residency is Residency.ACTIVATION:
+            residency = Residency.OUTPUT
+        key = source, source_column, target, target_column, str(residency)
         edge = moved.setdefault(key, [0, 0])
         edge[0], edge[1] = edge[0] + (facts.nbytes if facts is not None else 0), edge[1] + 1
 

@@ -16,7 +16,7 @@ from remora.plan.schedule import Piece, schedule
 from remora.plan.timeline import Timeline, Took
 from remora.session.holdings import Holdings
 from remora.session.ledger import Ledger
-from remora.session.plans import Plan
+from remora.session.plans import Plan, Use
 from remora.wire.limits import MAX_INLINE_NBYTES
 
 GROWN = 1.01  # what is held is looked at again when it has grown so much,
@@ -200,19 +200,14 @@ class Unmeasured(Ledger):
         self.account = account
         self.ran: Plan | None = None
 
-    def runs(self, plan: Plan, now_s: float) -> list[tuple[int, int]]:
-        plan.ran.count += 1
-        self.ran = plan
+    def runs(self, use: Use, now_s: float) -> list[tuple[int, int]]:
+        use.plan.ran.count += 1
+        self.ran = use.plan
         return []
 
-    def uploads(self, executor: int, residency: str, nbytes: int) -> None:
-        """What an upload is, its readers tell later: EstimatedSession counts it then."""
+    def uploads(self, segment: int, executor: int, nbytes: int, is_bulk: bool) -> None:
+        """EstimatedSession counts uploads, when their readers have told what they are."""
 
-    def pushes_to(
-        self, source: int, target: int, names: tuple[int, ...], of: Counter[tuple[str, str]]
-    ) -> int:
-        nbytes: Counter[str] = Counter()
-        for (_, residency), part in of.items():
-            nbytes[residency] += part
-        self.account.pushes(source, target, nbytes)
+    def pushes_to(self, source: int, target: int, names: tuple[int, ...], of: Counter[str]) -> int:
+        self.account.pushes(source, target, of)
         return self._ticket()

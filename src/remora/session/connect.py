@@ -1,4 +1,4 @@
-"""connect, disconnect, stats: the session of this process."""
+"""connect, disconnect, stats, explain: the session of this process."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from remora.device.optimizers import cut_behind_steps
 from remora.device.rng import default as default_generator_of
 from remora.device.sink import bound
 from remora.errors import Disconnected, RemoraError, UsageError
+from remora.plan.explain import Explanation
 from remora.plan.planner import Planner
 from remora.plan.policies import policy_named
 from remora.plan.policies.policy import Policy
 from remora.pool.embedded import EmbeddedExecutor
 from remora.session.calibration import calibrated
+from remora.session.explaining import Observed, explanation
 from remora.session.pooled import PoolSession
 from remora.session.session import Session
 from remora.session.stats import Stats
@@ -37,6 +39,7 @@ HEARTBEAT_S = 5.0
 PEERS_SINCE = 2  # protocol
 
 _current: Session | None = None
+_last: Observed | None = None  # of the last session, if it has ended
 _embedded: EmbeddedExecutor | None = None
 _stop = threading.Event()
 _of_parent: list[Session] = []
@@ -53,9 +56,9 @@ def connect(
         url: an executor's address, or a list of them. None: REMORA_URL (several with commas between them); without
             that, an executor process starts on this machine and one line says so.
         token: for all of them. None: REMORA_TOKEN.
-        placement: the policy that says what goes where, see plan/policies. None: `local` on one executor,
-            `semantic` on several. `explicit`: each executor is a device of its own, remora:0, remora:1, …, and
-            "remora" is the current one of them (torch.remora.set_device).
+        placement: the policy that says what goes where, see plan/policies. None: REMORA_PLACEMENT; without that,
+            none on one executor and `semantic` on several. `explicit`: each executor is a device of its own, remora:0,
+            remora:1, …, and "remora" is the current one of them (torch.remora.set_device).
 
     Raises:
         UsageError: there is a session already.
@@ -70,6 +73,7 @@ def connect(
     settings = ClientSettings()
     addresses = _listed(url if url is not None else settings.url)
     token = token if token is not None else settings.token
+    placement = placement if placement is not None else settings.placement
     if placement is not None or len(addresses) > 1:
         policy = policy_named(placement or "semantic")
     if not addresses:
@@ -189,11 +193,12 @@ def _opened(session: Session, deadline: float) -> Session:
 
 def disconnect() -> None:
     """Ends the session; its tensors cannot be used any more. Without a session: nothing happens."""
-    global _current
+    global _current, _last
     session, _current = _current, None
     if session is None:
         return
     _stop.set()
+    _last = session.observed() if isinstance(session, PoolSession) else None
     reason = Disconnected(
         f"session {session.grant.session} on {session.transport.address} has ended (remora.disconnect()), "
         "and its tensors with it; remora.connect() opens another"
@@ -205,6 +210,23 @@ def disconnect() -> None:
 def stats() -> Stats:
     """Counters of the session so far; subtract an earlier snapshot. Zeros before a session."""
     return _current.stats() if _current is not None else Stats()
+
+
+def explain() -> Explanation:
+    """What lives where, what moved, and why: of this session, or of the last one after disconnect().
+
+    Raises:
+        UsageError: there is none, or it is on one executor and nothing was placed.
+    """
+    if isinstance(_current, PoolSession):
+        return explanation(_current.observed())
+    if _current is None and _last is not None:
+        return explanation(_last)
+    what = "there is no session" if _current is None else f"all runs on {_current.transport.address}"
+    raise UsageError(
+        f'{what}, so nothing was placed that could be explained; connect with placement="semantic", or with several '
+        "executors"
+    )
 
 
 def current() -> Session | None:
@@ -220,11 +242,12 @@ def _beat(session: Session, stop: threading.Event) -> None:
 
 def _forked() -> None:
     """In a child process: the session belongs to the parent, and its connection must not be touched."""
-    global _current, _embedded, _stop
+    global _current, _embedded, _last, _stop
     for each in (bound, store, uninterrupted):
         each.forked()
     session, _current = _current, None
     executor, _embedded = _embedded, None
+    _last = None
     _stop = threading.Event()
     if executor is not None:
         executor.forget()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from remora.capture.recorder import CapturedTemplate, Segment, Step
+from remora.capture.value import Value
 from remora.ir.annotated import Facts, Graph, Outside, Row
 from remora.ir.graph import Template
 from remora.ir.node import Arg, Const, Hole, Items, Node, Ref, Slot
@@ -24,9 +27,41 @@ def graph_of(
     return Graph(rows, tuple(slots), tuple(segment.holes), keep, wants, template=template)
 
 
+def module_values(captured: CapturedTemplate) -> Iterator[tuple[str, Value]]:
+    """Parameters and buffers of the models that ran a template's rows, each with the path of its module.
+
+    Rows that were seen before keep the path that they had first, though another of equal layers may run them.
+    """
+    models = {id(model): model for where in captured.where if where is not None and (model := where.model)}
+    for model in models.values():
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+            value = getattr(tensor, "_value", None)
+            if value is not None:
+                yield ".".join([type(model).__name__, *name.split(".")[:-1]]), value
+
+
+@lru_cache(maxsize=4096)
+def size_of(meta: Any) -> tuple[Facts, int]:
+    """Facts of a value's metadata, and their bytes."""
+    facts = facts_of(meta)
+    return facts, facts.nbytes
+
+
 def facts_of(meta: Any) -> Facts:
     """Facts of a value's metadata (device/meta.py: TensorMeta)."""
     return Facts(NAMES[meta.dtype], tuple(meta.shape), meta.dtype.itemsize)
+
+
+def facts_at(segment: Segment, row: int, out: int) -> Facts | None:
+    """What an output looks like in this use of the template; None if only the data tells."""
+    step = segment.step
+    for _ in range(step.rows - 1 - row):
+        assert step.parent is not None
+        step = step.parent
+    meta = step.outcome.outs[out]
+    if isinstance(meta, int):
+        meta = (step.metas or [])[meta]
+    return None if meta is None else facts_of(meta)
 
 
 def random_rows(graph: Graph) -> tuple[int, ...]:

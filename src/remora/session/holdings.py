@@ -5,9 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from remora.ir.annotated import NOTHING, Facts, Meaning, Outside
 from remora.ir.node import Node
+
+if TYPE_CHECKING:
+    from remora.session.plans import Use
 
 Key = tuple[int, int]
 """A value's name: segment, and row and output in one number (capture/value.py)."""
@@ -34,7 +38,7 @@ def alone(executor: int) -> frozenset[int]:
 @dataclass(slots=True)
 class Place:
     """A value. homes: executors that hold it. made_by, made_in: the row that made it, and its template; None and '':
-    it was uploaded."""
+    it was uploaded. use, row: where in the program that was."""
 
     facts: Facts
     storage: Storage
@@ -45,14 +49,29 @@ class Place:
     reads: int = 0
     made_in: str = ""
     nbytes: int = 0  # facts.nbytes, which takes longer to ask for
+    use: Use | None = None
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """A value at one moment, as of Place. used: whether a graph has read it."""
+
+    storage: int
+    nbytes: int
+    homes: frozenset[int]
+    residency: str
+    use: Use | None
+    row: int
+    used: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
     """A value that is about to be made: as a plan knows it before each run.
 
-    part, code: where its row runs, and its row and output there in one number. nbytes: of facts.
-    copies: executors that get a copy as well.
+    part, code: where its row runs, and its row and output there in one number. facts, nbytes: as in the plan's first
+    run. copies: executors that get a copy as well. row: of the graph.
     """
 
     part: int
@@ -64,6 +83,7 @@ class Made:
     meaning: Meaning
     made_in: str
     copies: tuple[int, ...] = ()
+    row: int = 0
 
 
 class Holdings:
@@ -72,6 +92,7 @@ class Holdings:
     def __init__(self, n_executors: int) -> None:
         self.places: dict[Key, Place] = {}
         self.held_nbytes = [0] * n_executors
+        self.names: dict[int, str] = {}  # module path that a storage belongs to, by its number
         self._storages = itertools.count()
 
     def uploaded(self, key: Key, facts: Facts) -> Place:
@@ -80,17 +101,36 @@ class Holdings:
         place = self.places[key] = Place(facts, storage, frozenset(), None, 0, nbytes=facts.nbytes)
         return place
 
-    def made(self, key: Key, made: Made, shared: Storage | None, graph: int) -> Storage:
+    def made(
+        self,
+        key: Key,
+        made: Made,
+        shared: Storage | None,
+        graph: int,
+        use: Use | None = None,
+        size: tuple[Facts, int] | None = None,
+    ) -> Storage:
         """A value that a row made, in graph number `graph`. Returns the memory that it lies in: `shared`, if that is
-        not its own."""
+        not its own. size: if it is not that of `made`."""
         executor = made.executor
+        facts, nbytes = size if size is not None else (made.facts, made.nbytes)
         if shared is None:
             shared = Storage(next(self._storages), executor, {key})
-            self.held_nbytes[executor] += made.nbytes
+            self.held_nbytes[executor] += nbytes
         else:
             shared.names.add(key)
         self.places[key] = Place(
-            made.facts, shared, alone(executor), made.by, graph, made.meaning, 0, made.made_in, made.nbytes
+            facts,
+            shared,
+            alone(executor),
+            made.by,
+            graph,
+            made.meaning,
+            0,
+            made.made_in,
+            nbytes,
+            use,
+            made.row,
         )
         for other in made.copies:
             self.arrived(key, other)
@@ -144,6 +184,27 @@ class Holdings:
                 if not names or executor != storage.owner:
                     held_nbytes[executor] -= place.nbytes
         return found
+
+    def called(self, key: Key, module: str) -> None:
+        """A value is a parameter or buffer of a module. Of several that share its memory, the first counts."""
+        place = self.places.get(key)
+        if place is not None:
+            self.names.setdefault(place.storage.number, module)
+
+    def living(self) -> tuple[Living, ...]:
+        """What lives now, as the program goes on to change it."""
+        return tuple(
+            Living(
+                place.storage.number,
+                place.nbytes,
+                place.homes,
+                place.meaning.residency or "",
+                place.use,
+                place.row,
+                place.reads > 0,
+            )
+            for place in self.places.values()
+        )
 
     def outside(self, key: Key, graph: int) -> Outside:
         """What the planner may know of a value that graph number `graph` reads."""

@@ -7,24 +7,36 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from remora.ir.annotated import Phase
 from remora.plan.devices import CLIENT, Pool
 from remora.plan.duration import total
 from remora.plan.record import Key, Record
-from remora.session.plans import Plan, Timed
+from remora.session.holdings import Living
+from remora.session.plans import Plan, Timed, Use
 from remora.wire.messages import Marked, Pushed
 
 TIMED_FIRST = (
     6  # runs of a plan that are timed, without the very first; later, those whose number is a power of two
 )
+MAX_PLANS = 1024  # that are told of
+PHASES = tuple(phase.value for phase in Phase)
+UNUSED = "unused"  # residency of an upload that no graph has read
+MIXED = 0.25  # share of a program's rows from which on a phase is part of its name
 
 
-class Flow(NamedTuple):
-    """Values of one residency that go one way in one phase. An end may be CLIENT."""
+class Way(NamedTuple):
+    """Values of one residency that go one way. An end may be CLIENT."""
 
-    phase: str
     source: int
     target: int
     residency: str
+
+
+class Flow(NamedTuple):
+    """Values of one residency that go one way in the programs of one phase."""
+
+    phase: str
+    way: Way
 
 
 @dataclass(slots=True)
@@ -36,24 +48,62 @@ class Tally:
     predicted_s: float = 0.0
     measured_s: float | None = None
 
+    def add(self, other: Tally) -> None:
+        self.nbytes += other.nbytes
+        self.count += other.count
+        self.predicted_s += other.predicted_s
+        if other.measured_s is not None:
+            self.measured_s = (self.measured_s or 0.0) + other.measured_s
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Pushing:
-    """A push that is under way, to be answered. flows: the bytes of each in it."""
+    """A push that is under way, to be answered. ways: the bytes of each in it. phase: of the program that it was
+    part of, None while that one goes on."""
 
     source: int
     target: int
     names: tuple[int, ...]
-    flows: Counter[Flow]
+    ways: Counter[Way]
+    phase: str | None = None
+
+    def shares(self) -> dict[Way, float]:
+        """Of each in the bytes; they add up to 1."""
+        whole = self.ways.total()
+        return {way: nbytes / whole if whole else 1 / len(self.ways) for way, nbytes in self.ways.items()}
+
+
+@dataclass(slots=True)
+class Upload:
+    """Bytes of the client that an executor was given.
+
+    nbytes: that went there, fewer than the value's if it was there already. sending: whether they still have to go.
+    residency: what the first graph that read it found it to be; None: none has. phase: as of Pushing.
+    """
+
+    executor: int
+    nbytes: int
+    sending: bool
+    measured_s: float | None = None
+    residency: str | None = None
+    phase: str | None = None
 
 
 @dataclass(slots=True)
 class PhaseTotal:
-    """All programs of a phase. Predicted for executors and links alone; measured by the client, its own work too."""
+    """All programs of a phase. Predicted for executors and links alone; measured by the client, its own work too.
+
+    runs: of each plan, by its id(). last: the last program all of whose plans had run before. living: what
+    lived after step `living_at`.
+    """
 
     steps: int = 0
     predicted_s: float = 0.0
     measured_s: float = 0.0
+    runs: dict[int, int] = field(default_factory=dict)
+    last: tuple[Use, ...] = ()
+    living: tuple[Living, ...] = ()
+    living_at: int = 0
 
 
 @dataclass
@@ -78,23 +128,38 @@ class Ledger:
     def __init__(self, pool: Pool, ticket: Callable[[], int]) -> None:
         self.pool = pool
         self.record = Record()
-        self.flows: dict[Flow, Tally] = {}
+        self.plans: list[Plan] = []  # that ran, in the order in which they first did
+        self.forgotten = 0  # older ones
         self.phases: dict[str, PhaseTotal] = {}
         self.pushes: dict[int, Pushing] = {}  # by ticket
+        self.uploading: dict[int, Upload] = {}  # by segment: not sent yet, or not used yet
+        self.there_nbytes = 0  # of uploads that executors had already
+        self._flows: dict[Flow, Tally] = {}
+        self._open: dict[Way, Tally] = {}  # of the program that goes on
+        self._phase = ""  # of the last program that ended
         self._ticket = ticket
         self._marks: dict[int, tuple[_Timing, list[tuple[int, int]]]] = {}
-        self._program: list[Plan] = []  # that ran since the last sync
+        self._program: list[Use] = []  # since the last sync
+        self._fresh = False  # whether one of them ran for the first time
         self._began_s: float | None = None
-        self._phase = ""  # of the last program
 
     # -- runs
 
-    def runs(self, plan: Plan, now_s: float) -> list[tuple[int, int]]:
+    def runs(self, use: Use, now_s: float) -> list[tuple[int, int]]:
         """A plan is about to run. Returns the tickets of marks to put around each part, none if it is not timed."""
         if self._began_s is None:
             self._began_s = now_s
-        self._program.append(plan)
+        plan = use.plan
+        self._program.append(use)
         ran = plan.ran
+        if not ran.count:
+            self._fresh = True
+            self.plans.append(plan)
+            if len(self.plans) > MAX_PLANS:
+                oldest = self.plans.pop(0)
+                self.forgotten += 1
+                for phase in self.phases.values():
+                    phase.runs.pop(id(oldest), None)
         ran.count += 1
         if ran.count == 1 or not (ran.count <= TIMED_FIRST or ran.count & (ran.count - 1) == 0):
             return []
@@ -129,54 +194,129 @@ class Ledger:
 
     # -- programs
 
-    def program_ends(self, now_s: float) -> None:
-        """A sync has been answered."""
-        began_s, self._began_s = self._began_s, None
-        ran, self._program = self._program, []
+    def program_ends(self, now_s: float) -> PhaseTotal | None:
+        """A sync has been answered. Returns the phase if what lives now is to be kept there: `keep_living`."""
+        began_s = self._began_s
+        ran, fresh = self._ends()
         if began_s is None:
-            return
-        largest = max(ran, key=lambda plan: len(plan.graph.rows))
-        self._phase = largest.phase
-        phase = self.phases.setdefault(largest.phase, PhaseTotal())
+            return None
+        phase = self.phases.setdefault(self._phase, PhaseTotal())
         phase.steps += 1
         phase.measured_s += now_s - began_s
-        phase.predicted_s += sum(plan.whole.seconds for plan in ran)
+        for use in ran:
+            plan = use.plan
+            phase.predicted_s += plan.whole.seconds
+            phase.runs[id(plan)] = phase.runs.get(id(plan), 0) + 1
+        if not fresh or not phase.last:
+            phase.last = tuple(ran)
+        return phase if phase.steps & (phase.steps - 1) == 0 else None
+
+    def program_fails(self) -> None:
+        """A failure came in place of the answer: how long that took says nothing."""
+        self._ends()
+
+    def _ends(self) -> tuple[list[Use], bool]:
+        """Everything that the program moved gets its phase. Returns what ran, and whether a plan of it is new."""
+        (ran, self._program), (fresh, self._fresh) = (self._program, []), (self._fresh, False)
+        began_s, self._began_s = self._began_s, None
+        if began_s is None:
+            return [], False
+        self._phase = phase_of(ran)
+        moving: list[Pushing | Upload] = [*self.pushes.values(), *self.uploading.values()]
+        for one in moving:
+            if one.phase is None:
+                one.phase = self._phase
+        for way, tally in self._open.items():
+            self._flows.setdefault(Flow(self._phase, way), Tally()).add(tally)
+        self._open.clear()
+        return ran, fresh
 
     # -- transfers
 
-    def uploads(self, executor: int, residency: str, nbytes: int) -> None:
-        """Bytes go from the client to an executor."""
-        phase = self._program[-1].phase if self._program else ""
-        self._add(Flow(phase, CLIENT, executor, residency), nbytes)
+    def flows(self) -> dict[Flow, Tally]:
+        """All that moved so far; what the program that goes on moved is of its phase so far."""
+        phase = phase_of(self._program) if self._program else self._phase
+        found: dict[Flow, Tally] = {}
+        open_ = {Flow(phase, way): tally for way, tally in self._open.items()}
+        for flow, tally in (*self._flows.items(), *open_.items()):
+            found.setdefault(flow, Tally()).add(tally)
+        return found
+
+    def uploads(self, segment: int, executor: int, nbytes: int, is_bulk: bool) -> None:
+        """An executor is given a value of the client. It is tallied when it has been sent, and used."""
+        self.uploading[segment] = Upload(executor, nbytes, is_bulk)
+
+    def sent(self, segment: int, nbytes: int, seconds: float) -> None:
+        """The bytes of an upload are there; `nbytes` of them had to go."""
+        upload = self.uploading.get(segment)
+        if upload is not None and upload.sending:
+            self.there_nbytes += upload.nbytes - nbytes
+            upload.nbytes, upload.measured_s, upload.sending = nbytes, seconds, False
+            self._tally(segment, upload)
+
+    def used(self, segment: int, residency: str) -> None:
+        """A graph has read an upload, or it has ended without that, which makes it `unused`."""
+        upload = self.uploading.get(segment)
+        if upload is not None and upload.residency is None:
+            upload.residency, upload.phase = residency, None
+            self._tally(segment, upload)
+
+    def _tally(self, segment: int, upload: Upload) -> None:
+        if upload.sending or upload.residency is None:
+            return
+        del self.uploading[segment]
+        way = Way(CLIENT, upload.executor, upload.residency)
+        tally = self._add(way, upload.nbytes, upload.phase)
+        if upload.measured_s is not None:
+            tally.measured_s = (tally.measured_s or 0.0) + upload.measured_s
 
     def returns(self, executor: int, residency: str, nbytes: int) -> None:
-        """Bytes come from an executor to the client."""
-        self._add(Flow(self._phase, executor, CLIENT, residency), nbytes)
+        """A value went to the client, at the end of the program that has just ended."""
+        self._add(Way(executor, CLIENT, residency), nbytes, self._phase)
 
-    def pushes_to(
-        self, source: int, target: int, names: tuple[int, ...], of: Counter[tuple[str, str]]
-    ) -> int:
-        """Values go from executor to executor; `of`: bytes by phase and residency. Returns the push's ticket."""
-        flows = Counter({Flow(phase, source, target, what): nbytes for (phase, what), nbytes in of.items()})
+    def pushes_to(self, source: int, target: int, names: tuple[int, ...], of: Counter[str]) -> int:
+        """Values go from executor to executor; `of`: bytes by residency. Returns the push's ticket."""
+        ways = Counter({Way(source, target, what): nbytes for what, nbytes in of.items()})
         ticket = self._ticket()
-        self.pushes[ticket] = Pushing(source, target, names, flows)
-        for flow, nbytes in flows.items():
-            self._add(flow, nbytes)
+        push = self.pushes[ticket] = Pushing(source, target, names, ways)
+        seconds = self.pool.link(source, target).seconds(ways.total())
+        for way, share in push.shares().items():
+            tally = self._tally_of(way, None)
+            tally.nbytes += ways[way]
+            tally.count += 1
+            tally.predicted_s += seconds * share
         return ticket
-
-    def _add(self, flow: Flow, nbytes: int) -> None:
-        tally = self.flows.setdefault(flow, Tally())
-        tally.nbytes += nbytes
-        tally.count += 1
-        tally.predicted_s += self.pool.link(flow.source, flow.target).seconds(nbytes)
 
     def pushed(self, answer: Pushed) -> None:
         """A push has arrived: its seconds are shared out by bytes."""
         push = self.pushes.pop(answer.ticket, None)
         if push is None:
             return
-        whole = max(1, push.flows.total())
-        for flow, nbytes in push.flows.items():
-            tally = self.flows[flow]
-            share = nbytes / whole if push.flows.total() else 1.0 / len(push.flows)
+        for way, share in push.shares().items():
+            tally = self._tally_of(way, push.phase)
             tally.measured_s = (tally.measured_s or 0.0) + answer.seconds * share
+
+    def _add(self, way: Way, nbytes: int, phase: str | None) -> Tally:
+        tally = self._tally_of(way, phase)
+        tally.nbytes += nbytes
+        tally.count += 1
+        tally.predicted_s += self.pool.link(way.source, way.target).seconds(nbytes)
+        return tally
+
+    def _tally_of(self, way: Way, phase: str | None) -> Tally:
+        """phase: None for the program that goes on."""
+        if phase is None:
+            return self._open.setdefault(way, Tally())
+        return self._flows.setdefault(Flow(phase, way), Tally())
+
+
+def phase_of(ran: list[Use]) -> str:
+    """What a program does: the phases of most of its rows, those of a phase counted; '' if no row has one."""
+    rows: dict[str, int] = {}
+    for use in ran:
+        for phase, n_rows in use.plan.phases.items():
+            rows[phase] = rows.get(phase, 0) + n_rows
+    if len(rows) < 2:
+        return next(iter(rows), "")
+    least = MIXED * sum(rows.values())
+    return "+".join(phase for phase in PHASES if rows.get(phase, 0) >= least)

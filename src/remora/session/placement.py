@@ -17,20 +17,30 @@ from dataclasses import dataclass
 from remora.capture.recorder import Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.errors import PlanError
-from remora.ir.annotated import Facts
+from remora.ir.annotated import Facts, Residency
 from remora.ir.node import Ref, Slot
 from remora.plan.parts import Part
 from remora.plan.planner import Planner
 from remora.plan.policies.policy import ROOM
+from remora.plan.policies.semantic import STAYS
 from remora.plan.situation import Situation
-from remora.session.graphs import dropout_holes, facts_of, graph_of, random_rows
+from remora.session.graphs import (
+    dropout_holes,
+    facts_at,
+    facts_of,
+    graph_of,
+    module_values,
+    random_rows,
+    size_of,
+)
 from remora.session.holdings import Holdings, Key, Place, Storage
 from remora.session.lane import Lane
-from remora.session.ledger import Ledger
-from remora.session.plans import UNKNOWN, Plan, plan_of
+from remora.session.ledger import UNUSED, Ledger
+from remora.session.plans import UNKNOWN, Plan, Use, plan_of
 from remora.wire.messages import Adopt, Await, Mark, Push, Put
 
 Name = tuple[int, int, int]
+SETTLED = 16  # runs of a plan after which they teach nothing new about what it reads
 MAX_PLANS = 512  # the oldest goes first, and is made again if it is needed
 PINNED_NBYTES = (
     256 << 20
@@ -115,7 +125,7 @@ class Placement:
         if place.storage.owner is None:
             self._bind(key[0], executor)
         elif executor not in place.homes:
-            kinds = Counter({("", place.meaning.residency or ""): place.facts.nbytes})
+            kinds = Counter({place.meaning.residency or "": place.facts.nbytes})
             self._push(self.home(key), executor, [_name(key)], kinds)
             self.holdings.arrived(key, executor)
 
@@ -144,10 +154,10 @@ class Placement:
             )
         self._bind(segment, home)
 
-    def _bind(self, segment: int, executor: int, residency: str = "") -> None:
+    def _bind(self, segment: int, executor: int) -> None:
         """Sends an upload to the executor that owns it from then on."""
-        self.ledger.uploads(executor, residency, self.holdings.places[segment, 0].facts.nbytes)
         upload, lane = self._uploads.pop(segment), self.lanes[executor]
+        self.ledger.uploads(segment, executor, upload.nbytes, upload.digest is not None)
         self._pinned_nbytes -= upload.nbytes
         if upload.digest is None:
             lane.post(Put(segment, upload.dtype, upload.shape, upload.data), upload.nbytes)
@@ -159,13 +169,18 @@ class Placement:
     def returned(self, value: Value, executor: int, nbytes: int) -> None:
         """The client got a value's bytes."""
         place = self.holdings.places.get((value.segment, value.code))
-        residency = place.meaning.residency if place is not None else None
-        self.ledger.returns(executor, residency or "", nbytes)
+        what = place.meaning.residency if place is not None else None
+        self.ledger.returns(executor, what if what in STAYS else Residency.OUTPUT, nbytes)
 
     def program_ends(self) -> None:
         """A sync is asked for. A program of nothing is none."""
         self.programs += self.graphs > self._graphs_before
         self._graphs_before = self.graphs
+
+    @property
+    def waiting_nbytes(self) -> int:
+        """Of uploads that no executor has yet."""
+        return self._pinned_nbytes
 
     @property
     def has_bulk(self) -> bool:
@@ -176,7 +191,10 @@ class Placement:
         """Sends the bytes of uploads that were bound. May be interrupted, and goes on then when it is called again."""
         while self._bulk:
             lane, segment, digest, data = self._bulk[0]
+            sent_nbytes, started_s = lane.uploads.sent_nbytes, time.perf_counter()
             lane.link.persist(functools.partial(lane.uploads.ensure, digest, data))
+            took_s = time.perf_counter() - started_s
+            self.ledger.sent(segment, lane.uploads.sent_nbytes - sent_nbytes, took_s)
             lane.uploads.adopted(segment, digest)
             self._bulk.popleft()
 
@@ -196,22 +214,23 @@ class Placement:
         keys = [(value.segment, value.code) for value in segment.slots]
         try:
             places = self._places(segment, keys)
-            plan = self._plan(segment, keys, places, wanted)
+            use = self._use(segment, keys, places, wanted)
+            plan = use.plan
         except PlanError as error:
             self._free_at(frees)
             self._refused.update(((value.segment, value.code), error) for value in segment.kept)
             raise
         for slot, executor in plan.moves:
             if places[slot].storage.owner is None:
-                self._bind(keys[slot][0], executor, plan.residency(Slot(slot)))
+                self._bind(keys[slot][0], executor)
             else:
-                self._move(places[slot].storage, executor, plan)
+                self._move(places[slot].storage, executor)
         if plan.draws is not None:
             self.generators = plan.draws
-        marks = self.ledger.runs(plan, time.perf_counter())
+        marks = self.ledger.runs(use, time.perf_counter())
         if plan.straight:
             numbers = [segment.number]
-            self._transfer(plan, 0, numbers, keys)
+            self._transfer(segment, plan, 0, numbers, keys)
             self._mark(plan, 0, marks, 0)
             self._run_straight(segment, plan, frees)
             self._mark(plan, 0, marks, 1)
@@ -219,14 +238,20 @@ class Placement:
             self._free_at(frees)
             numbers = [self._number() for _ in plan.parts]
             for at, part in enumerate(plan.parts):
-                self._transfer(plan, at, numbers, keys)
+                self._transfer(segment, plan, at, numbers, keys)
                 self._mark(plan, at, marks, 0)
                 self._run(segment, plan, at, part, numbers, keys)
                 self._mark(plan, at, marks, 1)
             self._renumber()
-        self._rename(segment, plan, numbers, places)
+        self._rename(segment, use, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
+        if self.ledger.uploading:
+            for slot, (number, _) in enumerate(keys):
+                if not places[slot].reads:
+                    self.ledger.used(number, plan.residency(Slot(slot)))
+        if plan.ran.count > SETTLED:
+            return
         for place, slot_of in zip(places, plan.graph.slots, strict=True):
             place.reads += 1
             place.meaning = slot_of.meaning
@@ -295,9 +320,9 @@ class Placement:
             made_in, here = plan.found[row]
             self.lanes[executor].free([(numbers[made_in], here, out)])
 
-    def _transfer(self, plan: Plan, at: int, numbers: list[int], keys: list[Key]) -> None:
+    def _transfer(self, segment: Segment, plan: Plan, at: int, numbers: list[int], keys: list[Key]) -> None:
         """What part `at` reads from other executors, one push from each of them."""
-        by_source: dict[int, tuple[list[Name], Counter[tuple[str, str]]]] = {}
+        by_source: dict[int, tuple[list[Name], Counter[str]]] = {}
         target = plan.parts[at].executor
         for transfer in plan.transfers[at]:
             residency, source = plan.residency(transfer.value), transfer.source
@@ -308,7 +333,7 @@ class Placement:
                     continue
                 owner = place.storage.owner
                 if owner is None:
-                    self._bind(key[0], target, residency)
+                    self._bind(key[0], target)
                     continue
                 source, name = owner if owner in place.homes else min(place.homes), _name(key)
                 nbytes = place.facts.nbytes
@@ -316,10 +341,11 @@ class Placement:
             else:
                 made_in, row = plan.found[transfer.value.row]
                 name = numbers[made_in], row, transfer.value.out
-                nbytes = plan.facts.get((transfer.value.row, transfer.value.out), UNKNOWN).nbytes
+                facts = facts_at(segment, transfer.value.row, transfer.value.out)
+                nbytes = facts.nbytes if facts is not None else 0
             names, kinds = by_source.setdefault(source, ([], Counter()))
             names.append(name)
-            kinds[plan.phase, residency] += nbytes
+            kinds[residency] += nbytes
         for source, (names, kinds) in by_source.items():
             self._push(source, target, names, kinds)
 
@@ -328,18 +354,18 @@ class Placement:
         source: int,
         target: int,
         names: list[Name],
-        kinds: Counter[tuple[str, str]],
+        kinds: Counter[str],
         whole: bool = False,
     ) -> None:
-        """kinds: bytes by phase and residency."""
+        """kinds: bytes by residency."""
         flat = tuple(number for name in names for number in name)
         ticket = self.ledger.pushes_to(source, target, flat, kinds)
         self.lanes[source].say(Push(ticket, target, flat, whole))
         self.lanes[target].say(Await(flat, self.lanes[source].transport.address[:200]))
 
-    def _rename(self, segment: Segment, plan: Plan, numbers: list[int], places: list[Place]) -> None:
+    def _rename(self, segment: Segment, use: Use, numbers: list[int], places: list[Place]) -> None:
         """The values that live on are called what they are called where they were made."""
-        storages: list[Storage] = []
+        plan, storages = use.plan, list[Storage]()
         holdings, graph, straight = self.holdings, self.graphs, plan.straight
         for value, (made, shared) in zip(segment.kept, plan.made, strict=True):
             if not straight:
@@ -348,9 +374,11 @@ class Placement:
                 memory: Storage | None = None
             else:
                 memory = places[shared].storage if shared >= 0 else storages[shared + len(plan.made)]
-            storages.append(holdings.made((value.segment, value.code), made, memory, graph))
+            size = None if made.facts is UNKNOWN else size_of(value.meta)
+            key = value.segment, value.code
+            storages.append(holdings.made(key, made, memory, graph, use, size))
 
-    def _move(self, storage: Storage, to: int, plan: Plan) -> None:
+    def _move(self, storage: Storage, to: int) -> None:
         """All values of a storage go to another executor, which owns it from then on."""
         source = storage.owner
         assert source is not None
@@ -358,10 +386,10 @@ class Placement:
         for key in storage.names & self.holdings.places.keys():
             if to in self.holdings.places[key].homes:  # a copy that nobody writes; the whole comes now
                 self._free_at([(to, key)])
-        kinds: Counter[tuple[str, str]] = Counter()
+        kinds: Counter[str] = Counter()
         for key in storage.names:
             place = self.holdings.places[key]
-            kind = plan.phase, place.meaning.residency or ""
+            kind = place.meaning.residency or ""
             kinds[kind] = max(kinds[kind], place.facts.nbytes)
         self._push(source, to, names, kinds, whole=True)
         self._free_at(self.holdings.moved(storage, to))
@@ -392,6 +420,9 @@ class Placement:
                 self._refused.pop(key, None)
                 if upload is not None:
                     self._pinned_nbytes -= upload.nbytes
+        if self.ledger.uploading:
+            for number, _ in keys:
+                self.ledger.used(number, UNUSED)
         return self.holdings.freed(keys)
 
     def _free_at(self, where: list[tuple[int, Key]]) -> None:
@@ -418,14 +449,14 @@ class Placement:
             pool=self.planner.pool,
         )
 
-    def _plan(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Plan:
+    def _use(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Use:
         """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
         whom, what lives on, whether and where random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
         gates = self._gates.get(template.id)
         if gates is None:
             gates = self._gates[template.id] = dropout_holes(template)
-        bucket = max([place.nbytes for place in places], default=0).bit_length()
+        bucket = sum([place.nbytes for place in places]).bit_length()
         storages = [place.storage for place in places]
         numbers = [storage.number for storage in storages]
         key = (
@@ -445,7 +476,7 @@ class Placement:
             if len(self.plans) >= MAX_PLANS:
                 del self.plans[next(iter(self.plans))]
             self.plans[key] = plan
-        return plan
+        return Use(plan, tuple(numbers))
 
     def _fits(self, plan: Plan) -> bool:
         """Whether executors still have room for what they have to get before it runs."""
@@ -466,6 +497,8 @@ class Placement:
         if self.planner.memory is not knew:
             for key in [key for key, plan in self.plans.items() if self.planner.is_outdated(plan.graph)]:
                 del self.plans[key]  # made again when it is needed, with what is known now
+        for module, value in module_values(segment.captured):
+            self.holdings.called((value.segment, value.code), module)
         self.plans_made += 1
         return plan_of(
             decision,

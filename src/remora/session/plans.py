@@ -49,8 +49,8 @@ class Plan:
     straight: all of it runs as it is, on one executor. drops: after each part, (executor, row, out) of what only
     travelled and ends.
     gets_nbytes: by executor, what has to get there first. draws: where random numbers are drawn, if any are.
-    predicted: of each part, by the model alone. phase: what the graph does, '' if that is not known. homes: executors
-    that had each slot when the plan was made.
+    predicted: of each part, by the model alone. phases: what the graph does, in how many of its rows.
+    homes: executors that had each slot when the plan was made.
     """
 
     template: bytes
@@ -69,17 +69,31 @@ class Plan:
     draws: int | None
     predicted: tuple[Duration, ...]
     whole: Duration
-    phase: str
+    phases: dict[str, int]
     wish: Wish
     homes: tuple[frozenset[int], ...]
     graph: Graph = field(repr=False)
     ran: Ran = field(repr=False)
+
+    @property
+    def phase(self) -> str:
+        """Of most of its rows, '' if that is not known."""
+        return max(self.phases, key=lambda phase: self.phases[phase], default="")
 
     def residency(self, value: Ref | Slot) -> str:
         """Of a value of the graph, '' if nobody recognised it."""
         if isinstance(value, Slot):
             return self.graph.slots[value.index].meaning.residency or ""
         return self.graph.rows[value.row].meaning.residency or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One run of a plan. storages: the memories (holdings.Storage.number) of its slots, which other runs have others
+    of: equal layers may share a plan."""
+
+    plan: Plan
+    storages: tuple[int, ...]
 
 
 def plan_of(
@@ -133,7 +147,7 @@ def plan_of(
         decision.draws,
         tuple(estimate.duration for estimate in decision.predicted.parts),
         decision.predicted.estimate.duration,
-        _phase(graph),
+        _phases(graph),
         decision.wish,
         homes,
         graph,
@@ -152,9 +166,8 @@ def _gets(decision: Decision, homes: tuple[frozenset[int], ...]) -> tuple[tuple[
     return tuple(found)
 
 
-def _phase(graph: Graph) -> str:
-    phases = Counter(row.meaning.phase for row in graph.rows if row.meaning.phase is not None)
-    return phases.most_common(1)[0][0].value if phases else ""
+def _phases(graph: Graph) -> dict[str, int]:
+    return Counter(row.meaning.phase.value for row in graph.rows if row.meaning.phase is not None)
 
 
 def _made(
@@ -189,6 +202,7 @@ def _made(
             graph.rows[row].meaning,
             graph.template,
             tuple(executor for executor, *copied in copies if copied == [row, out]),
+            row,
         )
         made.append((value, shared))
     return tuple(made)

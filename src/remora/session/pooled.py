@@ -23,6 +23,7 @@ from remora.errors import ExecutorError, RemoraError
 from remora.ir.annotated import NOTHING, Facts
 from remora.ir.node import Node
 from remora.plan.planner import Planner
+from remora.session.explaining import Observed
 from remora.session.holdings import Made
 from remora.session.lane import Lane
 from remora.session.link import Reply
@@ -148,7 +149,9 @@ class PoolSession(Session):
                 assert isinstance(reply, Values)
                 for at, payload in zip(positions, reply.values, strict=True):
                     found[at] = self._fetched(values[at], payload, self.lanes[home])
-                    self.placement.returned(values[at], home, payload.nbytes)
+                    if not describe:
+                        nbytes = len(payload.data) if payload.data is not None else payload.nbytes
+                        self.placement.returned(values[at], home, nbytes)
             return [found[at] for at in range(len(values))]
 
     def _ask(self, question: Question, index: int = 0) -> Reply:
@@ -192,10 +195,18 @@ class PoolSession(Session):
             if reply is None:
                 break
             replies[at] = reply
-        self._raise_failures()
+        try:
+            self._raise_failures()
+        except RemoraError:
+            self.placement.ledger.program_fails()
+            raise
         for at in asked:
             self.lanes[at].answered()
-        self.placement.ledger.program_ends(time.perf_counter())
+        phase = self.placement.ledger.program_ends(time.perf_counter())
+        if phase is not None:
+            with uninterrupted:
+                self._free_ended()
+            phase.living, phase.living_at = self.placement.holdings.living(), phase.steps
         return replies
 
     def _raise_failures(self) -> None:
@@ -316,6 +327,7 @@ class PoolSession(Session):
                 self.lanes[index].post(said, nbytes if isinstance(said, Put) else 0)
                 self.placement.holdings.uploaded((segment, 0), _facts(dtype, shape, nbytes))
                 self.placement.holdings.arrived((segment, 0), index)
+                self.placement.ledger.uploads(segment, index, nbytes, False)
             self._transmit()
             return segment
 
@@ -435,6 +447,23 @@ class PoolSession(Session):
                 eager_frames=counters.eager_frames,
                 plans=self.placement.plans_made,
                 peer_bytes=self._peer_nbytes,
+            )
+
+    def observed(self) -> Observed:
+        """What is needed to explain the session; once it is closed, this does not change any more."""
+        with self.recorder.lock:
+            if self.recorder.closed is None:
+                with uninterrupted:
+                    self._free_ended()
+            placement = self.placement
+            return Observed(
+                placement.policy.name,
+                [(lane.transport.address, lane.grant) for lane in self.lanes],
+                placement.planner.pool,
+                placement.holdings,
+                placement.ledger,
+                placement.waiting_nbytes,
+                self.stats(),
             )
 
     def close(self, reason: Exception) -> None:

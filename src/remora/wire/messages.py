@@ -462,4 +462,6 @@ class Status(msgspec.Struct, frozen=True):
     sessions: int
     workers_started: int
     principals: dict[str, dict[str, float]]  # principal to counters
-    # bytes_in, bytes_out (client), device_s, segments; pushes, push_s, peer_bytes_out, arrivals, peer_bytes_in
+    # bytes_in, bytes_out (client), device_s, segments; pushes, push_s, peer_bytes_out, arrivals, peer_bytes_in;
+    # of the pushes, those through the memory of a host that the two share (host_pushes), of a device
+    # (device_pushes), and those that did not go the shortest way that there is (missed_pushes)

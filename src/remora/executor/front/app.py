@@ -12,6 +12,7 @@ from remora.errors import ProtocolError
 from remora.executor.front.blob_routes import BlobRoutes
 from remora.executor.front.bulk_routes import BulkRoutes
 from remora.executor.front.front import Front
+from remora.executor.front.receiving import Receiving
 from remora.executor.front.refusal import Refuse
 from remora.executor.front.request import MAX_JSON_NBYTES, PRINCIPAL, json_answer, json_body, session_of
 from remora.executor.front.step_routes import StepRoutes
@@ -26,7 +27,7 @@ log = logging.getLogger("remora.front")
 HEALTH = "/v1/health"
 
 
-def build_app(front: Front) -> web.Application:
+def build_app(front: Front, receiving: Receiving) -> web.Application:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -48,7 +49,7 @@ def build_app(front: Front) -> web.Application:
 
     app = web.Application(middlewares=[guard], client_max_size=MAX_JSON_NBYTES)
     control, steps = ControlRoutes(front), StepRoutes(front)
-    blobs, bulk, values = BlobRoutes(front), BulkRoutes(front), ValueRoutes(front)
+    blobs, bulk, values = BlobRoutes(front), BulkRoutes(front), ValueRoutes(front, receiving)
     session = "/v1/sessions/{session}"
     app.add_routes(
         [
@@ -112,7 +113,9 @@ class ControlRoutes:
                 device=front.about.device if front.about else "",
                 uptime_s=front.now() - front.started_at,
                 memory_nbytes=front.memory().capacity_nbytes,
-                used_nbytes=front.used_nbytes + front.blobs.stored_nbytes + front.blobs.reserved_nbytes,
+                used_nbytes=front.used_nbytes
+                + front.blobs.reserved_nbytes
+                + (front.blobs.stored_nbytes if front.on_cpu else 0),
                 sessions=len(front.table),
                 workers_started=front.workers_started,
                 principals={p: dict(c) for p, c in front.counters.items() if tenant_of(p) == tenant},

@@ -31,13 +31,18 @@ class Blob:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the blobs must fit in: the device's memory and the folder's, both less what is not blobs."""
+    """What the blobs must fit in: the folder's memory, and the device's, both less what is not blobs.
+
+    on_device: a stored blob is a value's own memory, as on a CPU; else the device gets a copy of it, which counts
+    among what workers use.
+    """
 
     capacity_nbytes: int
     used_nbytes: int  # by the workers
     folder_free_nbytes: int
     tenant_capacity_nbytes: int = 0  # what one tenant may hold; 0: all
     tenant_used_nbytes: int = 0  # by the worker of the tenant that asks
+    on_device: bool = True
 
 
 def pages(nbytes: int) -> int:
@@ -89,6 +94,7 @@ class BlobTable:
         need = pages(nbytes)
         if memory.tenant_capacity_nbytes:
             held = sum(pages(b.nbytes) for b in self._blobs.values() if b.holders and b.tenant == tenant)
+            held = held if memory.on_device else 0
             taken = memory.tenant_used_nbytes + held + sum(reserved)
             if need + taken > memory.tenant_capacity_nbytes:
                 raise Refuse(
@@ -97,6 +103,8 @@ class BlobTable:
                     f"{memory.tenant_capacity_nbytes} that it may (--tenant-memory)",
                 )
         free = self._free(memory)
+        if not memory.on_device and need > self._room(memory):
+            raise Refuse("memory", self._arithmetic(nbytes, max(self._room(memory), 0), principal, memory))
         cached = sum(pages(b.nbytes) for b in self._blobs.values() if not b.holders)
         if need > free + cached:
             raise Refuse("memory", self._arithmetic(nbytes, max(free + cached, 0), principal, memory))
@@ -145,8 +153,13 @@ class BlobTable:
         return self._forget_cached(-self._free(memory))
 
     def _free(self, memory: Memory) -> int:
-        on_device = memory.capacity_nbytes - memory.used_nbytes - self.stored_nbytes - self.reserved_nbytes
-        return min(on_device, memory.folder_free_nbytes - self.reserved_nbytes)
+        """What forgetting cached blobs makes more."""
+        in_folder = memory.folder_free_nbytes - self.reserved_nbytes
+        return min(in_folder, self._room(memory) - self.stored_nbytes) if memory.on_device else in_folder
+
+    def _room(self, memory: Memory) -> int:
+        """Of the device."""
+        return memory.capacity_nbytes - memory.used_nbytes - self.reserved_nbytes
 
     def _forget_cached(self, need_nbytes: int) -> list[Blob]:
         gone: list[Blob] = []

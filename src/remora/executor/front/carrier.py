@@ -1,15 +1,18 @@
 """What carries values to another executor: HTTP, whatever the two have between them.
 
-The one place to add another way (shared memory or CUDA IPC on one host, NCCL) is `carrier_to`.
+Executors of one host have a shorter way (local_carrier.py), found through this one. The place to add another is
+`carrier_to`.
 """
 
 from __future__ import annotations
 
 import functools
 import hmac
+import mmap
 import secrets
 import ssl
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +22,7 @@ import msgspec
 from remora.errors import AuthError, ConnectError, Refused, SessionLost
 from remora.executor.front.peers import PeerRule
 from remora.executor.front.refusal import Refuse
+from remora.executor.hop import Outgoing
 from remora.transport.address import Address
 from remora.transport.connection import Traffic
 from remora.transport.exchange import Exchange
@@ -31,6 +35,7 @@ MAX_IDLE_S = 30.0  # the peer closes them after 75
 MAX_TOLD_CHARS = 500  # of what a peer answered
 NO_PROOF = "is it a remora executor, and are session and push secret those of its grant?"
 PROOF_HEADER = "X-Remora-Proof"
+HERE_HEADER = "X-Remora-Here"  # name of the private folder in which executors of the same host find a socket
 PUSH_SECRET_HEADER = "X-Remora-Secret"
 
 
@@ -39,16 +44,42 @@ def proof_of(push_secret: str, nonce: str) -> str:
     return hmac.new(push_secret.encode(), f"remora push {nonce}".encode(), "sha256").hexdigest()
 
 
+@dataclass(frozen=True)
+class Carried:
+    """How a parcel came there. seconds: of the try that did it. missed: why it took HTTP, or the host's memory, where
+    the two have a shorter way; empty: it took the shortest."""
+
+    seconds: float
+    way: str  # http, host (the host's memory), device (the device's)
+    missed: str = ""
+
+
+class CannotOpen(Exception):
+    """The peer cannot open the device memory in which a parcel lies; it takes it from the host's.
+
+    answered: the peer says so; else it may be reading still.
+    """
+
+    def __init__(self, message: str, answered: bool) -> None:
+        super().__init__(message)
+        self.answered = answered
+
+
 class Carrier(Protocol):
-    """The way to one session on another executor. Blocking; threads may use it side by side."""
+    """The way to one session on another executor. Blocking; threads may use it side by side.
+
+    opens: the kind of device memory that the peer can open; known once something was carried.
+    """
 
     peer: str  # for messages
+    opens: str
 
-    def carry(self, head: bytes, body: memoryview) -> float:
-        """Brings one parcel there, with a second try after a cut; returns the seconds of the try that did it.
+    def carry(self, out: Outgoing) -> Carried:
+        """Brings one parcel there, with a second try after a cut.
 
         Raises:
             ConnectError: it is not there, or refused it; the message says what and where.
+            CannotOpen: nothing of the parcel was taken.
         """
 
     def abandon(self, names: tuple[int, ...], reason: str) -> None:
@@ -58,7 +89,7 @@ class Carrier(Protocol):
         """Ends it at once, also for those who use it."""
 
 
-def carrier_to(peer: Peer, rule: PeerRule) -> Carrier:
+def carrier_to(peer: Peer, rule: PeerRule) -> HttpCarrier:
     """Raises Refuse: the rule, or what the client wrote, forbids it."""
     address = rule.check(peer.url)
     if not (peer.session.isascii() and peer.session.isalnum()):
@@ -82,6 +113,7 @@ class HttpCarrier:
 
     def __init__(self, address: Address, peer: Peer, rule: PeerRule) -> None:
         self.peer = f"{peer.peer} at {address.text}"
+        self.opens = ""
         self._address, self._rule = address, rule
         self._authority = _authority(peer) if address.secure and peer.ca else None
         self._session, self._secret = peer.session, peer.secret
@@ -89,18 +121,29 @@ class HttpCarrier:
         self._busy: set[Exchange] = set()
         self._closed = False
 
-    def carry(self, head: bytes, body: memoryview) -> float:
-        path = f"/values?header={len(head)}"
+    def carry(self, out: Outgoing) -> Carried:
+        if out.handle:
+            raise CannotOpen("HTTP brings what lies in the host's memory", answered=True)
+        path, parts = f"/values?header={len(out.head)}", (out.head, _body(out))
         try:
-            return self._ask(path, [head, body])
+            return Carried(self._ask("POST", path, parts)[0], "http")
         except ConnectError as error:
             if type(error) is not ConnectError or self._closed:  # refused, or silent: it would be so again
                 raise
             self._drop_idle()
-            return self._ask(path, [head, body])
+            return Carried(self._ask("POST", path, parts)[0], "http")
+
+    def folder(self) -> str:
+        """Name of the private folder in which the peer listens to executors of its host, or nothing.
+
+        Raises:
+            ConnectError: it is not there, or refused.
+        """
+        path = f"/values?nonce={secrets.token_hex(16)}"
+        return self._ask("GET", path, [], CONNECT_S)[1].get(HERE_HEADER, "")
 
     def abandon(self, names: tuple[int, ...], reason: str) -> None:
-        self._ask("/abandon", [msgspec.json.encode(Abandon(names, reason))])
+        self._ask("POST", "/abandon", [msgspec.json.encode(Abandon(names, reason))])
 
     def close(self) -> None:
         self._closed = True
@@ -108,20 +151,23 @@ class HttpCarrier:
         for exchange in list(self._busy):
             exchange.cut()
 
-    def _ask(self, path: str, body: list[bytes | memoryview]) -> float:
+    def _ask(
+        self, method: str, path: str, body: Sequence[bytes | memoryview], timeout_s: float = float("inf")
+    ) -> tuple[float, Mapping[str, str]]:
+        """Seconds, and the headers of the answer."""
         way = self._take() or self._connect()
         self._busy.add(way.exchange)
         try:
             started = time.perf_counter()
             with way.exchange.request(
-                "POST",
+                method,
                 f"/v1/sessions/{self._session}{path}",
                 body,
                 {PUSH_SECRET_HEADER: self._secret},
-                timeout_s=float("inf"),
+                timeout_s=timeout_s,
                 stall_s=STALL_S,
-            ):
-                pass
+            ) as response:
+                headers = dict(response.headers.items())
             seconds = time.perf_counter() - started
         except BaseException as error:
             way.exchange.close()
@@ -131,7 +177,7 @@ class HttpCarrier:
         finally:
             self._busy.discard(way.exchange)
         self._give(way)
-        return seconds
+        return seconds, headers
 
     def _take(self) -> _Way | None:
         while True:
@@ -184,6 +230,13 @@ class HttpCarrier:
         finally:
             self._busy.discard(exchange)
         return _Way(exchange, time.monotonic())
+
+
+def _body(out: Outgoing) -> memoryview:
+    if not out.path:
+        return memoryview(out.data)
+    with open(out.path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), out.nbytes, prot=mmap.PROT_READ))
 
 
 def _authority(peer: Peer) -> ssl.SSLContext:

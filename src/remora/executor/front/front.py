@@ -21,7 +21,7 @@ from remora.executor.front.blobs import Blob, BlobTable, Memory
 from remora.executor.front.channel import REPLACED, Channel
 from remora.executor.front.keeper import Worker, Workers
 from remora.executor.front.peers import PeerRule
-from remora.executor.front.pushes import Counted, Pushes
+from remora.executor.front.pushes import Counted, Pushes, PushWays
 from remora.executor.front.refusal import Refuse
 from remora.executor.front.sessions import Session, SessionTable
 from remora.executor.front.tokens import Tokens, tenant_of
@@ -67,6 +67,7 @@ class FrontOptions:
     lease_s: float = 900.0
     session_quota: int = 64
     peers: PeerRule = field(default_factory=PeerRule)  # which other executors values may be pushed to
+    same_host: bool = True  # values for executors of this host, and from them, go through its memory
 
 
 class Front:
@@ -85,7 +86,11 @@ class Front:
         self.uploads: dict[tuple[int, str], Upload] = {}
         self.channels: dict[int, Channel] = {}
         self.flowing: dict[int, asyncio.Event] = {}  # of sessions whose worker wants no steps for now
-        self.pushes = Pushes(options.peers, self._tell, self._sent, self._count_push)
+        self.listens_here = False  # to executors of this host
+        self.pushes = Pushes(options.peers, self._push_ways(), self._tell, self._to_worker, self._count_push)
+        self.opening: dict[
+            tuple[int, str], asyncio.Future[str]
+        ] = {}  # by session and push: why the worker cannot
         self.receptions: dict[tuple[int, str], Reception] = {}  # by session and push
         self.untaken: dict[int, set[str]] = defaultdict(set)  # pushes that came, by session
         self.took = asyncio.Event()  # one of them was taken
@@ -120,6 +125,7 @@ class Front:
     def worker_ended(self, worker: Worker, how: str, progress: Progress) -> None:
         """Its tenant's sessions' state went with it; all learn which op ran, its owner what ran in detail."""
         log.error("worker %d ended: %s", worker.number, how)
+        self.pushes.worker_ended(worker.tenant)
         worker.used_nbytes = 0
         owner, fatal = worker.link.fatal or (progress.session, None)
         if fatal:
@@ -158,7 +164,9 @@ class Front:
             out = msgspec.msgpack.decode(payload, type=Outgoing)
             if out.path and Path(out.path).parent != link.folder:
                 raise ValueError(f"push {out.push} lies outside the worker's folder")
-            if session is not None:
+            if out.again and self.pushes.go_on(out):
+                return
+            if session is not None and not out.again:
                 self.pushes.start(session, out)
             else:
                 link.send(Kind.SENT, 0, Sent(out.push, reusable=True))
@@ -177,7 +185,11 @@ class Front:
         if kind is Kind.PEER:
             self.pushes.name_peer(session, msgspec.msgpack.decode(payload, type=Peer))
         elif kind is Kind.TAKEN:
-            self.taken(session, msgspec.msgpack.decode(payload, type=Taken).push)
+            taken = msgspec.msgpack.decode(payload, type=Taken)
+            opening = self.opening.get((session.number, taken.push))
+            if opening is not None and not opening.done():
+                opening.set_result(taken.cannot)
+            self.taken(session, taken.push)
         elif payload == b"\1":
             self.flowing[session.number] = asyncio.Event()
         else:
@@ -217,14 +229,18 @@ class Front:
 
     def _share_usage(self) -> None:
         """The workers share one budget: each hears what the others use, when that has changed."""
-        on_cpu = self.about is not None and self.about.device == "cpu"
         for worker in self.workers.of_tenant.values():
             others_nbytes = self.used_nbytes - worker.used_nbytes
-            if on_cpu and worker.tenant is not None:
+            if self.on_cpu and worker.tenant is not None:
                 others_nbytes += self.blobs.held_nbytes_of_others(worker.tenant)
             if others_nbytes != worker.told_nbytes:
                 worker.told_nbytes = others_nbytes
                 worker.link.send(Kind.OTHERS, 0, Others(others_nbytes))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether stored blobs lie in the memory that values lie in."""
+        return self.about is None or self.about.device == "cpu"
 
     @property
     def used_nbytes(self) -> int:
@@ -286,6 +302,9 @@ class Front:
         self.pushes.end(session.number)
         self.untaken.pop(session.number, None)
         self.took.set()
+        for (number, _), opening in self.opening.items():
+            if number == session.number and not opening.done():
+                opening.set_exception(Refuse("session", f"session {session.id} is over"))
         for number, digest in [key for key in self.uploads if key[0] == session.number]:
             self._drop_soon(number, digest)
         self.blobs.release(session.number, self.now())
@@ -359,6 +378,7 @@ class Front:
             folder_free_nbytes=volume.f_bavail * volume.f_frsize,
             tenant_capacity_nbytes=self.options.worker.tenant_memory_nbytes,
             tenant_used_nbytes=worker.used_nbytes if worker is not None else 0,
+            on_device=self.on_cpu,
         )
 
     def offer(self, session: Session, blob: Blob) -> None:
@@ -397,13 +417,22 @@ class Front:
         if session.number in self.table.by_number:
             self._reply(session, encode((message,)))
 
-    def _sent(self, session: Session, sent: Sent) -> None:
+    def _to_worker(self, session: Session, kind: Kind, content: msgspec.Struct) -> bool:
+        """Also for a session that is over: what it has handed over is still brought. False: there is no worker."""
         worker = self.workers.of_tenant.get(session.tenant)
         if worker is not None:
-            worker.link.send(Kind.SENT, 0, sent)
+            worker.link.send(kind, session.number, content)
+        return worker is not None
+
+    def _push_ways(self) -> PushWays:
+        """Asked for a device when a push starts: a worker is ready by then."""
+        here = self.folder.parent if self.options.same_host else None
+        return PushWays(here, lambda: self.about.exports if self.about else "")
 
     def _count_push(self, session: Session, counted: Counted) -> None:
-        self.count(session, pushes=1, peer_bytes_out=counted.nbytes, push_s=counted.seconds)
+        ways = {f"{counted.way}_pushes": 1} if counted.way != "http" else {}
+        missed = {"missed_pushes": 1} if counted.missed else {}
+        self.count(session, pushes=1, peer_bytes_out=counted.nbytes, push_s=counted.seconds, **ways, **missed)
 
     def unlink(self, blobs: list[Blob]) -> None:
         for blob in blobs:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from remora.errors import ConnectError, Refused
-from remora.executor.front.carrier import MAX_CONNECTIONS, Carrier, carrier_to
+from remora.executor.front.carrier import MAX_CONNECTIONS, CannotOpen, Carried, Carrier, carrier_to
+from remora.executor.front.local_carrier import LocalCarrier
 from remora.executor.front.peers import PeerRule
 from remora.executor.front.refusal import Refuse
 from remora.executor.front.sessions import Session
-from remora.executor.hop import Outgoing, Sent
+from remora.executor.hop import Kind, Near, Outgoing, Sent, Spill
 from remora.wire.messages import Peer, Pushed, PushFailed, ToClient
 
 log = logging.getLogger("remora.front")
@@ -24,6 +27,8 @@ T = TypeVar("T")
 
 MAX_THREADS = 32  # a tenant; one that its peers keep waiting delays its own pushes only
 MAX_NAMED = 4  # values that a message names
+SPILL_S = 60.0  # as long as a peer is waited for
+MAX_SAID = 10_000  # reasons that are logged
 
 
 @dataclass
@@ -32,6 +37,17 @@ class Counted:
 
     nbytes: int
     seconds: float
+    way: str
+    missed: str
+
+
+@dataclass(frozen=True)
+class PushWays:
+    """here: where the folders of this host's fronts are; None: no way but HTTP is taken.
+    device: tells the kind of device memory that the worker can lend."""
+
+    here: Path | None
+    device: Callable[[], str]
 
 
 @dataclass(eq=False)
@@ -43,6 +59,7 @@ class _Peers:
     turns: dict[int, asyncio.Semaphore] = field(
         default_factory=dict
     )  # a silent peer holds up no other's pushes
+    near: dict[int, bool] = field(default_factory=dict)  # what the worker knows: who opens its device memory
     under_way: int = 0
     over: bool = False
 
@@ -52,19 +69,22 @@ class Pushes:
 
     Args:
         reply: gives a session's client a message, if it still has one.
-        release: tells the session's worker that a push is over.
+        tell_worker: gives the session's worker a packet; false if there is none.
         count: adds to the counters of the session's principal.
     """
 
     def __init__(
         self,
         rule: PeerRule,
+        ways: PushWays,
         reply: Callable[[Session, ToClient], None],
-        release: Callable[[Session, Sent], None],
+        tell_worker: Callable[[Session, Kind, msgspec.Struct], bool],
         count: Callable[[Session, Counted], None],
     ) -> None:
-        self._rule = rule
-        self._reply, self._release, self._count = reply, release, count
+        self._rule, self._ways = rule, ways
+        self._reply, self._tell_worker, self._count = reply, tell_worker, count
+        self._spilling: dict[str, tuple[str, asyncio.Future[Outgoing]]] = {}  # by push: tenant, what comes
+        self._said: set[tuple[int, int, str]] = set()  # session, peer and text: what was logged
         self._peers: dict[int, _Peers] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,12 +96,23 @@ class Pushes:
             return
         peers.named[peer.peer], ways = peer, peers.ways
         older = ways.pop(peer.peer, None)
+        peers.near.pop(peer.peer, None)  # nor does the worker take the new one for near
         try:
-            ways[peer.peer] = carrier_to(peer, self._rule)
+            carrier = carrier_to(peer, self._rule)
+            here = self._ways.here
+            ways[peer.peer] = LocalCarrier(carrier, peer, here, self._ways.device()) if here else carrier
         except Refuse as refusal:
             ways[peer.peer] = refusal.message
         if older is not None and not isinstance(older, str):
             older.close()
+
+    def go_on(self, out: Outgoing) -> bool:
+        """Takes what the worker has handed over again; false if it is not waited for any more."""
+        _, spilling = self._spilling.get(out.push, ("", None))
+        if spilling is None or spilling.done():
+            return False
+        spilling.set_result(out)
+        return True
 
     def start(self, session: Session, out: Outgoing) -> None:
         """Begins a push; its end is told to client and worker."""
@@ -97,6 +128,12 @@ class Pushes:
         if peers is not None:
             peers.over = True
             self._close_if_over(number, peers)
+
+    def worker_ended(self, tenant: str | None) -> None:
+        """What was asked of it does not come."""
+        for asked, spilling in self._spilling.values():
+            if asked == tenant and not spilling.done():
+                spilling.set_exception(ConnectError("the worker here has ended"))
 
     def close(self) -> None:
         """Cuts everything: the front ends."""
@@ -116,21 +153,20 @@ class Pushes:
                 failed = PushFailed(out.ticket, "value", _text(out, f"peer {way.peer}", out.failed))
             else:
                 async with peers.turns.setdefault(out.peer, asyncio.Semaphore(MAX_CONNECTIONS)):
-                    failed = await self._carry(session, out, way)
+                    failed = await self._carry(session, out, way, peers)
             if failed is not None:
                 self._reply(session, failed)
                 if not isinstance(way, str):
                     await self._tell_peer(session, out, way, out.failed or failed.message)
         finally:
-            if out.path:
-                self._release(session, Sent(out.push, reusable=failed is None))
+            if out.path or out.handle:
+                self._tell_worker(session, Kind.SENT, Sent(out.push, reusable=failed is None))
             peers.under_way -= 1
             self._close_if_over(session.number, peers)
 
-    async def _carry(self, session: Session, out: Outgoing, way: Carrier) -> PushFailed | None:
+    async def _carry(self, session: Session, out: Outgoing, way: Carrier, peers: _Peers) -> PushFailed | None:
         try:
-            body = _body(out)
-            seconds = await self._on_thread(session, way.carry, out.head, body)
+            carried = await self._carried(session, out, way)
         except Refused as error:
             return PushFailed(out.ticket, "refused", _text(out, f"peer {way.peer}", str(error)))
         except (ConnectError, OSError) as error:
@@ -139,9 +175,44 @@ class Pushes:
             log.exception("a bug in the front, at a push")
             return PushFailed(out.ticket, "refused", _text(out, f"peer {way.peer}", "a bug in the executor"))
         nbytes = len(out.head) + out.nbytes
-        self._count(session, Counted(nbytes, seconds))
-        self._reply(session, Pushed(out.ticket, nbytes, seconds))
+        self._count(session, Counted(nbytes, carried.seconds, carried.way, carried.missed))
+        self._reply(session, Pushed(out.ticket, nbytes, carried.seconds))
+        self._note(session, out.peer, way, carried, peers)
         return None
+
+    async def _carried(self, session: Session, out: Outgoing, way: Carrier) -> Carried:
+        """Raises ConnectError, OSError."""
+        try:
+            return await self._on_thread(session, way.carry, out)
+        except CannotOpen as error:
+            asked = asyncio.get_running_loop().create_future()
+            self._spilling[out.push] = session.tenant, asked
+            try:
+                if not self._tell_worker(session, Kind.SPILL, Spill(out.push, error.answered)):
+                    raise ConnectError("the worker here has ended") from None
+                async with asyncio.timeout(SPILL_S):
+                    spilled = await asked
+            except TimeoutError:
+                raise ConnectError(f"the worker here did not hand it over again in {SPILL_S:g} s") from None
+            finally:
+                del self._spilling[out.push]
+            if spilled.failed:
+                raise ConnectError(spilled.failed) from None
+            carried = await self._on_thread(session, way.carry, spilled)
+            return Carried(carried.seconds, carried.way, carried.missed or str(error))
+
+    def _note(self, session: Session, peer: int, way: Carrier, carried: Carried, peers: _Peers) -> None:
+        """Tells the worker whether the peer opens its device memory, and the log, once, what was missed."""
+        near = bool(way.opens)
+        if near != peers.near.get(peer, False) and peers.ways.get(peer) is way:
+            peers.near[peer] = near
+            self._tell_worker(session, Kind.NEAR, Near(peer, near))
+        said = session.number, peer, carried.missed
+        if carried.missed and said not in self._said and len(self._said) < MAX_SAID:
+            self._said.add(said)
+            log.warning(
+                "values for peer %s, on this host, go over %s: %s", way.peer, carried.way, carried.missed
+            )
 
     async def _tell_peer(self, session: Session, out: Outgoing, way: Carrier, reason: str) -> None:
         """So that nobody waits there; if it cannot be told, the client, which knows, has to."""
@@ -162,13 +233,6 @@ class Pushes:
             for way in peers.ways.values():
                 if not isinstance(way, str):
                     way.close()
-
-
-def _body(out: Outgoing) -> memoryview:
-    if not out.path:
-        return memoryview(out.data)
-    with open(out.path, "rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), out.nbytes, prot=mmap.PROT_READ))
 
 
 def _text(out: Outgoing, peer: str, why: str) -> str:

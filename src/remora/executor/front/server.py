@@ -22,6 +22,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from remora.executor.front.app import build_app
 from remora.executor.front.folder import base_folder, private_folder
 from remora.executor.front.front import Front, FrontOptions
+from remora.executor.front.local_listener import listening_here
+from remora.executor.front.receiving import Receiving
 from remora.executor.front.worker_link import WorkerFailed
 
 log = logging.getLogger("remora.front")
@@ -105,8 +107,9 @@ async def _first(tasks: list[asyncio.Task[Any]], event: asyncio.Event | None = N
 
 @asynccontextmanager
 async def _listening(options: ServeOptions, front: Front, listener: socket.socket) -> AsyncIterator[str]:
+    receiving = Receiving(front)
     runner = web.AppRunner(
-        build_app(front),
+        build_app(front, receiving),
         access_log=None,
         auto_decompress=False,  # a small body must not become a large one
         read_bufsize=_READ_NBYTES,
@@ -116,7 +119,8 @@ async def _listening(options: ServeOptions, front: Front, listener: socket.socke
     try:
         await web.SockSite(runner, listener, ssl_context=options.tls).start()
         host = f"[{options.host}]" if ":" in options.host else options.host
-        yield f"{'https' if options.tls else 'http'}://{host}:{listener.getsockname()[1]}"
+        async with listening_here(front, receiving):
+            yield f"{'https' if options.tls else 'http'}://{host}:{listener.getsockname()[1]}"
     finally:
         await runner.cleanup()
 

@@ -41,20 +41,23 @@ from remora.executor.hop import (
     BulkRead,
     Fatal,
     Kind,
+    Near,
     Others,
     Returned,
     Sent,
     SessionTerms,
+    Spill,
     Usage,
     WorkerReady,
     packet,
 )
+from remora.executor.worker import exports
 from remora.executor.worker.extensions import ExtensionError, load
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit
 from remora.executor.worker.memory import Maps, device_memory_nbytes, limit_allocator
+from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.session import Device, WorkerSession
-from remora.executor.worker.transfers import Outbox
 from remora.ops.permission import op_table, table_digest
 from remora.ops.schema import resolve
 from remora.wire.codec import decode_to_executor, encode
@@ -136,12 +139,18 @@ class Worker:
             self.held,
             self.room_nbytes,
             self.release,
-            Outbox(Buffers(folder, "push", memory_nbytes // 4), memory_nbytes, self.tell),
+            Outbox(
+                Buffers(folder, "push", memory_nbytes // 4), memory_nbytes, self.tell, self._exports(device)
+            ),
         )
         self._held: dict[int, Held] = {}  # sessions whose stream stands still
         self._blobs_nbytes: int | None = None
         self._named: dict[tuple[int, int], bytes] = {}  # (session, template): its ops
         self._noted = b""
+
+    def _exports(self, device: torch.device) -> exports.Exports | None:
+        memory = exports.memory_of(device)
+        return None if memory is None else exports.Exports(memory, self.limit_nbytes // 4, self.room_nbytes)
 
     def serve(self) -> None:
         """Until the front closes the hop."""
@@ -151,7 +160,7 @@ class Worker:
                 self.tell_marks()
             if self.usage_due and packets.quiet(USAGE_EVERY_S):
                 self.usage()
-            while self.device.outbox.buffers.spare_nbytes and packets.quiet(SPARE_S):
+            while self.device.outbox.kept_nbytes and packets.quiet(SPARE_S):
                 self.device.outbox.drop_spare()
             packet = packets.next()
             if packet is None:
@@ -171,6 +180,10 @@ class Worker:
             sent = msgspec.msgpack.decode(body, type=Sent)
             self.device.outbox.sent(sent.push, sent.reusable)
             return
+        if kind is Kind.SPILL:
+            spill = msgspec.msgpack.decode(body, type=Spill)
+            self.device.outbox.spill(spill.push, spill.reusable)
+            return
         session = self.sessions.get(number)
         if session is None:  # it has ended meanwhile
             if kind is Kind.ARRIVAL:
@@ -189,6 +202,9 @@ class Worker:
         elif kind is Kind.ABANDON:
             session.transfers.abandon(msgspec.msgpack.decode(body, type=Abandon))
             self.go_on(session)
+        elif kind is Kind.NEAR:
+            near = msgspec.msgpack.decode(body, type=Near)
+            session.transfers.near(near.peer, near.near)
         elif kind is Kind.BLOB:
             session.allow_blob(msgspec.msgpack.decode(body, type=BlobFile))
             self._blobs_nbytes = None
@@ -353,7 +369,7 @@ class Worker:
 
     def room_nbytes(self) -> int:
         left_nbytes = min(self.limit_nbytes - self.others_nbytes, self.tenant_nbytes)
-        return left_nbytes - self.used_nbytes() - self.blobs_nbytes()
+        return left_nbytes - self.used_nbytes() - self.blobs_nbytes() - self.device.outbox.device_nbytes
 
     def give_back(self) -> None:
         """What PyTorch keeps of a GPU's memory for later, if the others need it now."""
@@ -445,11 +461,12 @@ def choose_device(text: str) -> torch.device:
     return torch.device(text)
 
 
-def ready(device: torch.device, memory_nbytes: int) -> WorkerReady:
-    """What this worker is and can run."""
+def ready(device: torch.device, memory_nbytes: int, lends: str = "") -> WorkerReady:
+    """What this worker is and can run. lends: the kind of its device's memory, if it can lend that."""
     ops = op_table()
     schemas = {name: str(resolve(name)._schema) for name in ops}
-    return WorkerReady(str(torch.__version__), str(device), memory_nbytes, table_digest(ops), ops, schemas)
+    version, digest = str(torch.__version__), table_digest(ops)
+    return WorkerReady(version, str(device), memory_nbytes, digest, ops, schemas, lends)
 
 
 def main() -> None:
@@ -477,7 +494,8 @@ def main() -> None:
     hop = socket.socket(fileno=args.fd)
     worker = Worker(hop, args.folder, device, memory_nbytes, args.tenant_memory)
     threading.Thread(target=beat, args=(worker.progress,), name="remora-beat", daemon=True).start()
-    hop.sendall(packet(Kind.READY, 0, ready(device, memory_nbytes)))
+    lent = worker.device.outbox.exports
+    hop.sendall(packet(Kind.READY, 0, ready(device, memory_nbytes, lent.memory.kind if lent else "")))
     _prefer_throughput()
     with torch.inference_mode():
         worker.serve()

@@ -21,7 +21,7 @@ Fill = Callable[[torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Packed:
-    """fill: one a storage; writes it into uint8 CPU memory of its size."""
+    """fill: one a storage; writes it into uint8 memory of its size, on the CPU or the values' device."""
 
     parcel: Parcel
     fill: tuple[Fill, ...]
@@ -120,7 +120,7 @@ def _dense_stride(t: torch.Tensor) -> tuple[int, ...]:
 
 def _dense(t: torch.Tensor) -> Fill:
     def fill(memory: torch.Tensor) -> None:
-        torch.empty(0, dtype=t.dtype).set_(
+        torch.empty(0, dtype=t.dtype, device=memory.device).set_(
             memory.untyped_storage(), memory.storage_offset() // t.element_size(), t.shape, _dense_stride(t)
         ).copy_(t)
 

@@ -18,9 +18,10 @@ from remora.executor.worker.describe import Marks, facts, reserved_nbytes
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit, is_fatal, kind_of, message_of
 from remora.executor.worker.flags import Flags
 from remora.executor.worker.memory import Maps
+from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
-from remora.executor.worker.transfers import Outbox, Transfers
+from remora.executor.worker.transfers import Transfers
 from remora.executor.worker.values import Values, checked_dtype, from_bytes, from_file
 from remora.ir.graph import Template
 from remora.ir.node import Slot
@@ -99,7 +100,7 @@ class Device:
         if self.device.type == "cpu":
             return torch.frombuffer(self.maps.share(path, nbytes, ended), dtype=torch.uint8)
         with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), nbytes, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            mapped = mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_COPY)
         tensor = torch.frombuffer(mapped, dtype=torch.uint8).to(self.device)
         ended()
         return tensor

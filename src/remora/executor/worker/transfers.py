@@ -3,71 +3,23 @@
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 
 from remora.errors import ProtocolError, RemoraError
-from remora.executor.buffers import SPARE_S, Buffer, Buffers
 from remora.executor.hop import Arrival, Kind, Outgoing, Taken
-from remora.executor.worker.failure import MemoryLimit, is_fatal, message_of
+from remora.executor.worker.exports import CannotExport, CannotOpen
+from remora.executor.worker.failure import is_fatal, message_of
 from remora.executor.worker.packing import Packed, pack, unpack
 from remora.executor.worker.waiting import Waiting
 from remora.wire.binding import Name, groups
 from remora.wire.limits import MAX_INLINE_NBYTES, MAX_PUSHED
 from remora.wire.messages import Abandon, Await, Peer, Push
-from remora.wire.parcel import decode_parcel, encode_parcel
+from remora.wire.parcel import Parcel, decode_parcel, encode_parcel, padded
 
 if TYPE_CHECKING:
     from remora.executor.worker.session import WorkerSession
-
-
-class Outbox:
-    """Pushes that the front is sending, of all sessions: their bytes lie in shared memory, apart from the values.
-
-    limit_nbytes: what they may take together. tell: gives the front a packet.
-    """
-
-    def __init__(
-        self, buffers: Buffers, limit_nbytes: int, tell: Callable[[Kind, int, msgspec.Struct], None]
-    ) -> None:
-        self.buffers, self.limit_nbytes, self.tell = buffers, limit_nbytes, tell
-        self._sending: dict[str, Buffer] = {}
-
-    @property
-    def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self._sending.values())
-
-    def take(self, push: str, nbytes: int) -> Buffer:
-        """Raises MemoryLimit, OSError."""
-        if self.nbytes + nbytes > self.limit_nbytes:
-            raise MemoryLimit(
-                f"asked for {nbytes:,} bytes to send; {self.nbytes:,} are on their way to other executors"
-            )
-        buffer = self.buffers.take(nbytes)
-        if buffer is None:
-            if self.nbytes + self.buffers.spare_nbytes + nbytes > self.limit_nbytes:
-                self.buffers.drop_spare()
-            buffer = self.buffers.create(nbytes)
-        self._sending[push] = buffer
-        return buffer
-
-    def sent(self, push: str, reusable: bool) -> None:
-        buffer = self._sending.pop(push, None)
-        if buffer is None:
-            return
-        if reusable:
-            self.buffers.give_back(buffer, time.monotonic())
-        else:
-            self.buffers.drop(buffer)
-
-    def drop_spare(self) -> bool:
-        """Gives back what nothing was sent from for a while; false if there is none left to look after."""
-        self.buffers.drop_spare(time.monotonic() - SPARE_S)
-        return bool(self.buffers.spare_nbytes)
 
 
 class Transfers:
@@ -76,9 +28,14 @@ class Transfers:
     def __init__(self, session: WorkerSession) -> None:
         self._session = session
         self.waiting = Waiting()
+        self._near: set[int] = set()  # peers that open this device's memory
 
     def peer(self, message: Peer) -> None:
+        self._near.discard(message.peer)  # the front says so again
         self._session.device.outbox.tell(Kind.PEER, self._session.number, message)
+
+    def near(self, peer: int, near: bool) -> None:
+        (self._near.add if near else self._near.discard)(peer)
 
     # ---- to others
 
@@ -108,9 +65,13 @@ class Transfers:
         told = (push, message.ticket, message.peer, message.names, head, nbytes)
         if nbytes <= MAX_INLINE_NBYTES:
             return Outgoing(*told, data=_written(packed, bytearray(nbytes)))
-        buffer = self._session.device.outbox.take(push, nbytes)
-        packed.into(torch.frombuffer(buffer.mapped, dtype=torch.uint8))
-        return Outgoing(*told, path=buffer.path)
+        outbox, not_lent = self._session.device.outbox, ""
+        if message.peer in self._near:
+            try:
+                return outbox.lend(self._session.number, Outgoing(*told), packed.into)
+            except CannotExport as error:
+                not_lent = str(error) or "it failed"
+        return outbox.write(Outgoing(*told, not_lent=not_lent), packed.into)
 
     # ---- from others
 
@@ -135,7 +96,7 @@ class Transfers:
 
     def arrive(self, arrival: Arrival) -> None:
         """Makes values of what came. Raises what the session answers for; then none of the values has come."""
-        session, parcel = self._session, decode_parcel(arrival.head)
+        session, parcel, cannot = self._session, decode_parcel(arrival.head), ""
         names = [part.name for part in parcel.parts]
         storages: list[torch.Tensor] = []
         try:
@@ -146,19 +107,37 @@ class Transfers:
                 ):
                     raise ProtocolError(f"value {name} was sent by another executor, and exists already")
             session.admit(parcel.nbytes, len(names))
-            self._make_storages(parcel.storages, arrival, storages)
+            if arrival.handle:
+                self._open_storages(parcel, arrival.handle, storages)
+            else:
+                self._make_storages(parcel.storages, arrival, storages)
             kept = self.waiting.arrive(names)
             for name, tensor in unpack(parcel, storages).items():
                 if name in kept:
                     session.values.keep(name if name in awaited else _early(name), tensor)
+        except CannotOpen as error:  # the sender sends it another way
+            cannot = str(error)[:4000] or "it failed"
         except Exception as error:
             text = message_of(error, session.device.held(session.principal))
             self.waiting.abandon(names, text[:4000], session.values.tensors)
             raise
         finally:
             session.device.returned.extend(path for path in arrival.paths[len(storages) :] if path)
-            if any(arrival.paths):  # else nothing was set aside for it
-                session.device.outbox.tell(Kind.TAKEN, session.number, Taken(parcel.push))
+            if arrival.handle or any(arrival.paths):  # else nothing was set aside for it
+                session.device.outbox.tell(Kind.TAKEN, session.number, Taken(parcel.push, cannot))
+
+    def _open_storages(self, parcel: Parcel, handle: bytes, made: list[torch.Tensor]) -> None:
+        """Copies each out of another process's device memory. Raises CannotOpen."""
+        exports, device, at = self._session.device.outbox.exports, self._session.device.device, 0
+        if exports is None:
+            raise CannotOpen(f"a worker on {device.type} opens no memory of another process")
+        targets = []
+        for nbytes in parcel.storages:
+            made.append(torch.empty(nbytes, dtype=torch.uint8, device=device))
+            if nbytes:
+                targets.append((at, made[-1]))
+            at += padded(nbytes)
+        exports.read(handle, targets)
 
     def _make_storages(self, sizes: tuple[int, ...], arrival: Arrival, made: list[torch.Tensor]) -> None:
         device, at = self._session.device, 0

@@ -83,19 +83,21 @@ def chosen(options: Sequence[Option]) -> tuple[Option, str]:
     still = min(options, key=lambda option: option.estimate.wire_nbytes)
     fastest = min(options, key=lambda option: option.took.seconds)
     gain = difference(still.took, fastest.took)
+    if len(options) == 1:
+        return still, "nothing else was possible"
     if gain.seconds > gain.sigma_s + DOUBT * fastest.took.seconds:
-        return fastest, f"predicted faster than moving fewest bytes ({still.what}) by {gain}"
-    return still, f"moves fewest bytes, {still.estimate.wire_nbytes:,}; nothing is clearly faster"
+        return fastest, f"it is predicted faster than moving fewest bytes ({still.what}) by {gain}"
+    return still, f"it moves the fewest bytes, {still.estimate.wire_nbytes:,}, and nothing is clearly faster"
 
 
 def _options(graph: Graph, situation: Situation, costs: Costs) -> Iterator[Option]:
-    """What is compared, each as it would really run: bonds kept, parts and transfers counted."""
+    """What is compared, each as it would really run: bonds kept, parts and transfers counted. Each once."""
     rows, n = len(graph.rows), situation.n_executors
     alone = [
         _option(graph, situation, costs, (executor,) * rows, f"all on executor {executor}")
         for executor in range(n)
     ]
-    yield from alone
+    yield from {option.executors: option for option in alone}.values()
     tried = {option.executors for option in alone}
     wishes = [(_followed(graph, situation, {}), "each row where what it reads stays")]
     if not any(_has_room(option, situation) for option in alone):
@@ -108,6 +110,8 @@ def _options(graph: Graph, situation: Situation, costs: Costs) -> Iterator[Optio
 
 def _option(graph: Graph, situation: Situation, costs: Costs, wished: tuple[int, ...], what: str) -> Option:
     legal = legalised(graph, wished, situation, situation.random)
+    if len(set(legal.executors)) == 1:
+        what = f"all on executor {legal.executors[0]}"
     at = placed(graph, legal.executors)
     homes, owners = legal.whereabouts(graph, situation)
     parts = split(at, homes, owners)

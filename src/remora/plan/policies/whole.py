@@ -21,7 +21,7 @@ class Local(Policy):
     name: ClassVar[str] = "local"
 
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
-        return _all(graph, 0, "the first executor alone")
+        return _all(graph, 0, "it is the first executor, and no other is used")
 
     def home(self, nbytes: int, situation: Situation) -> int:
         return 0
@@ -34,7 +34,7 @@ class Blind(Policy):
     turns: ClassVar[bool] = True
 
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
-        return _all(graph, self.turn(situation), f"program {situation.program} of a round")
+        return _all(graph, self.turn(situation), f"executors take turns, program {situation.program}")
 
     def turn(self, situation: Situation) -> int:
         return situation.program % situation.n_executors
@@ -48,7 +48,7 @@ class Random(Policy):
     SEED = 0
 
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
-        return _all(graph, self.turn(situation), f"drawn for program {situation.program}")
+        return _all(graph, self.turn(situation), f"it was drawn for program {situation.program}")
 
     def turn(self, situation: Situation) -> int:
         return Generator(self.SEED * 1_000_003 + situation.program).randrange(situation.n_executors)
