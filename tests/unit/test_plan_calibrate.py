@@ -32,13 +32,16 @@ def test_fitting_a_device_that_obeys_the_model_finds_it(bench, name):
     found = fit(
         name, bench, true_seconds(bench, name), true.memory_nbytes, true.cache_nbytes, true.asynchronous
     )
-    launch = 0.1 if true.asynchronous else 0.03  # the first launch of a program is not hidden
+    launch = 0.1 if true.asynchronous else 0.03  # where the last kernel is not hidden by the next launch
     assert median(found.ratios.values()) == pytest.approx(1.0, abs=launch)
     assert all(0.6 < ratio < 1.7 for ratio in found.ratios.values()), found.ratios
     assert found.device.call_s == pytest.approx(true.call_s, rel=0.3)
     works = {probe.name: graph_work(probe.graph)[0] for probe in bench.probes}
     for name, work in works.items():
-        if work.kind is Kind.PRODUCT and "rows" in name:
+        hidden = (
+            true.asynchronous and true.kernel_s(work) < true.call_s
+        )  # behind its launch: nothing shows it
+        if work.kind is Kind.PRODUCT and "rows" in name and not hidden:
             assert found.device.kernel_s(work) == pytest.approx(true.kernel_s(work), rel=0.5)
 
 

@@ -28,6 +28,13 @@ def test_a_decode_step_of_8b_weights_on_an_h200_is_near_the_bandwidth():
     assert 0.00335 < seconds < 0.00865
 
 
+@pytest.mark.parametrize(("calls", "views", "measured_s"), [(258, 226, 7.5e-3), (1322, 489, 35.0e-3)])
+def test_the_host_of_a_gpu_is_as_slow_as_one_was_measured(calls, views, measured_s):
+    """Decode steps of GPT-2 124M and of an 8B Llama on an H200's host."""
+    device = preset("h200")
+    assert calls * device.call_s + views * device.view_s == pytest.approx(measured_s, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("text", "bytes_per_s", "latency_s"),
     [

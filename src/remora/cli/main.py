@@ -9,6 +9,7 @@ import typer
 
 from remora import __version__
 from remora.cli.doctor import doctor
+from remora.cli.estimate import estimate
 from remora.cli.explain import explain
 from remora.cli.run import run
 from remora.cli.serve import serve
@@ -23,6 +24,7 @@ app = typer.Typer(
 # everything behind the script's name belongs to the script
 app.command(context_settings={"allow_interspersed_args": False})(run)
 app.command(context_settings={"allow_interspersed_args": False})(explain)
+app.command(context_settings={"allow_interspersed_args": False})(estimate)
 app.command()(serve)
 app.command()(status)
 app.command()(doctor)

@@ -34,7 +34,13 @@ class Moment:
 
 
 class Sink(Protocol):
-    """The session, as the device sees it. index: of the device that is meant, below `n_devices`."""
+    """The session, as the device sees it. index: of the device that is meant, below `n_devices`.
+
+    computes: whether values are computed at all. Where they are not, only what tensors look like counts, and one
+    without data (on the meta device) can be uploaded.
+    """
+
+    computes: bool
 
     @property
     def n_devices(self) -> int:

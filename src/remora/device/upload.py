@@ -26,26 +26,27 @@ def upload(source: torch.Tensor, index: int) -> RemoraTensor:
         raise NotSupported(
             f"a {source.layout} tensor cannot travel to an executor; convert it with .to_dense()"
         )
-    if source.is_meta:
-        raise NotImplementedError("Cannot copy out of meta tensor; no data! Use torch.nn.Module.to_empty()")
     recorder, sink = bound.need()
+    if source.is_meta and sink.computes:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data! Use torch.nn.Module.to_empty()")
     source = source.detach()
-    if source.device.type != "cpu":
+    if source.device.type not in ("cpu", "meta"):
         source = source.cpu()
     source = source.resolve_conj().resolve_neg()
     order = None if source.is_contiguous() else dense_order(source)
     dense = order is not None or source.is_contiguous()
     base = source.contiguous() if order is None else source.permute(order)
     name, shape = dtype_name(base.dtype), tuple(base.shape)
-    data = bytes_of(base)
+    data = memoryview(b"") if base.is_meta else bytes_of(base)
     with recorder.lock:
-        if data.nbytes <= MAX_INLINE_NBYTES:
+        if base.numel() * base.itemsize <= MAX_INLINE_NBYTES:
             segment = sink.put(name, shape, bytes(data), index)
         else:
             segment = sink.store(name, shape, data, index)
-            has_gone(base.data_ptr(), data.nbytes)
+            if data:
+                has_gone(base.data_ptr(), data.nbytes)
         value = Kept(recorder, segment, 0, contiguous_meta(shape, base.dtype).at(index), uploaded=True)
-        if worth_keeping(base):
+        if worth_keeping(base) and not base.is_meta:
             value.shadow = Shadow(base.clone())
         result = wrap(value)
         if order is not None:

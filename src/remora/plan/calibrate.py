@@ -233,7 +233,8 @@ class _Fit:
         """Of one row, what is left when the call and the kernel's fixed time are taken away."""
         seconds = self._per_row(probe)
         if self.asynchronous:
-            return max(seconds - KERNEL_S, seconds / 2)
+            launch_s = self.call_s / len(probe.graph.rows)  # the first one hides behind nothing
+            return max(seconds - launch_s - KERNEL_S, seconds / 2)
         fixed_s = self.fixed_s.get(probe.kind, self.fixed_s[Kind.MOVE])
         return max(seconds - self.repeated_s - fixed_s, seconds / 10)
 

@@ -26,8 +26,8 @@ def to_json(calibration: Calibration) -> bytes:
     return msgspec.json.encode(calibration)
 
 
-def from_json(data: bytes, key: str) -> Calibration:
-    """Inverse of `to_json`.
+def from_json(data: bytes, key: str | None) -> Calibration:
+    """Inverse of `to_json`. key: None: whatever it was measured on.
 
     Raises:
         ValueError: it cannot be used, and why: damaged, of another version, or measured on something else.
@@ -40,6 +40,6 @@ def from_json(data: bytes, key: str) -> Calibration:
         raise ValueError(f"not a calibration: {error}") from None
     if found.version != VERSION:
         raise ValueError(f"a calibration of version {found.version}; this is version {VERSION}")
-    if found.key != key:
+    if key is not None and found.key != key:
         raise ValueError(f"measured on {found.key!r}, which is not {key!r}")
     return found

@@ -36,7 +36,7 @@ def predict(
 
     costs: of that graph on the pool's devices. correct: what a record knows of a part (plan/record.py).
     """
-    needs = _needs(graph, split)
+    needed = needs(graph, split)
     homes = {row: number for number, part in enumerate(split.parts) for row in part.rows}
     replies: dict[int, int] = {}
     for row, out in graph.wants:
@@ -46,7 +46,7 @@ def predict(
     for number, part in enumerate(split.parts):
         found = costs.part(part.executor, part.rows)
         took = found.duration if correct is None else correct(part, found.duration)
-        pieces.append(Piece(part.executor, took, needs[number], replies.get(number)))
+        pieces.append(Piece(part.executor, took, needed[number], replies.get(number)))
         estimates.append(Estimate(found.flops, found.bytes_read, found.bytes_written, 0, took))
     times = schedule(pieces, pool)
     whole = Estimate(
@@ -59,7 +59,7 @@ def predict(
     return Placed(whole, tuple(estimates), times)
 
 
-def _needs(graph: Graph, split: Parts) -> list[tuple[Need, ...]]:
+def needs(graph: Graph, split: Parts) -> list[tuple[Need, ...]]:
     """What has to travel to each part. Of views of one memory that go together, the largest counts."""
     made = {row: number for number, part in enumerate(split.parts) for row in part.rows}
     found: list[dict[tuple[Storage, int], Need]] = [{} for _ in split.parts]

@@ -44,6 +44,7 @@ _embedded: EmbeddedExecutor | None = None
 _stop = threading.Event()
 _of_parent: list[Session] = []
 opened: list[Callable[[Session], None]] = []  # told of each session when it opens
+_instead: Callable[[], Session] | None = None
 
 
 def connect(
@@ -66,6 +67,9 @@ def connect(
     global _embedded
     if _current is not None:
         raise UsageError(f"already connected to {_current.transport.address}; call remora.disconnect() first")
+    if _instead is not None:
+        _opened(_instead(), time.monotonic() + 1.0)
+        return
     settings = ClientSettings()
     addresses = _listed(url if url is not None else settings.url)
     token = token if token is not None else settings.token
@@ -100,11 +104,17 @@ def _listed(url: str | Sequence[str] | None) -> list[str]:
     return addresses
 
 
+def rehearse(make: Callable[[], Session]) -> None:
+    """From now on, `connect` reaches nobody, whatever it is given: its session is one that `make` gives."""
+    global _instead
+    _instead = make
+
+
 def open_on(transport: Transport, settings: ClientSettings) -> Session:
     """Opens the process's session over any transport, which is closed if that fails."""
     deadline = time.monotonic() + settings.connect_timeout_s
     try:
-        grant = transport.open_session(_wants(), settings.connect_timeout_s)
+        grant = transport.open_session(wants(), settings.connect_timeout_s)
         session = Session(transport, grant, settings)
     except BaseException:
         transport.close()
@@ -118,22 +128,16 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
     opened: list[tuple[Transport, Grant]] = []
     try:
         for number, transport in enumerate(transports):
-            wants = _wants(number if policy.indexed else 0)
-            opened.append((transport, transport.open_session(wants, settings.connect_timeout_s)))
-        kinds = {grant.device.partition(":")[0]: transport.address for transport, grant in opened}
-        if len(kinds) > 1:
-            what = " and ".join(f"{kind} ({address})" for kind, address in kinds.items())
-            raise UsageError(
-                f"the executors of one pool must compute alike, but these are {what}: results and random numbers "
-                "would depend on where a row runs; connect to those of one kind"
-            )
+            asked = wants(number if policy.indexed else 0)
+            opened.append((transport, transport.open_session(asked, settings.connect_timeout_s)))
+        alike([(grant.device.partition(":")[0], transport.address) for transport, grant in opened])
         for transport, grant in opened if len(opened) > 1 else ():
             if grant.protocol < PEERS_SINCE:
                 raise UsageError(
                     f"executor {transport.address} speaks protocol {grant.protocol}, and values go from executor to "
                     f"executor since {PEERS_SINCE} only: install this version of Remora there, or connect to it alone"
                 )
-        session = PoolSession(opened, settings, Planner(policy, calibrated(opened, settings, _wants())))
+        session = PoolSession(opened, settings, Planner(policy, calibrated(opened, settings, wants())))
     except BaseException:
         for transport, grant in opened:
             with suppress(RemoraError, OSError):
@@ -144,7 +148,18 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
     return _opened(session, deadline)
 
 
-def _wants(index: int = 0) -> OpenSession:
+def alike(devices: Sequence[tuple[str, str]]) -> None:
+    """Raises UsageError if executors, given as kind and name, may not be of one pool."""
+    kinds = dict(devices)
+    if len(kinds) > 1:
+        what = " and ".join(f"{kind} ({name})" for kind, name in kinds.items())
+        raise UsageError(
+            f"the executors of one pool must compute alike, but these are {what}: results and random numbers "
+            "would depend on where a row runs; connect to those of one kind"
+        )
+
+
+def wants(index: int = 0) -> OpenSession:
     """index: of the device that the executor is."""
     return OpenSession(
         protocol=PROTOCOL,

@@ -49,12 +49,14 @@ PINNED_NBYTES = (
 
 @dataclass(frozen=True)
 class Upload:
-    """Bytes of the client that no executor has yet. digest: None for what is small enough to go in a message."""
+    """Bytes of the client that no executor has yet. digest: None for what is small enough to go in a message.
+    nbytes: that they weigh; where nothing is computed, `data` is empty."""
 
     dtype: str
     shape: tuple[int, ...]
     data: bytes
     digest: bytes | None
+    nbytes: int
 
 
 class Placement:
@@ -95,7 +97,7 @@ class Placement:
     def uploaded(self, segment: int, upload: Upload, facts: Facts) -> None:
         """The client has a value; it goes where it is used first, or when too much waits."""
         self._uploads[segment] = upload
-        self._pinned_nbytes += len(upload.data)
+        self._pinned_nbytes += upload.nbytes
         self.holdings.uploaded((segment, 0), facts)
         try:
             while self._pinned_nbytes > PINNED_NBYTES:
@@ -155,10 +157,10 @@ class Placement:
     def _bind(self, segment: int, executor: int) -> None:
         """Sends an upload to the executor that owns it from then on."""
         upload, lane = self._uploads.pop(segment), self.lanes[executor]
-        self.ledger.uploads(segment, executor, len(upload.data), upload.digest is not None)
-        self._pinned_nbytes -= len(upload.data)
+        self.ledger.uploads(segment, executor, upload.nbytes, upload.digest is not None)
+        self._pinned_nbytes -= upload.nbytes
         if upload.digest is None:
-            lane.post(Put(segment, upload.dtype, upload.shape, upload.data), len(upload.data))
+            lane.post(Put(segment, upload.dtype, upload.shape, upload.data), upload.nbytes)
         else:
             self._bulk.append((lane, segment, upload.digest, memoryview(upload.data)))
             lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
@@ -392,6 +394,10 @@ class Placement:
         self._push(source, to, names, kinds, whole=True)
         self._free_at(self.holdings.moved(storage, to))
 
+    def forgive(self) -> None:
+        """What found no place is asked for again, and may find one now."""
+        self._refused.clear()
+
     # -- ends
 
     def _freed(self, segment: Segment) -> list[tuple[int, Key]]:
@@ -413,7 +419,7 @@ class Placement:
                 upload = self._uploads.pop(key[0], None)
                 self._refused.pop(key, None)
                 if upload is not None:
-                    self._pinned_nbytes -= len(upload.data)
+                    self._pinned_nbytes -= upload.nbytes
         if self.ledger.uploading:
             for number, _ in keys:
                 self.ledger.used(number, UNUSED)

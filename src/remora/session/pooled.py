@@ -293,7 +293,7 @@ class PoolSession(Session):
             return self._bound(
                 index, dtype, shape, len(data), lambda segment: Put(segment, dtype, shape, data)
             )
-        return self._pin(Upload(dtype, shape, data, None))
+        return self._pin(Upload(dtype, shape, data, None, len(data)))
 
     def store(self, dtype: str, shape: tuple[int, ...], data: memoryview, index: int = 0) -> int:
         digest = blake3(data).digest()
@@ -308,7 +308,7 @@ class PoolSession(Session):
                     return Adopt(segment, dtype, shape, digest)
 
                 return self._bound(index, dtype, shape, data.nbytes, adopt)
-        return self._pin(Upload(dtype, shape, bytes(data), digest))
+        return self._pin(Upload(dtype, shape, bytes(data), digest, data.nbytes))
 
     def _bound(
         self,
@@ -335,7 +335,7 @@ class PoolSession(Session):
         with self.recorder.lock:
             self._check()
             segment = self.recorder.number()
-            self.placement.uploaded(segment, upload, _facts(upload.dtype, upload.shape, len(upload.data)))
+            self.placement.uploaded(segment, upload, _facts(upload.dtype, upload.shape, upload.nbytes))
             return segment
 
     # -- generator and order

@@ -57,6 +57,8 @@ class Session:
     segment from the recorder, writing it into messages, committing them to the link.
     """
 
+    computes = True
+
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self._start([(transport, grant)], settings)
 
