@@ -183,8 +183,10 @@ def _products(bench: Bench, sizes: Sizes, dtype: str) -> None:
 
     if dtype == sizes.dtypes[0]:
         one = bench.tensor(1, k, dtype=dtype)
-        weights = [bench.tensor(k, n, dtype=dtype) for _ in range(sizes.weights)]
-        cold = [mm(one, weight, 1, n) for weight in weights]
+        weights = [bench.tensor(n, k, dtype=dtype) for _ in range(sizes.weights)]
+        cold: list[Call] = [  # as layers have them, which are read more slowly than a matrix by columns
+            ("aten.linear.default", [Slot(one), Slot(weight)], (1, n)) for weight in weights
+        ]
         bench.probe(f"1 row, {sizes.weights} weights", Sets.COLD, Kind.PRODUCT, cold, dtype=dtype)
         hot = [mm(one, square, 1, k)] * 8
         bench.probe("1 row, 1 weight", Sets.HOT, Kind.PRODUCT, hot, dtype=dtype)
