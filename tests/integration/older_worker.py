@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -48,8 +49,8 @@ def resolve_older(name: str):
 ready_today = worker.ready
 
 
-def ready(device: torch.device, memory_nbytes: int) -> WorkerReady:
-    today = ready_today(device, memory_nbytes)
+def ready(*told: Any) -> WorkerReady:
+    today = ready_today(*told)
     ops = {name: digest(changed[name]) if name in changed else schema for name, schema in today.ops.items()}
     schemas = {**today.schemas, **OLDER["schemas"]}
     for name in OLDER["missing"]:

@@ -17,7 +17,7 @@ from executor_process import ExecutorProcess, executor_process, status_until
 from lane import lanes
 
 from remora.wire.codec import encode
-from remora.wire.messages import Await, Barrier, Done, Failed, Peer, Push, Pushed, Recover
+from remora.wire.messages import Await, Barrier, Done, Peer, Push, Pushed, Recover
 from remora.wire.parcel import Parcel, Part
 
 PUSH = "00112233aabbccdd"
@@ -368,9 +368,10 @@ def test_names_that_make_no_sense(executor):
             assert failed.kind == "protocol"
             await lane.send(Recover(failed.failure))
             ticket = await lane.start_push(0, name)  # to itself: it exists there
-            failed = await lane.reply(lambda message: isinstance(message, Failed))
-            assert "exists already" in failed.message
             assert isinstance(await lane.answer(ticket), Pushed)
+            await lane.send(Await(name))
+            failed = await lane.failed()
+            assert "exists already" in failed.message
             await lane.send(Recover(failed.failure), Barrier(99))
             assert isinstance(await lane.answer(99), Done)
 

@@ -135,7 +135,8 @@ def _in_namespaces(
     token_file = folder / "tokens"
     token_file.touch(mode=0o600)
     token_file.write_text(f"{token} bench/links\n")
-    serve = ("--threads", "1", "--token-file", str(token_file), *options)
+    # on one host executors would pass values to each other beside the links
+    serve = ("--threads", "1", "--no-same-host", "--token-file", str(token_file), *options)
     members = range(made.members)
     started = _start(
         stack,
