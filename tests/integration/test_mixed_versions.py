@@ -96,6 +96,24 @@ def test_generate_and_training_on_the_ops_of_2_11(real):
         remora.disconnect()
 
 
+@pytest.mark.parametrize("placement", ["blind", "split"])
+def test_a_pool_of_both_runs_the_ops_that_both_have(real, placement):
+    model = models.gpt2(layers=2, width=16, heads=2, vocabulary=64)
+    ids = models.prompt(6, vocabulary=64)
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False)
+    with executor_process("--memory", "1GiB") as newer:
+        remora.connect([newer.url, real.url], placement=placement)
+        try:
+            tokens = model.to("remora").generate(ids.to("remora"), max_new_tokens=8, do_sample=False)
+            assert torch.equal(tokens.cpu(), expected)
+            assert remora.stats().peer_bytes > 0
+            if hasattr(torch.ops.aten, "_foreach_clone"):  # which 2.11 lacks
+                x = torch.arange(3.0, device="remora")
+                assert torch.ops.aten._foreach_clone.default([x])[0].tolist() == [0, 1, 2]
+        finally:
+            remora.disconnect()
+
+
 @pytest.mark.skipif(not hasattr(torch.ops.aten, "_foreach_clone"), reason="this PyTorch is the older one")
 def test_what_2_11_lacks(real):
     remora.connect(real.url)
