@@ -3,6 +3,7 @@ SHELL := /bin/bash
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -35,7 +36,7 @@ demo: $(VENV)/.installed $(VENV)/.minilm
 	@$(BIN)/python -m remora.bench.demo
 
 test: lint types
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # The same tests with client and executor on different PyTorch versions, both ways round. The other Python needs
 # what `pip install '.[dev]'` brings, with its own torch; Remora itself comes from here.

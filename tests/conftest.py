@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 from hypothesis import settings
 
@@ -17,3 +18,13 @@ os.environ["REMORA_CACHE"] = _cache.name  # subprocesses of tests inherit it
 # No deadline: shared machines stall. Derandomised, so that a red run is red again.
 settings.register_profile("remora", deadline=None, derandomize=True)
 settings.load_profile("remora")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Seeds of this run (`record_property`), by which a test can be repeated."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in (
+                getattr(report, "user_properties", ()) if getattr(report, "when", "") == "call" else ()
+            ):
+                terminalreporter.write_line(f"{report.nodeid}: {name}={value}")

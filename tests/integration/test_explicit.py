@@ -41,10 +41,9 @@ def peer_bytes() -> int:
     return remora.stats().peer_bytes
 
 
-def test_random_programs_spread_over_devices(both, capsys):
+def test_random_programs_spread_over_devices(both, record_property):
     seed = int(os.environ.get("RANDOM_PROGRAMS_SEED") or random.SystemRandom().randrange(10**9))
-    with capsys.disabled():
-        print(f"\n{PROGRAMS} spread programs: RANDOM_PROGRAMS_SEED={seed}")
+    record_property("RANDOM_PROGRAMS_SEED", seed)
     before = peer_bytes()
     for n in range(PROGRAMS):
         check(SpreadProgram(seed * 1000 + n, 2))

@@ -55,10 +55,9 @@ class Scatter(Policy):
 
 
 @pytest.mark.parametrize("n", [2, 3])
-def test_random_programs_with_rows_anywhere(executors, capsys, n):
+def test_random_programs_with_rows_anywhere(executors, record_property, n):
     seed = int(os.environ.get("RANDOM_PROGRAMS_SEED") or random.SystemRandom().randrange(10**9))
-    with capsys.disabled():
-        print(f"\n{PROGRAMS} scattered programs: RANDOM_PROGRAMS_SEED={seed}")
+    record_property("RANDOM_PROGRAMS_SEED", seed)
     transports = [HttpTransport(url, None) for url in executors[:n]]
     open_pool(transports, ClientSettings(), Scatter())
     try:

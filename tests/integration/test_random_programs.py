@@ -14,10 +14,9 @@ from random_programs import Program, run_line
 PROGRAMS = 300
 
 
-def test_random_programs_are_equal_to_the_cpu(connected, capsys):
+def test_random_programs_are_equal_to_the_cpu(connected, record_property):
     seed = int(os.environ.get("RANDOM_PROGRAMS_SEED") or random.SystemRandom().randrange(10**9))
-    with capsys.disabled():
-        print(f"\n{PROGRAMS} random programs: RANDOM_PROGRAMS_SEED={seed}")
+    record_property("RANDOM_PROGRAMS_SEED", seed)
     for n in range(PROGRAMS):
         check(Program(seed * 1000 + n))
 
