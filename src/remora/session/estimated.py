@@ -108,7 +108,7 @@ class EstimatedSession(PoolSession):
 
     # -- steps
 
-    def _place(self, segment: Segment, wanted: Sequence[Value] = ()) -> None:
+    def _place(self, segment: Segment, wanted: Sequence[Value] = (), ticket: int | None = None) -> int | None:
         started_s = self.clock()
         found = self.imagination.run(segment)
         codes = [value.code for value in segment.kept]
@@ -132,6 +132,7 @@ class EstimatedSession(PoolSession):
             self._first_reads(segment, plan)
         self.account.weigh(self.placement.holdings, plan)
         self.account.outside(self.clock() - started_s)
+        return None  # nobody answers
 
     def _placed(self, act: Callable[[], T]) -> T:
         """What finds no place is told in the end; from then on there is room everywhere, to see what it would take."""

@@ -115,7 +115,8 @@ class Link:
     def send(self) -> None:
         """Sends what is committed; waits for no acknowledgement."""
         self.check_alive()
-        self._carefully(self._send_committed)
+        if self._unsent:
+            self._carefully(self._send_committed)
 
     def wait(self, ticket: int) -> Reply | None:
         """Blocks until the reply to `ticket` is there; None if a failure came in its place: see `failed`.

@@ -90,6 +90,7 @@ class Placement:
         self._pinned_nbytes = 0
         self._bulk: deque[tuple[Lane, int, bytes, memoryview]] = deque()
         self._gates: dict[bytes, tuple[int, ...]] = {}
+        self._unknown: set[Key] = set()  # values whose shape nobody had described when they were made
         self._refused: dict[Key, PlanError] = {}  # values of segments that could not be placed
 
     # -- values from outside
@@ -200,8 +201,10 @@ class Placement:
 
     # -- segments
 
-    def write(self, segment: Segment, wanted: Sequence[int] = ()) -> None:
+    def write(self, segment: Segment, wanted: Sequence[int] = (), ticket: int | None = None) -> int | None:
         """Appends a segment's runs and transfers to the lanes; renames what it made.
+
+        Returns the executor that answers `ticket` with the wanted bytes, if one does: it runs the whole segment.
 
         Args:
             wanted: of its outputs (`Value.code`), those whose bytes the client asks for next.
@@ -232,7 +235,7 @@ class Placement:
             numbers = [segment.number]
             self._transfer(segment, plan, 0, numbers, keys)
             self._mark(plan, 0, marks, 0)
-            self._run_straight(segment, plan, frees)
+            self._run_straight(segment, plan, frees, wanted, ticket)
             self._mark(plan, 0, marks, 1)
         else:
             self._free_at(frees)
@@ -246,15 +249,16 @@ class Placement:
         self._rename(segment, use, numbers, places)
         for slot in plan.writes:
             self._free_at(self.holdings.wrote(places[slot].storage))
-        if self.ledger.uploading:
+        uploading = self.ledger.uploading
+        if uploading and not uploading.keys().isdisjoint([number for number, _ in keys]):
             for slot, (number, _) in enumerate(keys):
-                if not places[slot].reads:
+                if number in uploading and not places[slot].reads:
                     self.ledger.used(number, plan.residency(Slot(slot)))
-        if plan.ran.count > SETTLED:
-            return
-        for place, slot_of in zip(places, plan.graph.slots, strict=True):
-            place.reads += 1
-            place.meaning = slot_of.meaning
+        if plan.ran.count <= SETTLED:
+            for place, slot_of in zip(places, plan.graph.slots, strict=True):
+                place.reads += 1
+                place.meaning = slot_of.meaning
+        return plan.parts[0].executor if plan.straight and ticket is not None else None
 
     def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
         if self._refused:
@@ -262,16 +266,25 @@ class Placement:
                 self._place(key)
         known = self.holdings.places
         places = [known[key] for key in keys]
-        for place, value in zip(places, segment.slots, strict=True):
-            if place.facts is UNKNOWN:
-                place.facts = facts_of(value.meta)
+        if self._unknown:
+            for key, place, value in zip(keys, places, segment.slots, strict=True):
+                if key in self._unknown:
+                    self._unknown.discard(key)
+                    place.facts = facts_of(value.meta)
         return places
 
     def _mark(self, plan: Plan, at: int, marks: list[tuple[int, int]], end: int) -> None:
         if marks:
             self.lanes[plan.parts[at].executor].say(Mark(marks[at][end], settle=True))
 
-    def _run_straight(self, segment: Segment, plan: Plan, frees: list[tuple[int, Key]]) -> None:
+    def _run_straight(
+        self,
+        segment: Segment,
+        plan: Plan,
+        frees: list[tuple[int, Key]],
+        wanted: Sequence[int],
+        ticket: int | None,
+    ) -> None:
         """The whole segment on one executor, under its own number, with what ended there since the last one."""
         executor = plan.parts[0].executor
         here = [key for at, key in frees if at == executor]
@@ -286,6 +299,10 @@ class Placement:
             segment.keep,
             tuple([n for at, code in here for n in (number - at, code >> OUT_BITS, code & OUT_MASK)]),
             segment.uploaded,
+            None
+            if ticket is None
+            else tuple([n for code in wanted for n in (code >> OUT_BITS, code & OUT_MASK)]),
+            ticket,
         )
 
     def _run(
@@ -374,8 +391,10 @@ class Placement:
                 memory: Storage | None = None
             else:
                 memory = places[shared].storage if shared >= 0 else storages[shared + len(plan.made)]
-            size = None if made.facts is UNKNOWN else size_of(value.meta)
             key = value.segment, value.code
+            size = None if made.facts is UNKNOWN else size_of(value.meta)
+            if size is None:
+                self._unknown.add(key)
             storages.append(holdings.made(key, made, memory, graph, use, size))
 
     def _move(self, storage: Storage, to: int) -> None:
@@ -414,6 +433,7 @@ class Placement:
         self._free_at(self._end(keys))
 
     def _end(self, keys: Sequence[Key]) -> list[tuple[int, Key]]:
+        self._unknown.difference_update(keys)
         if self._uploads or self._refused:
             for key in keys:
                 upload = self._uploads.pop(key[0], None)

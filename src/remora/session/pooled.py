@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from math import prod
 
@@ -53,6 +53,7 @@ from remora.wire.messages import (
 )
 
 ABANDON_S = 2.0
+PUSH_ANSWER_S = 0.05
 _STATE = Facts("uint8", (0,), 1)  # of a generator; only its device knows the size
 _SAVING = Node("remora.save_rng.default"), 0
 
@@ -105,13 +106,18 @@ class PoolSession(Session):
         self._place(segment)
         self._commit()
 
-    def _place(self, segment: Segment, wanted: Sequence[Value] = ()) -> None:
-        """wanted: values whose bytes the client asks for next."""
+    def _place(self, segment: Segment, wanted: Sequence[Value] = (), ticket: int | None = None) -> int | None:
+        """Returns the executor that was asked for the values with the segment, if one was.
+
+        Args:
+            wanted: values whose bytes the client asks for next. ticket: of that question.
+        """
         if self.tap is not None:
             self.tap(segment)
         number = segment.number
-        self.placement.write(segment, [value.code for value in wanted if value.segment == number])
+        made = [value.code for value in wanted if value.segment == number]
         self.segments += 1
+        return self.placement.write(segment, made, ticket if len(made) == len(wanted) else None)
 
     def _commit(self) -> None:
         for lane in self.lanes:
@@ -129,6 +135,7 @@ class PoolSession(Session):
     def fetch(self, values: list[Value], describe: bool = False) -> list[Fetched]:
         with self.recorder.lock:
             self._check()
+            ticket = next(self._tickets)
             by_lane: dict[int, list[int]] = {}
 
             def questions() -> dict[int, Question]:
@@ -142,7 +149,9 @@ class PoolSession(Session):
                     for home, positions in by_lane.items()
                 }
 
-            replies = self._ask_lanes(questions, values)
+            replies = self._ask_lanes(questions, values, None if describe else ticket)
+            if not by_lane:  # asked with the segment that makes them
+                by_lane = {home: list(range(len(values))) for home in replies}
             found: dict[int, Fetched] = {}
             for home, positions in by_lane.items():
                 reply = replies[home]
@@ -168,21 +177,29 @@ class PoolSession(Session):
         return first
 
     def _ask_lanes(
-        self, questions: Callable[[], dict[int, Question]], wanted: Sequence[Value] = ()
+        self,
+        questions: Callable[[], dict[int, Question]],
+        wanted: Sequence[Value] = (),
+        ticket: int | None = None,
     ) -> dict[int, Reply]:
         """Sends the open segment and questions behind it; blocks until all are answered.
 
-        questions: to be asked for once the segment is placed. wanted: the values that they are about.
+        Args:
+            questions: to be asked for once the segment is placed, unless it could take the question with it.
+            wanted: the values that they are about. ticket: of asking for their bytes with the segment.
         """
         self.progress.done()
         with uninterrupted:
             segment = self.recorder.end_segment()
-            if segment is not None:
-                self._place(segment, wanted)
+            with_it = self._place(segment, wanted, ticket) if segment is not None else None
             segment = None
-            asked = questions()
-            for at, question in asked.items():
-                self.lanes[at].say(question)
+            if with_it is not None and ticket is not None:
+                asked = {with_it: ticket}
+            else:
+                said = questions()
+                asked = {at: question.ticket for at, question in said.items()}
+                for at, question in said.items():
+                    self.lanes[at].say(question)
             self._commit()
             self.recorder.program_ends()
             self.placement.program_ends()
@@ -190,13 +207,13 @@ class PoolSession(Session):
         for lane in self.lanes:
             lane.link.send()
         replies: dict[int, Reply] = {}
-        for at, question in asked.items():
-            reply = self.lanes[at].link.wait(question.ticket)
+        for at, awaited in asked.items():
+            reply = self.lanes[at].link.wait(awaited)
             if reply is None:
                 break
             replies[at] = reply
         try:
-            self._raise_failures()
+            self._raise_failures(replies.keys())
         except RemoraError:
             self.placement.ledger.program_fails()
             raise
@@ -209,10 +226,14 @@ class PoolSession(Session):
             phase.living, phase.living_at = self.placement.holdings.living(), phase.steps
         return replies
 
-    def _raise_failures(self) -> None:
-        """Raises the first thing that went wrong, after all its consequences on other executors have come in."""
-        for lane in self.lanes:
-            lane.link.poll()
+    def _raise_failures(self, answered: Collection[int]) -> None:
+        """Raises the first thing that went wrong, after all its consequences on other executors have come in.
+
+        answered: lanes that have just said that all went well there.
+        """
+        for at, lane in enumerate(self.lanes):
+            if at not in answered and lane.link.stream.kept_frames:
+                lane.link.poll()
         if not any(lane.link.failed for lane in self.lanes) and self._push_failure is None:
             return
         for lane in self.lanes:
@@ -433,8 +454,20 @@ class PoolSession(Session):
         finally:
             self.recorder.lock.release()
 
+    def _settle_pushes(self) -> None:
+        """Waits a little for the answers to pushes whose values may be there already."""
+        until = time.monotonic() + PUSH_ANSWER_S
+        while self.placement.ledger.pushes and time.monotonic() < until:
+            for source in {push.source for push in self.placement.ledger.pushes.values()}:
+                if self.lanes[source].link.lost is None:
+                    self.lanes[source].link.poll()
+            time.sleep(0.0005)
+
     def stats(self) -> Stats:
         with self.recorder.lock:
+            if self.recorder.closed is None:
+                with suppress(RemoraError):  # what went wrong is raised where something is waited for
+                    self._settle_pushes()
             each = [lane.stats() for lane in self.lanes]
             total = each[0]
             for other in each[1:]:
