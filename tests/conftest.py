@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from typing import Any
 
@@ -14,6 +15,9 @@ for name in [
     del os.environ[name]
 _cache = tempfile.TemporaryDirectory(prefix="remora-test-cache-")
 os.environ["REMORA_CACHE"] = _cache.name  # subprocesses of tests inherit it
+
+# One for all processes of a run, since tests are named by it.
+os.environ.setdefault("ZOO_SEED", str(random.SystemRandom().randrange(10_000)))
 
 # No deadline: shared machines stall. Derandomised, so that a red run is red again.
 settings.register_profile("remora", deadline=None, derandomize=True)
