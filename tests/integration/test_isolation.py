@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from executor_process import status_until
+from executor_process import executor_process, status_until
 
 import remora
 from remora.errors import RemoraError
@@ -67,12 +67,12 @@ def test_random_numbers_are_those_of_a_local_program_seeded_alike(connected):
     assert all(map(torch.equal, got, expected))
 
 
-def test_a_session_that_ends_leaves_nothing(executor):
-    before = status_until(executor, lambda status: status.sessions == 0).used_nbytes
-    remora.connect(executor.url)
-    x = torch.ones(1 << 20, device="remora")
-    assert x[5].item() == 1
-    status_until(executor, lambda status: status.used_nbytes >= before + (1 << 22))
-    assert current().grant.principal == "local/user"
-    remora.disconnect()
-    status_until(executor, lambda status: status.used_nbytes <= before and status.sessions == 0)
+def test_a_session_that_ends_leaves_nothing():
+    with executor_process() as own:
+        remora.connect(own.url)
+        x = torch.ones(1 << 20, device="remora")
+        assert x[5].item() == 1
+        status_until(own, lambda status: status.used_nbytes >= 1 << 22)
+        assert current().grant.principal == "local/user"
+        remora.disconnect()
+        status_until(own, lambda status: status.used_nbytes == 0 and status.sessions == 0)
