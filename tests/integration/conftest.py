@@ -1,4 +1,4 @@
-"""One executor for all tests that need no other."""
+"""One executor for all tests that need no other, and two for those about devices."""
 
 from __future__ import annotations
 
@@ -29,6 +29,24 @@ def connected(executor):
 
     remora.connect(executor.url)
     yield remora
+    remora.disconnect()
+
+
+@pytest.fixture(scope="module")
+def executors():
+    """Addresses of two."""
+    with executor_process("--memory", "2GiB") as one, executor_process("--memory", "2GiB") as two:
+        yield [one.url, two.url]
+
+
+@pytest.fixture
+def both(executors):
+    """A session in which each of two executors is a device."""
+    import remora
+
+    remora.connect(executors, placement="explicit")
+    yield
+    torch.remora.set_device(0)
     remora.disconnect()
 
 

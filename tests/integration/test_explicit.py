@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from executor_process import executor_process
 from spread_programs import SpreadProgram
 from test_random_programs import check
 
@@ -21,20 +20,6 @@ from remora.ir.node import Symbol
 
 PROGRAMS = 120
 ZERO, ONE = torch.device("remora", 0), torch.device("remora", 1)
-
-
-@pytest.fixture(scope="module")
-def executors():
-    with executor_process("--memory", "2GiB") as one, executor_process("--memory", "2GiB") as two:
-        yield [one.url, two.url]
-
-
-@pytest.fixture
-def both(executors):
-    remora.connect(executors, placement="explicit")
-    yield
-    torch.remora.set_device(0)
-    remora.disconnect()
 
 
 def peer_bytes() -> int:

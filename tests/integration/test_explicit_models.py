@@ -9,27 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from executor_process import executor_process
 from torch import nn
 
 import remora
 from remora.bench import models
 
 ZERO, ONE = torch.device("remora", 0), torch.device("remora", 1)
-
-
-@pytest.fixture(scope="module")
-def executors():
-    with executor_process("--memory", "2GiB") as one, executor_process("--memory", "2GiB") as two:
-        yield [one.url, two.url]
-
-
-@pytest.fixture
-def both(executors):
-    remora.connect(executors, placement="explicit")
-    yield
-    torch.remora.set_device(0)
-    remora.disconnect()
 
 
 class Halves(nn.Module):

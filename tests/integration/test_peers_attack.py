@@ -306,18 +306,24 @@ def test_the_same_push_twice_makes_one_value(executor):
     asyncio.run(attack())
 
 
+def half_sent(executor, lane, head: bytes, nbytes: int) -> socket.socket:
+    """A push of `nbytes` that stops after 2 MiB."""
+    hanging = socket.create_connection(("127.0.0.1", executor.port))
+    hanging.sendall(
+        f"POST /v1/sessions/{lane.grant.session}/values?header={len(head)} HTTP/1.1\r\nHost: x\r\n"
+        f"X-Remora-Secret: {lane.grant.push_secret}\r\nContent-Length: {len(head) + nbytes}\r\n\r\n".encode()
+        + head
+        + bytes(2 << 20)
+    )
+    return hanging
+
+
 def test_a_second_try_takes_over_from_one_that_hangs(executor):
     async def attack():
         async with lanes(executor.url) as (lane,):
             nbytes = 4 << 20
             head = head_of(nbytes)
-            hanging = socket.create_connection(("127.0.0.1", executor.port))
-            hanging.sendall(
-                f"POST /v1/sessions/{lane.grant.session}/values?header={len(head)} HTTP/1.1\r\nHost: x\r\n"
-                f"X-Remora-Secret: {lane.grant.push_secret}\r\nContent-Length: {len(head) + nbytes}\r\n\r\n".encode()
-                + head
-                + bytes(2 << 20)
-            )
+            hanging = half_sent(executor, lane, head, nbytes)
             await asyncio.sleep(0.3)
             body = struct.pack("<f", 2.0) * (1 << 20)
             assert (await asyncio.to_thread(post, lane, head, body))[0] == 204
@@ -334,13 +340,7 @@ def test_a_session_that_ends_in_the_middle_leaves_nothing(executor):
         async with lanes(executor.url, executor.url) as (lane, _):
             nbytes = 8 << 20
             head = head_of(nbytes)
-            hanging = socket.create_connection(("127.0.0.1", executor.port))
-            hanging.sendall(
-                f"POST /v1/sessions/{lane.grant.session}/values?header={len(head)} HTTP/1.1\r\nHost: x\r\n"
-                f"X-Remora-Secret: {lane.grant.push_secret}\r\nContent-Length: {len(head) + nbytes}\r\n\r\n".encode()
-                + head
-                + bytes(2 << 20)
-            )
+            hanging = half_sent(executor, lane, head, nbytes)
             await asyncio.sleep(0.3)
             assert executor.status().used_nbytes >= nbytes
             await lane.caller.ask("DELETE", "", lane.grant)

@@ -84,6 +84,16 @@ class Step:
         self.metas: list[Any] | None = None
         self.outcome: Any = None
 
+    def path(self) -> list[Step]:
+        """The rows of the segment up to this one, from the first on."""
+        steps: list[Step] = []
+        at: Step | None = self
+        while at is not None and at.node is not None:
+            steps.append(at)
+            at = at.parent
+        steps.reverse()
+        return steps
+
 
 @dataclass(frozen=True)
 class CapturedTemplate:
@@ -276,17 +286,13 @@ class Recorder:
         return [graveyard.popleft() for _ in range(len(graveyard))]
 
     def _template(self, step: Step) -> CapturedTemplate:
-        nodes: list[Node] = []
-        where: list[Provenance | None] = []
-        at: Step | None = step
-        while at is not None and at.node is not None:
-            nodes.append(at.node)
-            where.append(at.where)
-            at = at.parent
-        template = Template(tuple(reversed(nodes)))
+        rows = step.path()
+        template = Template(tuple(row.node for row in rows if row.node is not None))
         known = self._captured.get(template.id)
         index = known.index if known is not None else len(self._captured)
-        captured = CapturedTemplate(template, index, tuple(reversed(where)))  # one template, many places
+        captured = CapturedTemplate(
+            template, index, tuple(row.where for row in rows)
+        )  # one template, many places
         self._captured.setdefault(template.id, captured)
         step.template = captured
         return captured

@@ -100,7 +100,7 @@ class Imagination:
     def run(self, segment: Segment) -> dict[int, Known]:
         """Computes what can be of a segment that was just cut. Returns the kept values that are known, by code."""
         slots = [self._known.get((value.segment, value.code)) for value in segment.slots]
-        rows, steps = self._compiled(segment.captured.template), _steps(segment.step)
+        rows, steps = self._compiled(segment.captured.template), segment.step.path()
         made: dict[tuple[int, int], Known] = {}
         at = 0
         with torch.inference_mode(False), torch.no_grad():
@@ -138,16 +138,6 @@ def _row(node: Node) -> _Row:
         sum(isinstance(arg, Hole) for arg in flat),
         base.startswith(_UNSET),
     )
-
-
-def _steps(last: Step) -> list[Step]:
-    steps: list[Step] = []
-    at: Step | None = last
-    while at is not None and at.node is not None:
-        steps.append(at)
-        at = at.parent
-    steps.reverse()
-    return steps
 
 
 def _computed(

@@ -36,3 +36,10 @@ class Situation:
     @property
     def n_executors(self) -> int:
         return len(self.held_nbytes)
+
+    def rooms_nbytes(self, share: float) -> list[int]:
+        """Per executor, what may still be added until that share of its memory is full; below 0: nothing."""
+        return [
+            int(limit * share) - held
+            for held, limit in zip(self.held_nbytes, self.limits_nbytes, strict=True)
+        ]

@@ -20,7 +20,7 @@ def graph_of(
     segment: Segment, slots: Sequence[Outside], wants: frozenset[tuple[int, int]] = frozenset()
 ) -> Graph:
     """The graph of a segment that was just cut. `slots`: what is known of each value that it reads."""
-    steps = _steps(segment.step)
+    steps = segment.step.path()
     rows = tuple(_row(segment.captured, number, step) for number, step in enumerate(steps))
     keep = frozenset(zip(segment.keep[::2], segment.keep[1::2], strict=True))
     template = segment.captured.template.id.hex()
@@ -105,16 +105,6 @@ def _number(arg: Arg, holes: Iterator[int | float]) -> Any:
 
 def _n_holes(arg: Arg) -> int:
     return sum(map(_n_holes, arg.items)) if isinstance(arg, Items) else isinstance(arg, Hole)
-
-
-def _steps(last: Step) -> list[Step]:
-    steps: list[Step] = []
-    at: Step | None = last
-    while at is not None and at.node is not None:
-        steps.append(at)
-        at = at.parent
-    steps.reverse()
-    return steps
 
 
 def _row(captured: CapturedTemplate, number: int, step: Step) -> Row:

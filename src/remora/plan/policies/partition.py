@@ -28,10 +28,7 @@ def partition(graph: Graph, situation: Situation) -> Mapping[int, int]:
     """
     units = _units(graph, situation)
     for share in (ROOM, 1.0):
-        rooms = [
-            int(limit * share) - held
-            for limit, held in zip(situation.limits_nbytes, situation.held_nbytes, strict=True)
-        ]
+        rooms = situation.rooms_nbytes(share)
         chosen, fits = _filled(units, rooms)
         if fits:
             break

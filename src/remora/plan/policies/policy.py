@@ -55,10 +55,7 @@ class Policy(ABC):
     def home(self, nbytes: int, situation: Situation) -> int:
         """Where an upload goes that nothing has used yet, when it has to go: the first executor with room for it, or
         else the one with most of it."""
-        rooms = [
-            int(limit * ROOM) - held
-            for held, limit in zip(situation.held_nbytes, situation.limits_nbytes, strict=True)
-        ]
+        rooms = situation.rooms_nbytes(ROOM)
         return next((at for at, room in enumerate(rooms) if room >= nbytes), rooms.index(max(rooms)))
 
 

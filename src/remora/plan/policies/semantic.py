@@ -66,10 +66,7 @@ class Semantic(Policy):
 
     def home(self, nbytes: int, situation: Situation) -> int:
         """With what is there already, while there is room; the first of what is there on a clearly faster device."""
-        rooms = [
-            int(limit * ROOM) - held
-            for held, limit in zip(situation.held_nbytes, situation.limits_nbytes, strict=True)
-        ]
+        rooms = situation.rooms_nbytes(ROOM)
         with_room = [executor for executor, room in enumerate(rooms) if room >= nbytes]
         if not with_room:
             return rooms.index(max(rooms))
