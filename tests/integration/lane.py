@@ -45,6 +45,7 @@ class Lane:
         self.caller, self.grant, self.socket = caller, grant, socket
         self.url = str(caller.http._base_url).rstrip("/")
         self.seq = 0
+        self.read = 0
         self.tickets = 0
         self.segment_sites: dict[int, int] = {}
         self.templates = 0
@@ -53,7 +54,7 @@ class Lane:
 
     async def send(self, *messages: Any) -> None:
         self.seq += 1
-        await self.socket.send_bytes(step(self.seq, *messages))
+        await self.socket.send_bytes(step(self.seq, *messages, ack=self.read))
 
     def ticket(self) -> int:
         self.tickets += 1
@@ -69,7 +70,8 @@ class Lane:
                         return message
                     assert not isinstance(message, (Failed, Lost)), message
                 frame = (await self.socket.receive()).data
-                self.got += opened(frame)[2]
+                self.read, _, messages = opened(frame)
+                self.got += messages
 
     async def answer(self, ticket: int, timeout_s: float = ANSWER_S) -> Any:
         return await self.reply(lambda message: getattr(message, "ticket", None) == ticket, timeout_s)

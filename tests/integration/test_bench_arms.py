@@ -12,7 +12,7 @@ from executor_process import run_program
 
 # A process of its own: forks of one that has threads and a session would not be those of the experiment.
 HEAD = """
-import os, sys, time
+import os, signal, sys, time
 import torch
 from remora.bench import arms, links, workloads
 from remora.bench.arms import LOCAL, ONE, Arm, ArmFailed, forked
@@ -61,7 +61,8 @@ with links.executors(1, calibrate=False) as pool, forked([LOCAL, ONE, LOCAL], re
     other.open()
     os.kill(other.pid, 9)
     print(failure(lambda: other.step(0.0)))
-    arms.STEP_S = 0.0001
+    os.kill(local.pid, signal.SIGSTOP)
+    arms.OPEN_S = 0.1
     print(failure(lambda: local.step(0.0)))
 """
     )
@@ -72,7 +73,7 @@ with links.executors(1, calibrate=False) as pool, forked([LOCAL, ONE, LOCAL], re
         "its process is gone: [Errno 32] Broken pipe",
         "its process is gone: [Errno 104] Connection reset by peer",
     )
-    assert third == "no answer to step within 0 s"
+    assert third == "no answer to prepare within 0 s"
 
 
 def test_a_killed_run_leaves_no_process_behind() -> None:
