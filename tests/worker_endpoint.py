@@ -89,9 +89,7 @@ class WorkerEndpoint:
         replies = []
         with torch.inference_mode():
             for message in decode_to_executor(bytes(envelope.messages)):
-                reply = self.session.handle(message)
-                if reply is not None:
-                    replies.append(reply)
+                replies += [reply for reply in self.session.take(message) if reply is not None]
         out = self.stream.send(encode(replies)) if replies else self.stream.ack_frame()
         if self.port is not None:
             self.port.reply(out)

@@ -93,6 +93,7 @@ class EstimatedSession(PoolSession):
         token: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        settings = replace(settings, run_ahead=False)  # nobody is there to run anything
         super().__init__(absent(pool, memory_nbytes), settings, Planner(policy, pool))
         self.pool, self.sources, self.link_text, self._planned = pool, tuple(sources), link, planned
         self.clock = clock
