@@ -22,6 +22,7 @@ from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.transfers import Transfers
+from remora.executor.worker.undo import UndoLog, log_limit_nbytes
 from remora.executor.worker.values import Values, checked_dtype, from_bytes, from_file
 from remora.ir.graph import Template
 from remora.ir.node import Slot
@@ -136,6 +137,7 @@ class WorkerSession:
         self.segments = 0
         self.restrided = [0]
         self.transfers = Transfers(self)
+        self.undo = UndoLog(self.values, device.generators, self, log_limit_nbytes(terms.memory_nbytes))
         self._last_run = 0
         self.templates_nbytes = 0
         self._bound = 0
@@ -255,6 +257,8 @@ class WorkerSession:
         program = defined.programs.get(bound.keep)
         if program is None:
             program = self._compile(defined, bound.keep)
+        if self.undo.active:
+            program = self.undo.guarded(program)
         tensors = self.values.tensors
         missing, lost = None, 0
         slots: list[Any]
@@ -403,6 +407,8 @@ class WorkerSession:
         self.device.flags.set(self, message.setter, message.values)
 
     def _seed(self, message: Seed) -> None:
+        if self.undo.active:
+            self.undo.save_generator(message.generator)
         self.device.generators.seed(self, message.seed, message.generator)
 
     def _save_rng(self, message: SaveRng) -> None:
@@ -419,6 +425,8 @@ class WorkerSession:
     def _load_rng(self, message: LoadRng) -> None:
         if self.failed is None:
             (state,) = self.look_up([message.name])
+            if self.undo.active:
+                self.undo.save_generator(message.generator)
             self.device.generators.restore(self, state.cpu(), message.generator)
 
     def _generator(self, index: int) -> torch.Generator:
@@ -462,6 +470,7 @@ class WorkerSession:
         return facts(self.device.device, message.ticket) if self.failed is None else None
 
     def close(self) -> None:
+        self.undo.close()
         self.values.clear()
         self.device.generators.leave(self)
         self.device.flags.leave(self)
