@@ -42,7 +42,7 @@ def form_of(message: ToExecutor, at: Place) -> tuple[Form, Place] | None:
         segment, ticket = message.segment, message.ticket
         asks = ticket is not None
         holes = message.holes or ()
-        shape = (
+        shape: tuple[Any, ...] = (
             Run,
             segment - at.segment,
             message.site,

@@ -84,9 +84,7 @@ class Lane:
             self.free([(number - distance, row, out) for distance, row, out in groups])
             frees = ()
         stay = frozenset(uploaded()) | site.fixed if new else frozenset()
-        self.say(
-            encode_run(site.memory, number, site.index, names, holes, keep, frees, wants, ticket, stay)
-        )
+        self.say(encode_run(site.memory, number, site.index, names, holes, keep, frees, wants, ticket, stay))
         self._sent[number] = captured
         if len(self._sent) > REMEMBERED_SEGMENTS:
             self._sent.popitem(last=False)

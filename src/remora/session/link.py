@@ -38,6 +38,7 @@ PING_AFTER_S = 2.0  # of silence while waiting
 SILENCE_S = 10.0  # without any sign of life: the link counts as cut
 REFUSED_S = 1.5  # an address where nobody listens any more is given up after this
 REQUEST_TRIES = 4
+FEW_EARLY = 4  # answers ahead of need; with fewer, it looks whether there are more
 PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 T = TypeVar("T")
@@ -130,7 +131,7 @@ class Link:
         Raises:
             SessionLost: the session's state is gone.
         """
-        if self.on_early is not None and not self.early:
+        if self.on_early is not None and len(self.early) < FEW_EARLY:
             self.poll()
         early = self._early(ticket)
         if early is not None:

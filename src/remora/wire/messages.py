@@ -380,7 +380,9 @@ class Undone(msgspec.Struct, frozen=True, array_like=True, tag=10):
     programs: Size
 
 
-ToClient = Values | Done | Failed | Lost | Memory | DeviceFacts | Marked | Pushed | PushFailed | Early | Undone
+ToClient = (
+    Values | Done | Failed | Lost | Memory | DeviceFacts | Marked | Pushed | PushFailed | Early | Undone
+)
 
 # ------------------------------------------------------------------ frames
 

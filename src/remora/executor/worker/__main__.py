@@ -157,14 +157,14 @@ class Worker:
         """Until the front closes the hop."""
         packets = Packets(self.hop)
         while True:
+            while self.run_ahead(packets):
+                pass
             while self.device.marks and packets.quiet(MARKS_EVERY_S):
                 self.tell_marks()
             if self.usage_due and packets.quiet(USAGE_EVERY_S):
                 self.usage()
             while self.device.outbox.kept_nbytes and packets.quiet(SPARE_S):
                 self.device.outbox.drop_spare()
-            while self.run_ahead(packets):
-                pass
             packet = packets.next()
             if packet is None:
                 return

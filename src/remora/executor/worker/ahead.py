@@ -61,9 +61,7 @@ class Ahead:
             yield Undone(self._undo(undone))
         yield self._certain(message, ran, note)
 
-    def _confirmed(
-        self, message: Confirm, note: Callable[[ToExecutor], None]
-    ) -> Iterator[ToClient | None]:
+    def _confirmed(self, message: Confirm, note: Callable[[ToExecutor], None]) -> Iterator[ToClient | None]:
         self._decisions.feedback(message.lead)
         for _ in range(message.count):
             try:
@@ -103,9 +101,6 @@ class Ahead:
         for name in names:
             self._session.values.free(name)
 
-    def close(self) -> None:
-        self._log.close()
-
     # -- before it is said
 
     def coming(self) -> ToExecutor | None:
@@ -120,7 +115,7 @@ class Ahead:
         session, decisions = self._session, self._decisions
         mark, names = self._log.mark(), self._names(message)
         try:
-            answer = session.foresee(message, self._overlay, self._log)
+            answer = session.foresee(message, self._overlay)
         except Exception as error:
             cause = error.cause if isinstance(error, Failure) else error
             if is_fatal(cause):

@@ -23,7 +23,7 @@ from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.transfers import Transfers
-from remora.executor.worker.undo import UndoLog, limit_nbytes
+from remora.executor.worker.undo import UndoLog, log_limit_nbytes
 from remora.executor.worker.values import Values, checked_dtype, from_bytes, from_file
 from remora.ir.graph import Template
 from remora.ir.node import Slot
@@ -122,7 +122,6 @@ class WorkerSession:
     def __init__(self, number: int, terms: SessionTerms, device: Device) -> None:
         self.number = number
         self.principal = terms.principal
-        self.memory_nbytes = terms.memory_nbytes
         self.seed = terms.seed
         self.rng: torch.Tensor | None = None
         self.generators: dict[int, torch.Generator] = {}
@@ -142,6 +141,7 @@ class WorkerSession:
         self.restrided = [0]
         self.transfers = Transfers(self)
         self.ahead: Ahead | None = None
+        self.undo = UndoLog(self.values, device.generators, self, log_limit_nbytes(terms.memory_nbytes))
         self._last_run = 0
         self.templates_nbytes = 0
         self._bound = 0
@@ -272,12 +272,9 @@ class WorkerSession:
     # -- run-ahead
 
     def _run_ahead(self, message: RunAhead) -> None:
-        log = UndoLog(self.values, self.device.generators, self, limit_nbytes(self.memory_nbytes))
-        self.ahead = Ahead(self, message.depth, log)
+        self.ahead = Ahead(self, message.depth, self.undo)
 
-    def foresee(
-        self, message: ToExecutor, overlay: dict[int, SiteMemory], log: UndoLog
-    ) -> list[torch.Tensor] | None:
+    def foresee(self, message: ToExecutor, overlay: dict[int, SiteMemory]) -> list[torch.Tensor] | None:
         """Does what a message that is still to be said asks for; the values that it asks for, if it does.
 
         What ends with it is freed when it is said, and sites are as in `overlay` until then. Raises what went wrong.
@@ -293,7 +290,7 @@ class WorkerSession:
         if (message.slots, message.holes, message.keep) != (None, None, None):
             memory = overlay.setdefault(message.site, memory.copy())
             apply_run(memory, message, defined.template.n_slots, defined.template.holes)
-        self._execute(message.segment, defined, bound_of(memory, message.segment), log)
+        self._execute(message.segment, defined, bound_of(memory, message.segment))
         if message.wants is None:
             return None
         return self.look_up([(message.segment, row, out) for row, out in groups(message.wants, 2)])
@@ -315,15 +312,12 @@ class WorkerSession:
         if self._bound > MAX_BOUND:
             raise MemoryLimit(f"the session's sites bind more than {MAX_BOUND:,} values and numbers")
 
-    def _execute(
-        self, segment: int, defined: _Defined, bound: Bound, log: UndoLog | None = None
-    ) -> None:
-        """log: of what it overwrites."""
+    def _execute(self, segment: int, defined: _Defined, bound: Bound) -> None:
         program = defined.programs.get(bound.keep)
         if program is None:
             program = self._compile(defined, bound.keep)
-        if log is not None:
-            program = log.guarded(program)
+        if self.undo.active:
+            program = self.undo.guarded(program)
         tensors = self.values.tensors
         missing, lost = None, 0
         slots: list[Any]
@@ -476,6 +470,8 @@ class WorkerSession:
         self.device.flags.set(self, message.setter, message.values)
 
     def _seed(self, message: Seed) -> None:
+        if self.undo.active:
+            self.undo.save_generator(message.generator)
         self.device.generators.seed(self, message.seed, message.generator)
 
     def _save_rng(self, message: SaveRng) -> None:
@@ -492,6 +488,8 @@ class WorkerSession:
     def _load_rng(self, message: LoadRng) -> None:
         if self.failed is None:
             (state,) = self.look_up([message.name])
+            if self.undo.active:
+                self.undo.save_generator(message.generator)
             self.device.generators.restore(self, state.cpu(), message.generator)
 
     def _generator(self, index: int) -> torch.Generator:
@@ -535,8 +533,7 @@ class WorkerSession:
         return facts(self.device.device, message.ticket) if self.failed is None else None
 
     def close(self) -> None:
-        if self.ahead is not None:
-            self.ahead.close()
+        self.undo.close()
         self.values.clear()
         self.device.generators.leave(self)
         self.device.flags.leave(self)
