@@ -113,7 +113,11 @@ class Ahead:
     def go(self, message: ToExecutor) -> ToClient | None:
         """Runs what is coming; gives its answer, if it has one that can be sent. Raises only what ends the worker."""
         session, decisions = self._session, self._decisions
-        mark, names = self._log.mark(), self._names(message)
+        names = self._names(message)
+        if not session.values.tensors.keys().isdisjoint(names):  # another executor's, so the prediction is wrong
+            decisions.stop()
+            return None
+        mark = self._log.mark()
         try:
             answer = session.foresee(message, self._overlay)
         except Exception as error:

@@ -288,9 +288,11 @@ class WorkerSession:
         memory = overlay.get(message.site) or self.sites[message.site]
         defined = self.templates[memory.template]
         if (message.slots, message.holes, message.keep) != (None, None, None):
-            memory = overlay.setdefault(message.site, memory.copy())
+            memory = memory.copy()
             apply_run(memory, message, defined.template.n_slots, defined.template.holes)
         self._execute(message.segment, defined, bound_of(memory, message.segment))
+        if memory is not self.sites[message.site]:
+            overlay[message.site] = memory
         if message.wants is None:
             return None
         return self.look_up([(message.segment, row, out) for row, out in groups(message.wants, 2)])
