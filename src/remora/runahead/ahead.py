@@ -106,6 +106,7 @@ class RunningAhead(Generic[T]):
     def _confirm(self) -> Ran[T] | None:
         if not self.unconfirmed:
             self._stopped = False  # the client went beyond what made it stop
+            self._cursor = None
             return None
         ran = self.unconfirmed.popleft()
         self._programs -= ran.ends

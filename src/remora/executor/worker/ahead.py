@@ -114,7 +114,9 @@ class Ahead:
         """Runs what is coming; gives its answer, if it has one that can be sent. Raises only what ends the worker."""
         session, decisions = self._session, self._decisions
         names = self._names(message)
-        if not session.values.tensors.keys().isdisjoint(names):  # another executor's, so the prediction is wrong
+        if any(
+            name in session.values.tensors for name in names
+        ):  # another executor's: the prediction is wrong
             decisions.stop()
             return None
         mark = self._log.mark()
