@@ -144,6 +144,21 @@ def test_an_index_that_changes_afterwards_is_remembered(session, play):
     assert at.tolist() == [1, 2]
 
 
+def test_an_index_written_while_nothing_was_to_be_undone_is_saved_anew(session, play):
+    t, at = play.value(torch.arange(40.0)), play.value(torch.tensor([1, 2]))
+    fill = Node("aten.index_fill_.int_Scalar", (Slot(0), INT, Slot(1), INT))
+    session.undo.forget(session.undo.mark())
+    mark = session.undo.mark()
+    play.run(fill, slots=[t, at], holes=[0, -1])
+    session.undo.forget(mark)
+    at.add_(5)
+    first = t.clone()
+    mark = session.undo.mark()
+    play.run(fill, slots=[t, at], holes=[0, -1])
+    session.undo.back_to(mark)
+    assert torch.equal(t, first)
+
+
 def test_optimizers_and_running_statistics(session, play):
     tensors = [play.value(torch.randn(6)) for _ in range(4)] + [play.value(torch.zeros(())) for _ in range(2)]
     x = play.value(torch.randn(3, 6))
