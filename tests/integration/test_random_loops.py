@@ -13,8 +13,10 @@ import random
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,11 +46,12 @@ class Eager(WorkerEndpoint):
     def __init__(self, folder: Path, rng: random.Random) -> None:
         super().__init__(folder)
         self.rng = rng
+        self.drawn = torch.default_generator.get_state()
 
     def step(self, frame: bytes) -> None:
-        super().step(frame)
-        ahead = getattr(self.session, "ahead", None)
-        with torch.inference_mode():
+        with self.apart(), torch.inference_mode():
+            super().step(frame)
+            ahead = getattr(self.session, "ahead", None)
             for _ in range(self.rng.choice((0, 0, 1, 2, 3, 8, 40)) if ahead is not None else 0):
                 coming = ahead.coming()
                 if coming is None:
@@ -58,6 +61,16 @@ class Eager(WorkerEndpoint):
                     out = self.stream.send(encode([early]))
                     if self.port is not None:
                         self.port.reply(out)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """The default generator is the executor's: a client that shares the process seeds its own."""
+        generator = torch.default_generator
+        clients = generator.get_state()
+        generator.set_state(self.drawn)
+        yield
+        self.drawn = generator.get_state()
+        generator.set_state(clients)
 
 
 def late(rng: random.Random) -> list[Fault]:
@@ -90,10 +103,12 @@ def seed(record_property):
 
 @pytest.mark.parametrize("faults", [none, late, cut])
 @pytest.mark.parametrize("run_ahead", [True, False])
-def test_random_loops_are_equal_to_the_cpu(run_ahead, faults, seed, record_property):
+def test_random_loops_are_equal_to_the_cpu(run_ahead, faults, seed):
     share = LOOPS * (3 if run_ahead else 1) // 12 + 1
     for first in range(0, share, PER_SESSION):
         rng = random.Random(f"{seed} {first} {faults.__name__}")
+        loops = [Loop(seed * 10_000 + n) for n in range(first, min(share, first + PER_SESSION))]
+        all_expected = [run(loop, "cpu") for loop in loops]  # before, as the session has a thread of its own
         with tempfile.TemporaryDirectory() as folder:
             chosen = {"run_ahead": run_ahead} if HAS_RUN_AHEAD else {}
             inner = InProcessTransport(Eager(Path(folder), rng))
@@ -101,8 +116,8 @@ def test_random_loops_are_equal_to_the_cpu(run_ahead, faults, seed, record_prope
             session = open_on(transport, ClientSettings(grace_s=60.0, **chosen))
             session.link.notice = lambda text: None
             try:
-                for n in range(first, min(share, first + PER_SESSION)):
-                    check(Loop(seed * 10_000 + n), unforeseen(rng))
+                for loop, expected in zip(loops, all_expected, strict=True):
+                    check(loop, expected, unforeseen(rng))
             finally:
                 remora.disconnect()
 
@@ -110,7 +125,8 @@ def test_random_loops_are_equal_to_the_cpu(run_ahead, faults, seed, record_prope
 def test_random_loops_on_a_real_executor(connected, seed):
     rng = random.Random(seed)
     for n in range(REAL_LOOPS):
-        check(Loop(seed * 10_000 + 9_999 - n), unforeseen(rng))
+        loop = Loop(seed * 10_000 + 9_999 - n)
+        check(loop, run(loop, "cpu"), unforeseen(rng))
 
 
 def unforeseen(rng: random.Random) -> Callable[[int], None]:
@@ -130,14 +146,17 @@ def unforeseen(rng: random.Random) -> Callable[[int], None]:
     return pause
 
 
-def check(loop: Loop, pause: Callable[[int], None]) -> None:
+def run(loop: Loop, device: str, pause: Callable[[int], None] = lambda step: None) -> list[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = loop.run("cpu")
         try:
-            found = loop.run("remora", pause)
+            return loop.run(device, pause)
         except Exception as error:
             raise AssertionError(f"loop {loop.seed}: {error!r}\n{loop.source}") from error
+
+
+def check(loop: Loop, expected: list[Any], pause: Callable[[int], None]) -> None:
+    found = run(loop, "remora", pause)
     for n, (a, b) in enumerate(zip(expected, found, strict=False)):
         assert repr(b) == repr(a), f"loop {loop.seed}: what it saw as number {n}\n{loop.source}"
     assert len(found) == len(expected), f"loop {loop.seed}\n{loop.source}"
