@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-MAX_STEPS = 14
+MAX_STEPS = 22
 
 BEFORE = {
     "w": "w = torch.randn(8, 8, device=device)",
@@ -49,9 +49,7 @@ CONSTANTS = (
     "h = h + i",
     "h = h * 0.5 + 0.25 * i",
     "h = h.roll(i, 1)",
-    "h = h + 0.9 ** i",
     "h = h - torch.arange(i, i + 8, device=device)",
-    "h = h + h.narrow(1, i % 8, 1)",
     "h = h - torch.full((4, 8), 2.0 - i, device=device)",
     "c += 1 if i < {step} else 3; h = h * c",
     "h = h + w[i % {period} :][:1]",
@@ -62,7 +60,6 @@ IN_PLACE = (
     "acc.mul_(0.5).add_(h, alpha=0.25)",
     "acc.t()[{n}] = i",
     "acc[{n} - 1] = h[0]; h = h + acc",
-    "acc[:, i % 8 : i % 8 + 2] = {n}",
     "torch._foreach_mul_([acc, h], 0.9)",
     "torch.add(h, acc, out=acc)",
     "acc[h > 0] = 0.5",
@@ -72,12 +69,10 @@ IN_PLACE = (
     "acc.index_add_(0, torch.tensor([{n}, {n}], device=device), h[:2])",
     "acc.copy_(h); h = h + row",
     "h.neg_(); h += 1",
-    "buf.resize_(2 + i).fill_(i); h = h + buf[0]",
 )
 CACHES = (
     "cache[:, i] = h[:2]; h = h + cache[0, : i + 1].sum(0)",
-    "cache.index_copy_(1, torch.tensor([i], device=device), h[:2].unsqueeze(1)); h = h + cache.mean(1)[1]",
-    "cache.index_copy_(1, at, h[:2, None]); at += 1; h[:2] += cache[:, {n}]",
+    "cache.index_copy_(1, at, h[:2, None]); at.add_(1).remainder_(32); h[:2] += cache[:, {n}]",
     "cache[0, i:] = 0; cache[1, :i] *= 0.5",
     "k = torch.cat([k, h[None, :1]], 1); h = h + torch.nn.functional.scaled_dot_product_attention(h[None], k, k)[0]",
     "k = torch.cat([k, h[None, :2]], 1); tail = k[:, -1]; h = h - tail",
@@ -93,10 +88,6 @@ DRAWS = (
     "row.uniform_(-1, 1)",
     "h = h + torch.multinomial(torch.ones(4, 8, device=device), 1, generator=g)",
     "h = h - torch.bernoulli(h.sigmoid())",
-    "torch.manual_seed(i)",
-    "g.manual_seed({n})",
-    "state = g.get_state(); h = h * torch.rand(1, device=device, generator=g)",
-    "g.set_state(state); h = h + torch.rand(8, device=device, generator=g)",
 )
 SYNCS = (
     "seen.append(h.sum().item())",
@@ -114,19 +105,29 @@ SYNCS = (
     "seen.append(len(h[0].nonzero()))",
     "seen.append(k.shape[1]); seen.append(k.sum().item())",
 )
-UPLOADS = (
-    "h = h + torch.tensor([float(i), 1.5, *[0.0] * 6], device=device)",
-    "h = h + torch.nn.functional.embedding(torch.tensor([[i % 5]], device=device), w)[0]",
-    "h = h + torch.ones(4, 8).mul(i).to(device)",
-    "h = h * torch.tensor(len(seen), device=device).cos()",
-    "h = h + torch.full((20_000,), float(i % {period})).to(device)[:8]",
-)
 HELD = (
     "held.append(h); held[:] = held[-3:]; h = h + held[0]",
     "views.append(acc[{n}]); views[:] = views[-{period}:]",
     "turned.append(h.t()); h = h + turned.pop(0).t()",
     "views.append(cache[:, i]); views[:] = views[-2:]; h[:2] += views[0]",
     "t = h * 2; u = t.view(-1); del t; h = h + u[{n}]; del u",
+)
+# What no step tells of the next: uploads, seeds, numbers that change by no fixed step, memory that grows.
+SUDDEN = (
+    "h = h + 0.9 ** i",
+    "h = h + h.narrow(1, i % 8, 1)",
+    "acc[:, i % 8 : i % 8 + 2] = {n}",
+    "buf.resize_(2 + i).fill_(i); h = h + buf[0]",
+    "cache.index_copy_(1, torch.tensor([i], device=device), h[:2].unsqueeze(1)); h = h + cache.mean(1)[1]",
+    "torch.manual_seed(i)",
+    "g.manual_seed({n})",
+    "state = g.get_state(); h = h * torch.rand(1, device=device, generator=g)",
+    "g.set_state(state); h = h + torch.rand(8, device=device, generator=g)",
+    "h = h + torch.tensor([float(i), 1.5, *[0.0] * 6], device=device)",
+    "h = h + torch.nn.functional.embedding(torch.tensor([[i % 5]], device=device), w)[0]",
+    "h = h + torch.ones(4, 8).mul(i).to(device)",
+    "h = h * torch.tensor(len(seen), device=device).cos()",
+    "h = h + torch.full((20_000,), float(i % {period})).to(device)[:8]",
 )
 BRANCHES = (
     "if h.mean().item() > 0.1:\n    {line}\nelse:\n    h = h - 0.125",
@@ -146,7 +147,7 @@ BRANCHES = (
     "    seen.append('KeyError')",
     "loss = (h.detach() @ p).square().mean(); loss.backward(); opt.step(); opt.zero_grad()\nseen.append(loss.item())",
 )
-LINES = (COMPUTE, CONSTANTS, IN_PLACE, IN_PLACE, CACHES, CACHES, DRAWS, UPLOADS, HELD)
+LINES = (COMPUTE, CONSTANTS, IN_PLACE, IN_PLACE, CACHES, CACHES, DRAWS, HELD)
 
 
 class Loop:
@@ -155,10 +156,12 @@ class Loop:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.rng = rng = random.Random(seed)
-        self.steps = rng.randint(5, MAX_STEPS)
+        self.steps = rng.randint(6, MAX_STEPS)
         body = [rng.choice(COMPUTE)]
         for _ in range(rng.randint(1, 4)):
-            body.append(self._branch() if rng.random() < 0.3 else self._line())
+            body.append(self._branch() if rng.random() < 0.25 else self._line())
+        if rng.random() < 0.4:
+            body.append(self._sudden())
         body.insert(rng.randint(0, len(body)), self._fill(rng.choice(SYNCS)))
         body.append("h = h.nan_to_num(0.0, 1.0, -1.0).clamp(-4, 4)")
         self.source = self._source("\n".join(body).split("\n"))
@@ -172,6 +175,10 @@ class Loop:
 
     def _line(self) -> str:
         return self._fill(self.rng.choice(self.rng.choice(LINES)))
+
+    def _sudden(self) -> str:
+        line = self._fill(self.rng.choice(SUDDEN))
+        return line if self.rng.random() < 0.3 else self._fill(f"if i == {{step}}:\n    {line}")
 
     def _branch(self) -> str:
         return self._fill(self.rng.choice(BRANCHES))

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -31,6 +32,8 @@ from remora.session.connect import open_on
 from remora.transport.faulty import Delay, Fault, FaultyTransport, Way, random_script
 from remora.transport.inprocess import InProcessTransport
 from remora.wire.codec import encode
+from remora.wire.limits import PROTOCOL
+from remora.wire.messages import Grant, OpenSession
 from worker_endpoint import WorkerEndpoint
 
 LOOPS = int(os.environ.get("RANDOM_LOOPS") or 150)
@@ -47,6 +50,9 @@ class Eager(WorkerEndpoint):
         super().__init__(folder)
         self.rng = rng
         self.drawn = torch.default_generator.get_state()
+
+    def open(self, wants: OpenSession) -> Grant:
+        return msgspec.structs.replace(super().open(wants), protocol=PROTOCOL)
 
     def step(self, frame: bytes) -> None:
         with self.apart(), torch.inference_mode():
@@ -92,6 +98,8 @@ def impatient(monkeypatch):
     monkeypatch.setattr(link, "PING_AFTER_S", 0.01)
     monkeypatch.setattr(link, "SILENCE_S", 0.1)
     monkeypatch.setattr(link, "to_stderr", lambda address: lambda text: None)
+    if HAS_RUN_AHEAD:  # it would stop believing a client that never does anything for long
+        monkeypatch.setattr("remora.runahead.predictor.MAX_REPEATS", 2)
 
 
 @pytest.fixture
