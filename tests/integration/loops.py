@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-MAX_STEPS = 22
+MAX_STEPS = 18
 
 BEFORE = {
     "w": "w = torch.randn(8, 8, device=device)",

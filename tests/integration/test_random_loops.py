@@ -100,6 +100,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(link, "to_stderr", lambda address: lambda text: None)
     if HAS_RUN_AHEAD:  # it would stop believing a client that never does anything for long
         monkeypatch.setattr("remora.runahead.predictor.MAX_REPEATS", 2)
+        monkeypatch.setattr("remora.runahead.depth.FIRST_DEPTH", 8)  # replies cost no time here
 
 
 @pytest.fixture
