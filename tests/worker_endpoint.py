@@ -124,7 +124,7 @@ class _Port:
 
 
 class _Blobs(dict):
-    """Stored bytes; what is put is offered to the session at once."""
+    """Stored bytes; what is put, or read for a proof, is offered to the session at once."""
 
     def __init__(self, endpoint: WorkerEndpoint) -> None:
         super().__init__()
@@ -132,6 +132,14 @@ class _Blobs(dict):
 
     def __setitem__(self, digest: str, data: Any) -> None:
         super().__setitem__(digest, data)
+        (self.endpoint.folder / digest).write_bytes(data)
+        self._offer(digest, len(data))
+
+    def __getitem__(self, digest: str) -> Any:
+        data = super().__getitem__(digest)
+        self._offer(digest, len(data))
+        return data
+
+    def _offer(self, digest: str, nbytes: int) -> None:
         path = self.endpoint.folder / digest
-        path.write_bytes(data)
-        self.endpoint.session.allow_blob(BlobFile(bytes.fromhex(digest), str(path), len(data), 1))
+        self.endpoint.session.allow_blob(BlobFile(bytes.fromhex(digest), str(path), nbytes, 1))

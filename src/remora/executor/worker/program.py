@@ -191,7 +191,10 @@ class _Compiler:
         ]
         instructions = _with_drops(steps, {at for _, _, at in keep}, self.first_constant, base)
         return Program(
-            tuple(replace(step, writes=self.writes.get(at)) for at, step in enumerate(instructions)),
+            tuple(
+                replace(step, writes=self.writes[at]) if at in self.writes else step
+                for at, step in enumerate(instructions)
+            ),
             tuple(self.constants),
             base - self.next_virtual,
             keep,

@@ -24,7 +24,11 @@ from remora.executor.worker.writes import Part, Write
 
 MAX_NBYTES = 1 << 30
 _aten = torch.ops.aten
-# Bytes are saved as integers of their size: copied as they are, never read as numbers or conjugated.
+# Of other dtypes, bytes are saved as integers of their size: a bool would become 0 or 1, a complex its conjugate.
+_COPIED_AS_THEY_ARE = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+)
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -171,21 +175,20 @@ class UndoLog:
     def _save_region(
         self, tensor: torch.Tensor, storage: int, part: Part | None, items: tuple[Any, ...]
     ) -> None:
-        layer, strides = self._layers[-1], tensor.stride()
-        # what a stride of 0 repeats is there once
-        shape = tuple(1 if not step else size for size, step in zip(tensor.shape, strides, strict=True))
-        region = (
-            storage,
-            tensor.storage_offset() * tensor.element_size(),
-            shape,
-            strides,
-            tensor.element_size(),
-        )
+        layer, shape, strides = self._layers[-1], tensor.shape, tensor.stride()
+        repeats = 0 in strides
+        if repeats:  # what a stride of 0 repeats is there once
+            shape = tuple(size if step else 1 for size, step in zip(shape, strides, strict=True))
+        region = (storage, tensor.storage_offset(), shape, strides, tensor.dtype.itemsize)
         if region in layer.saved:
             return
-        memory = torch.empty(0, dtype=_WORDS.get(tensor.element_size(), tensor.dtype), device=tensor.device)
-        memory.set_(tensor.untyped_storage(), tensor.storage_offset(), shape, strides)
-        if part is not None and shape == tensor.shape and self._save_part(memory, part, items):
+        memory = tensor
+        if repeats or tensor.is_neg() or tensor.dtype not in _COPIED_AS_THEY_ARE:
+            memory = torch.empty(
+                0, dtype=_WORDS.get(tensor.dtype.itemsize, tensor.dtype), device=tensor.device
+            )
+            memory.set_(tensor.untyped_storage(), tensor.storage_offset(), shape, strides)
+        if part is not None and not repeats and self._save_part(memory, part, items):
             return
         self._make_room(memory.nbytes)
         layer.puts.append((torch.Tensor.copy_, (memory, memory.clone())))
