@@ -7,7 +7,6 @@ runs so many loops; a failing test prints the one loop.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import sys
@@ -40,7 +39,6 @@ LOOPS = int(os.environ.get("RANDOM_LOOPS") or 150)
 REAL_LOOPS = 40  # through a real executor
 PER_SESSION = 50
 FRAMES = 6000  # of a session, at most
-HAS_RUN_AHEAD = "run_ahead" in {field.name for field in dataclasses.fields(ClientSettings)}
 
 
 class Eager(WorkerEndpoint):
@@ -57,7 +55,7 @@ class Eager(WorkerEndpoint):
     def step(self, frame: bytes) -> None:
         with self.apart(), torch.inference_mode():
             super().step(frame)
-            ahead = getattr(self.session, "ahead", None)
+            ahead = self.session.ahead
             for _ in range(self.rng.choice((0, 0, 1, 2, 3, 8, 40)) if ahead is not None else 0):
                 coming = ahead.coming()
                 if coming is None:
@@ -98,9 +96,13 @@ def impatient(monkeypatch):
     monkeypatch.setattr(link, "PING_AFTER_S", 0.01)
     monkeypatch.setattr(link, "SILENCE_S", 0.1)
     monkeypatch.setattr(link, "to_stderr", lambda address: lambda text: None)
-    if HAS_RUN_AHEAD:  # it would stop believing a client that never does anything for long
-        monkeypatch.setattr("remora.runahead.predictor.MAX_REPEATS", 2)
-        monkeypatch.setattr("remora.runahead.depth.FIRST_DEPTH", 8)  # replies cost no time here
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Both ends are in this process, and go on believing a client that never does anything for long."""
+    monkeypatch.setattr("remora.runahead.predictor.MAX_REPEATS", 2)
+    monkeypatch.setattr("remora.runahead.depth.FIRST_DEPTH", 8)  # replies cost no time here
 
 
 @pytest.fixture
@@ -112,6 +114,7 @@ def seed(record_property):
 
 @pytest.mark.parametrize("faults", [none, late, cut])
 @pytest.mark.parametrize("run_ahead", [True, False])
+@pytest.mark.usefixtures("patient")
 def test_random_loops_are_equal_to_the_cpu(run_ahead, faults, seed):
     share = LOOPS * (3 if run_ahead else 1) // 12 + 1
     for first in range(0, share, PER_SESSION):
@@ -119,10 +122,9 @@ def test_random_loops_are_equal_to_the_cpu(run_ahead, faults, seed):
         loops = [Loop(seed * 10_000 + n) for n in range(first, min(share, first + PER_SESSION))]
         all_expected = [run(loop, "cpu") for loop in loops]  # before, as the session has a thread of its own
         with tempfile.TemporaryDirectory() as folder:
-            chosen = {"run_ahead": run_ahead} if HAS_RUN_AHEAD else {}
             inner = InProcessTransport(Eager(Path(folder), rng))
             transport = FaultyTransport(inner, faults(rng), lambda s: None)
-            session = open_on(transport, ClientSettings(grace_s=60.0, **chosen))
+            session = open_on(transport, ClientSettings(grace_s=60.0, run_ahead=run_ahead))
             session.link.notice = lambda text: None
             try:
                 for loop, expected in zip(loops, all_expected, strict=True):

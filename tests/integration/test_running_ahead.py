@@ -71,13 +71,11 @@ def test_what_was_done_too_much_in_place_is_undone(run_ahead):
 def test_a_branch_that_is_taken_once(run_ahead):
     def loop(device):
         x, seen = torch.zeros(3, device=device), []
-        for at in range(2 * STEPS):
+        for _ in range(2 * STEPS):
             x += 1
             if (x[0] == STEPS).item():
                 x *= 2
                 seen.append(x.tolist())
-            if at % 7 == 6:
-                seen.append(float(x.sum()))
         return seen, x.tolist()
 
     same(loop, run_ahead=run_ahead)
@@ -135,7 +133,7 @@ def test_an_error_that_only_the_coming_steps_have_is_raised_by_the_step_that_has
                 seen.append(table.index_select(0, at).sum().item())
                 at += 1
         except (IndexError, RuntimeError) as error:
-            assert "out of range" in str(error)
+            seen.append("out of range" in str(error))
         return seen, at.tolist()
 
     expected = loop("cpu")

@@ -78,11 +78,13 @@ def test_a_period_of_two_programs():
     assert taken(predictor, [stream.run(0), stream.run(1, asks=True), stream.run(2, asks=True)]) == [SAME] * 3
 
 
-def test_zeros_of_another_sign_are_other_numbers():
+def test_numbers_are_compared_by_their_bits():
     one, other = Run(1, 0, holes=(0, 0.0)), Run(1, 0, holes=(0, -0.0))
     assert one == other
     assert not are_one(one, other)
-    assert str(continued((0.0,), (-0.0,))) == str((-0.0 + (-0.0 - 0.0),))
+    nan = float("nan")
+    assert are_one(Run(1, 0, holes=(0, nan)), Run(1, 0, holes=(0, float("nan"))))
+    assert str(continued((nan, 1, 0.0), (float("nan"), 3, -0.0))) == "(nan, 5, -0.0)"
 
 
 def test_bytes_that_change_are_never_predicted():

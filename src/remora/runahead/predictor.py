@@ -2,7 +2,8 @@
 
 A program is the messages up to a question. Once a number of programs in a row repeat what came a period before them,
 the coming messages are known, one after another, until one differs. The ends agree on every prediction and on the
-count of broken ones, the epoch, without a word, since both are functions of the messages alone.
+count of broken ones, the epoch, without a word, since both are functions of the messages alone: what is written here,
+numbers too, is part of the protocol.
 """
 
 from __future__ import annotations
