@@ -28,7 +28,7 @@ def same(loop, *, speculates=True, run_ahead=True):
     assert loop("remora") == expected
     spent = remora.stats() - before
     if run_ahead and speculates:
-        assert spent.confirmed >= STEPS // 2
+        assert spent.confirmed >= STEPS // 8
     elif not run_ahead or not speculates:
         assert spent.confirmed == 0
     return spent
