@@ -112,6 +112,14 @@ def test_a_pool_that_is_too_small_says_the_arithmetic():
     assert "missing" in text
 
 
+def test_what_has_to_get_somewhere_leaves_room_there_for_what_is_computed():
+    """All on the faster executor would take 9 MB there: of 10 that fits, but is more than uploads may fill."""
+    owners = (None, None, None, 1)
+    for limit, executor in ((11 * MB, 0), (10 * MB, 1)):
+        wish = place("semantic", owners, limit=limit, held=(3 * MB, 4 * MB), rates=(1000, 1))
+        assert set(wish.executors) == {executor}
+
+
 def test_split_puts_the_cache_and_its_attention_on_the_last():
     assert place("split", (0,) * 4, rates=(1, 1, 1)).executors == (0, 0, 0, 2, 2, 0)
 

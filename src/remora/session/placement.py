@@ -7,12 +7,10 @@ for a template, a size and a whereabouts of its inputs.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from remora.capture.recorder import Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
@@ -36,27 +34,13 @@ from remora.session.graphs import (
 from remora.session.holdings import Holdings, Key, Place, Storage
 from remora.session.lane import Lane
 from remora.session.ledger import UNUSED, Ledger
+from remora.session.pinned import Pinned, Upload
 from remora.session.plans import UNKNOWN, Plan, Use, plan_of
-from remora.wire.messages import Adopt, Await, Mark, Push, Put
+from remora.wire.messages import Await, Mark, Push
 
 Name = tuple[int, int, int]
 SETTLED = 16  # runs of a plan after which they teach nothing new about what it reads
 MAX_PLANS = 512  # the oldest goes first, and is made again if it is needed
-PINNED_NBYTES = (
-    256 << 20
-)  # of uploads that wait for their first use; they are copies, since the program may write on
-
-
-@dataclass(frozen=True)
-class Upload:
-    """Bytes of the client that no executor has yet. digest: None for what is small enough to go in a message.
-    nbytes: that they weigh; where nothing is computed, `data` is empty."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-    digest: bytes | None
-    nbytes: int
 
 
 class Placement:
@@ -86,9 +70,7 @@ class Placement:
         self._graphs_before = 0  # this program
         self._number, self._renumber = number, renumber
         self._captured = itertools.count(-1, -1)
-        self._uploads: dict[int, Upload] = {}  # oldest first
-        self._pinned_nbytes = 0
-        self._bulk: deque[tuple[Lane, int, bytes, memoryview]] = deque()
+        self.pinned = Pinned(lanes, self.holdings, self.ledger)
         self._gates: dict[bytes, tuple[int, ...]] = {}
         self._unknown: set[Key] = set()  # values whose shape nobody had described when they were made
         self._refused: dict[Key, PlanError] = {}  # values of segments that could not be placed
@@ -97,12 +79,10 @@ class Placement:
 
     def uploaded(self, segment: int, upload: Upload, facts: Facts) -> None:
         """The client has a value; it goes where it is used first, or when too much waits."""
-        self._uploads[segment] = upload
-        self._pinned_nbytes += upload.nbytes
-        self.holdings.uploaded((segment, 0), facts)
+        self.pinned.add(segment, upload, facts)
         try:
-            while self._pinned_nbytes > PINNED_NBYTES:
-                self._bind_somewhere(next(iter(self._uploads)))
+            while self.pinned.is_full:
+                self._bind_somewhere(self.pinned.oldest)
         except PlanError:
             self.free([(segment, 0)])  # nobody will hear of it
             raise
@@ -124,7 +104,7 @@ class Placement:
         """Makes sure that an executor has a value."""
         place = self._place(key)
         if place.storage.owner is None:
-            self._bind(key[0], executor)
+            self.pinned.bind(key[0], executor)
         elif executor not in place.homes:
             kinds = Counter({place.meaning.residency or "": place.facts.nbytes})
             self._push(self.home(key), executor, [_name(key)], kinds)
@@ -153,19 +133,7 @@ class Placement:
                 f"{sum(situation.held_nbytes):,} of {sum(situation.limits_nbytes):,}; add an executor, or give them "
                 "more --memory"
             )
-        self._bind(segment, home)
-
-    def _bind(self, segment: int, executor: int) -> None:
-        """Sends an upload to the executor that owns it from then on."""
-        upload, lane = self._uploads.pop(segment), self.lanes[executor]
-        self.ledger.uploads(segment, executor, upload.nbytes, upload.digest is not None)
-        self._pinned_nbytes -= upload.nbytes
-        if upload.digest is None:
-            lane.post(Put(segment, upload.dtype, upload.shape, upload.data), upload.nbytes)
-        else:
-            self._bulk.append((lane, segment, upload.digest, memoryview(upload.data)))
-            lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
-        self.holdings.arrived((segment, 0), executor)
+        self.pinned.bind(segment, home)
 
     def returned(self, value: Value, executor: int, nbytes: int) -> None:
         """The client got a value's bytes."""
@@ -177,27 +145,6 @@ class Placement:
         """A sync is asked for. A program of nothing is none."""
         self.programs += self.graphs > self._graphs_before
         self._graphs_before = self.graphs
-
-    @property
-    def waiting_nbytes(self) -> int:
-        """Of uploads that no executor has yet."""
-        return self._pinned_nbytes
-
-    @property
-    def has_bulk(self) -> bool:
-        """Whether bytes have to go before the messages that name them."""
-        return bool(self._bulk)
-
-    def send_bulk(self) -> None:
-        """Sends the bytes of uploads that were bound. May be interrupted, and goes on then when it is called again."""
-        while self._bulk:
-            lane, segment, digest, data = self._bulk[0]
-            sent_nbytes, started_s = lane.uploads.sent_nbytes, time.perf_counter()
-            lane.link.persist(functools.partial(lane.uploads.ensure, digest, data))
-            took_s = time.perf_counter() - started_s
-            self.ledger.sent(segment, lane.uploads.sent_nbytes - sent_nbytes, took_s)
-            lane.uploads.adopted(segment, digest)
-            self._bulk.popleft()
 
     # -- segments
 
@@ -225,7 +172,7 @@ class Placement:
             raise
         for slot, executor in plan.moves:
             if places[slot].storage.owner is None:
-                self._bind(keys[slot][0], executor)
+                self.pinned.bind(keys[slot][0], executor)
             else:
                 self._move(places[slot].storage, executor)
         if plan.draws is not None:
@@ -350,7 +297,7 @@ class Placement:
                     continue
                 owner = place.storage.owner
                 if owner is None:
-                    self._bind(key[0], target)
+                    self.pinned.bind(key[0], target)
                     continue
                 source, name = owner if owner in place.homes else min(place.homes), _name(key)
                 nbytes = place.facts.nbytes
@@ -434,12 +381,9 @@ class Placement:
 
     def _end(self, keys: Sequence[Key]) -> list[tuple[int, Key]]:
         self._unknown.difference_update(keys)
-        if self._uploads or self._refused:
-            for key in keys:
-                upload = self._uploads.pop(key[0], None)
-                self._refused.pop(key, None)
-                if upload is not None:
-                    self._pinned_nbytes -= upload.nbytes
+        for key in keys if self._refused else ():
+            self._refused.pop(key, None)
+        self.pinned.ended(keys)
         if self.ledger.uploading:
             for number, _ in keys:
                 self.ledger.used(number, UNUSED)
@@ -463,7 +407,7 @@ class Placement:
             tuple([lane.grant.memory_nbytes for lane in self.lanes]),
             tuple([lane.link.stream.kept_frames for lane in self.lanes]),
             self.programs,
-            self._pinned_nbytes,
+            self.pinned.nbytes,
             self.generators,
             random=random,
             pool=self.planner.pool,

@@ -175,9 +175,10 @@ def _most(nbytes: Counter[int]) -> int:
 
 
 def _has_room(option: Option, situation: Situation) -> bool:
-    """Whether what is computed on the way holds too, beside what lives on."""
+    """Whether what is computed on the way holds too, beside what lives on; where something has to get first, room for
+    what is computed later is left, as it is when the plan is used again."""
     return all(
-        needed.peak_nbytes <= limit
+        needed.peak_nbytes <= limit and (not needed.missing_nbytes or needed.lasting_nbytes <= ROOM * limit)
         for needed, limit in zip(option.needs, situation.limits_nbytes, strict=True)
     )
 
