@@ -57,6 +57,7 @@ class PoolSession(Given):
             self.lanes, planner, recorder.number, recorder.renumber, lambda: next(self._tickets)
         )
         self._indexed = planner.policy.indexed
+        self._generators = {0}
         self._peer_nbytes = 0
         self._push_failure: PushFailed | None = None
         self._watching = False
