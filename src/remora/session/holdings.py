@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from remora.ir.annotated import NOTHING, Facts, Meaning, Outside
 from remora.ir.node import Node
@@ -17,13 +19,13 @@ Key = tuple[int, int]
 """A value's name: segment, and row and output in one number (capture/value.py)."""
 
 
-@dataclass(slots=True)
-class Storage:
-    """Memory that some values share. owner: the executor where it is written; None: an upload that is on none yet."""
+class Storage(msgspec.Struct, eq=False, gc=False):
+    """Memory that some values share. owner: the executor where it is written; None: an upload that is on none yet.
+    A Struct, as Place is, for one is made for each value that lives on."""
 
     number: int
     owner: int | None
-    names: set[Key] = field(default_factory=set)
+    names: set[Key]
     written: bool = False
 
 
@@ -35,8 +37,7 @@ def alone(executor: int) -> frozenset[int]:
     return _ALONE[executor] if executor < len(_ALONE) else frozenset({executor})
 
 
-@dataclass(slots=True)
-class Place:
+class Place(msgspec.Struct, eq=False, gc=False):
     """A value. homes: executors that hold it. made_by, made_in: the row that made it, and its template; None and '':
     it was uploaded. use, row: where in the program that was."""
 
@@ -87,12 +88,16 @@ class Made:
 
 
 class Holdings:
-    """All values of a session that live, by name."""
+    """All values of a session that live, by name.
+
+    epoch: how many times a value that an executor had has come to another one, or has gone there.
+    """
 
     def __init__(self, n_executors: int) -> None:
         self.places: dict[Key, Place] = {}
         self.held_nbytes = [0] * n_executors
         self.names: dict[int, str] = {}  # module path that a storage belongs to, by its number
+        self.epoch = 0
         self._storages = itertools.count()
 
     def uploaded(self, key: Key, facts: Facts) -> Place:
@@ -140,7 +145,8 @@ class Holdings:
         """An executor got a copy, or the first one."""
         place = self.places[key]
         if executor not in place.homes:
-            place.homes |= alone(executor)
+            self.epoch += bool(place.homes)
+            place.homes = place.homes | alone(executor) if place.homes else alone(executor)
             self.held_nbytes[executor] += place.nbytes
         if place.storage.owner is None:
             place.storage.owner = executor
@@ -166,6 +172,9 @@ class Holdings:
                     stale.append((executor, key))
                     place.homes -= alone(executor)
                     self.held_nbytes[executor] -= place.nbytes
+                if len(place.homes) == 1:
+                    place.homes = alone(min(place.homes))
+                self.epoch += 1
         return stale
 
     def freed(self, keys: Iterable[Key]) -> list[tuple[int, Key]]:

@@ -36,6 +36,7 @@ from remora.session.lane import Lane
 from remora.session.ledger import UNUSED, Ledger
 from remora.session.pinned import Pinned, Upload
 from remora.session.plans import UNKNOWN, Plan, Use, plan_of
+from remora.session.wirings import Wiring, Wirings, shared_memories
 from remora.wire.messages import Await, Mark, Push
 
 Name = tuple[int, int, int]
@@ -71,7 +72,8 @@ class Placement:
         self._number, self._renumber = number, renumber
         self._captured = itertools.count(-1, -1)
         self.pinned = Pinned(lanes, self.holdings, self.ledger)
-        self._gates: dict[bytes, tuple[int, ...]] = {}
+        self._gates: dict[int, tuple[int, ...]] = {}  # by a template's index
+        self._wirings = Wirings(self.holdings)
         self._unknown: set[Key] = set()  # values whose shape nobody had described when they were made
         self._refused: dict[Key, PlanError] = {}  # values of segments that could not be placed
 
@@ -160,11 +162,54 @@ class Placement:
             PlanError: it cannot be placed. What it was to make raises that from now on; all else is as before.
         """
         self.graphs += 1
-        frees = self._freed(segment)
         keys = [(value.segment, value.code) for value in segment.slots]
+        gates = self._gates_of(segment)
+        found = None
+        if self._may_repeat:
+            found = self._wirings.find(segment, keys, self.generators, gates)
+        if found is not None:
+            return self._write_again(segment, keys, *found, wanted, ticket)
+        return self._write_anew(segment, keys, gates, wanted, ticket)
+
+    @property
+    def _may_repeat(self) -> bool:
+        """Whether nothing waits to be learned of values, and the policy goes by what a wiring knows."""
+        return not (self._unknown or self._refused or self.ledger.uploading or self.policy.turns)
+
+    def _write_again(
+        self,
+        segment: Segment,
+        keys: list[Key],
+        wiring: Wiring,
+        use: Use,
+        wanted: Sequence[int],
+        ticket: int | None,
+    ) -> int | None:
+        """As `write`, for what ran so before, straight and settled: all that a run changes, and nothing else."""
+        known, plan = self.holdings.places, wiring.plan
+        frees = self._freed(segment)
+        marks = self.ledger.runs(use, time.perf_counter())
+        self._mark(plan, 0, marks, 0)
+        self._run_straight(segment, plan, frees, wanted, ticket)
+        self._mark(plan, 0, marks, 1)
+        self._rename(segment, use, [segment.number], [known[key] for key in keys] if wiring.views else ())
+        for slot in wiring.writes:
+            self._free_at(self.holdings.wrote(known[keys[slot]].storage))
+        return wiring.executor if ticket is not None else None
+
+    def _write_anew(
+        self,
+        segment: Segment,
+        keys: list[Key],
+        gates: tuple[int, ...],
+        wanted: Sequence[int],
+        ticket: int | None,
+    ) -> int | None:
+        """As `write`, for what may never have run, or not so."""
+        frees, generators = self._freed(segment), self.generators
         try:
             places = self._places(segment, keys)
-            use = self._use(segment, keys, places, wanted)
+            use = self._use(segment, keys, places, gates, wanted)
             plan = use.plan
         except PlanError as error:
             self._free_at(frees)
@@ -205,6 +250,8 @@ class Placement:
             for place, slot_of in zip(places, plan.graph.slots, strict=True):
                 place.reads += 1
                 place.meaning = slot_of.meaning
+        elif plan.straight and not plan.moves and not plan.gets_nbytes and not self.policy.turns:
+            self._wirings.learn(segment, use, keys, places, generators, gates)
         return plan.parts[0].executor if plan.straight and ticket is not None else None
 
     def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
@@ -233,18 +280,20 @@ class Placement:
         ticket: int | None,
     ) -> None:
         """The whole segment on one executor, under its own number, with what ended there since the last one."""
-        executor = plan.parts[0].executor
+        executor, number = plan.parts[0].executor, segment.number
         here = [key for at, key in frees if at == executor]
         if len(here) < len(frees):
             self._free_at([pair for pair in frees if pair[0] != executor])
-        number = segment.number
+        flat = segment.frees
+        if 3 * len(here) < len(flat):  # some were only elsewhere, or nowhere
+            flat = tuple([n for at, code in here for n in (number - at, code >> OUT_BITS, code & OUT_MASK)])
         self.lanes[executor].run(
             plan.captured[0],
             number,
             segment.names(),
             segment.holes,
             segment.keep,
-            tuple([n for at, code in here for n in (number - at, code >> OUT_BITS, code & OUT_MASK)]),
+            flat,
             segment.uploaded,
             None
             if ticket is None
@@ -327,7 +376,7 @@ class Placement:
         self.lanes[source].say(Push(ticket, target, flat, whole))
         self.lanes[target].say(Await(flat, self.lanes[source].transport.address[:200]))
 
-    def _rename(self, segment: Segment, use: Use, numbers: list[int], places: list[Place]) -> None:
+    def _rename(self, segment: Segment, use: Use, numbers: list[int], places: Sequence[Place]) -> None:
         """The values that live on are called what they are called where they were made."""
         plan, storages = use.plan, list[Storage]()
         holdings, graph, straight = self.holdings, self.graphs, plan.straight
@@ -380,7 +429,8 @@ class Placement:
         self._free_at(self._end(keys))
 
     def _end(self, keys: Sequence[Key]) -> list[tuple[int, Key]]:
-        self._unknown.difference_update(keys)
+        if self._unknown:
+            self._unknown.difference_update(keys)
         for key in keys if self._refused else ():
             self._refused.pop(key, None)
         self.pinned.ended(keys)
@@ -413,13 +463,25 @@ class Placement:
             pool=self.planner.pool,
         )
 
-    def _use(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Use:
+    def _gates_of(self, segment: Segment) -> tuple[int, ...]:
+        """Holes on whose value it depends whether random numbers are drawn."""
+        template = segment.captured.template
+        gates = self._gates.get(segment.captured.index)
+        if gates is None:
+            gates = self._gates[segment.captured.index] = dropout_holes(template)
+        return gates
+
+    def _use(
+        self,
+        segment: Segment,
+        keys: list[Key],
+        places: list[Place],
+        gates: tuple[int, ...],
+        wanted: Sequence[int],
+    ) -> Use:
         """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
         whom, what lives on, whether and where random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
-        gates = self._gates.get(template.id)
-        if gates is None:
-            gates = self._gates[template.id] = dropout_holes(template)
         bucket = sum([place.nbytes for place in places]).bit_length()
         storages = [place.storage for place in places]
         numbers = [storage.number for storage in storages]
@@ -428,7 +490,7 @@ class Placement:
             bucket,
             tuple([storage.owner for storage in storages]),
             tuple([place.homes for place in places]),
-            tuple(map(numbers.index, numbers)) if len(set(numbers)) < len(numbers) else None,
+            shared_memories(numbers),
             segment.keep,
             tuple([segment.holes[hole] != 0 for hole in gates]),
             self.policy.turn(self._situation(())) if self.policy.turns else 0,
@@ -438,9 +500,16 @@ class Placement:
         if plan is None or (plan.gets_nbytes and not self._fits(plan)):
             plan = self._made(segment, keys, places, wanted, bucket)
             if len(self.plans) >= MAX_PLANS:
-                del self.plans[next(iter(self.plans))]
+                self._forget([next(iter(self.plans))])
             self.plans[key] = plan
         return Use(plan, tuple(numbers))
+
+    def _forget(self, outdated: Sequence[tuple[object, ...]]) -> None:
+        """Plans are made again when they are needed, with what is known then."""
+        for key in outdated:
+            del self.plans[key]
+        if outdated:
+            self._wirings.forget()
 
     def _fits(self, plan: Plan) -> bool:
         """Whether executors still have room for what they have to get before it runs."""
@@ -459,8 +528,7 @@ class Placement:
         knew = self.planner.memory
         decision = self.planner.decide(graph, situation)
         if self.planner.memory is not knew:
-            for key in [key for key, plan in self.plans.items() if self.planner.is_outdated(plan.graph)]:
-                del self.plans[key]  # made again when it is needed, with what is known now
+            self._forget([key for key, plan in self.plans.items() if self.planner.is_outdated(plan.graph)])
         for module, value in module_values(segment.captured):
             self.holdings.called((value.segment, value.code), module)
         self.plans_made += 1

@@ -6,6 +6,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from remora.capture.recorder import CapturedTemplate
 from remora.capture.value import OUT_BITS
 from remora.ir.annotated import Facts, Graph
@@ -87,8 +89,7 @@ class Plan:
         return self.graph.rows[value.row].meaning.residency or ""
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One run of a plan. storages: the memories (holdings.Storage.number) of its slots, which other runs have others
     of: equal layers may share a plan."""
 
