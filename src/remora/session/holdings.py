@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from remora.ir.annotated import NOTHING, Facts, Meaning, Outside
 from remora.ir.node import Node
+from remora.session.graphs import size_of
 
 if TYPE_CHECKING:
     from remora.session.plans import Use
@@ -87,6 +88,27 @@ class Made:
     row: int = 0
 
 
+class Kind(msgspec.Struct, eq=False, gc=False):
+    """What runs of one plan make on one executor, each value in memory of its own."""
+
+    executor: int
+    use: Use
+    made: tuple[Made, ...]
+    positions: dict[int, int] = {}
+
+    def __post_init__(self) -> None:
+        self.positions = {made.code: at for at, made in enumerate(self.made)}
+
+
+class Batch(msgspec.Struct, eq=False, gc=False):
+    """The values of one such run, while nobody asks for one of them. graph: as in Place. metas: of each value
+    (device/meta.py); None: it has ended."""
+
+    kind: Kind
+    graph: int
+    metas: list[Any]
+
+
 class Holdings:
     """All values of a session that live, by name.
 
@@ -98,7 +120,14 @@ class Holdings:
         self.held_nbytes = [0] * n_executors
         self.names: dict[int, str] = {}  # module path that a storage belongs to, by its number
         self.epoch = 0
+        self.batches: dict[int, Batch] = {}  # by segment; a value is here or in `places`
         self._storages = itertools.count()
+
+    def find(self, key: Key) -> Place | None:
+        """Where a value is; None: nobody knows it."""
+        if key not in self.places and key[0] in self.batches:
+            self._part(key[0])
+        return self.places.get(key)
 
     def uploaded(self, key: Key, facts: Facts) -> Place:
         """A value that the client has, and no executor yet."""
@@ -140,6 +169,33 @@ class Holdings:
         for other in made.copies:
             self.arrived(key, other)
         return shared
+
+    def made_together(self, segment: int, batch: Batch) -> None:
+        """All values that a run made."""
+        if batch.metas:
+            self.batches[segment] = batch
+            self.held_nbytes[batch.kind.executor] += sum([size_of(meta)[1] for meta in batch.metas])
+
+    def dropped(self, segment: int, positions: Sequence[int]) -> None:
+        """Values of a batch end."""
+        batch = self.batches[segment]
+        metas, nbytes = batch.metas, 0
+        for at in positions:
+            nbytes += size_of(metas[at])[1]
+            metas[at] = None
+        self.held_nbytes[batch.kind.executor] -= nbytes
+        if not any(metas):
+            del self.batches[segment]
+
+    def _part(self, segment: int) -> None:
+        """The values of a batch are told apart from here on."""
+        batch = self.batches.pop(segment)
+        kind = batch.kind
+        for made, meta in zip(kind.made, batch.metas, strict=True):
+            if meta is not None:
+                size = size_of(meta)
+                self.held_nbytes[kind.executor] -= size[1]  # and again when it is told apart
+                self.made((segment, made.code), made, None, batch.graph, kind.use, size)
 
     def arrived(self, key: Key, executor: int) -> None:
         """An executor got a copy, or the first one."""
@@ -184,6 +240,11 @@ class Holdings:
         for key in keys:
             place = self.places.pop(key, None)
             if place is None:
+                batch = self.batches.get(key[0])
+                at = batch.kind.positions.get(key[1]) if batch is not None else None
+                if batch is not None and at is not None and batch.metas[at] is not None:
+                    found.append((batch.kind.executor, key))
+                    self.dropped(key[0], (at,))
                 continue
             storage = place.storage
             names = storage.names
@@ -196,12 +257,14 @@ class Holdings:
 
     def called(self, key: Key, module: str) -> None:
         """A value is a parameter or buffer of a module. Of several that share its memory, the first counts."""
-        place = self.places.get(key)
+        place = self.find(key)
         if place is not None:
             self.names.setdefault(place.storage.number, module)
 
     def living(self) -> tuple[Living, ...]:
         """What lives now, as the program goes on to change it."""
+        for segment in list(self.batches):
+            self._part(segment)
         return tuple(
             Living(
                 place.storage.number,

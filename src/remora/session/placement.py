@@ -31,12 +31,12 @@ from remora.session.graphs import (
     random_rows,
     size_of,
 )
-from remora.session.holdings import Holdings, Key, Place, Storage
+from remora.session.holdings import Batch, Holdings, Key, Place, Storage
 from remora.session.lane import Lane
 from remora.session.ledger import UNUSED, Ledger
 from remora.session.pinned import Pinned, Upload
 from remora.session.plans import UNKNOWN, Plan, Use, plan_of
-from remora.session.wirings import Wiring, Wirings, shared_memories
+from remora.session.wirings import Wiring, Wirings, ended, shared_memories
 from remora.wire.messages import Await, Mark, Push
 
 Name = tuple[int, int, int]
@@ -74,6 +74,9 @@ class Placement:
         self.pinned = Pinned(lanes, self.holdings, self.ledger)
         self._gates: dict[int, tuple[int, ...]] = {}  # by a template's index
         self._wirings = Wirings(self.holdings)
+        self.plans_anew = (
+            False  # for other sizes and each run, as an estimate wants it that looks at every value
+        )
         self._unknown: set[Key] = set()  # values whose shape nobody had described when they were made
         self._refused: dict[Key, PlanError] = {}  # values of segments that could not be placed
 
@@ -116,7 +119,9 @@ class Placement:
         refused = self._refused.get(key)
         if refused is not None:
             raise refused
-        return self.holdings.places[key]
+        place = self.holdings.find(key)
+        assert place is not None
+        return place
 
     def _bind_somewhere(self, segment: int) -> None:
         """Sends an upload that nothing has used to where it is likely to be used.
@@ -139,7 +144,7 @@ class Placement:
 
     def returned(self, value: Value, executor: int, nbytes: int) -> None:
         """The client got a value's bytes."""
-        place = self.holdings.places.get((value.segment, value.code))
+        place = self.holdings.find((value.segment, value.code))
         what = place.meaning.residency if place is not None else None
         self.ledger.returns(executor, what if what in STAYS else Residency.OUTPUT, nbytes)
 
@@ -162,51 +167,55 @@ class Placement:
             PlanError: it cannot be placed. What it was to make raises that from now on; all else is as before.
         """
         self.graphs += 1
-        keys = [(value.segment, value.code) for value in segment.slots]
         gates = self._gates_of(segment)
-        found = None
-        if self._may_repeat:
-            found = self._wirings.find(segment, keys, self.generators, gates)
-        if found is not None:
-            return self._write_again(segment, keys, *found, wanted, ticket)
-        return self._write_anew(segment, keys, gates, wanted, ticket)
+        known = self._wirings.find(segment, self.generators, gates) if self._may_repeat else None
+        if known is None:
+            return self._write_anew(segment, gates, wanted, ticket)
+        self._write_again(segment, known, wanted, ticket)
+        return known.executor if ticket is not None else None
 
     @property
     def _may_repeat(self) -> bool:
         """Whether nothing waits to be learned of values, and the policy goes by what a wiring knows."""
-        return not (self._unknown or self._refused or self.ledger.uploading or self.policy.turns)
+        return not (
+            self._unknown or self._refused or self.ledger.uploading or self.policy.turns or self.plans_anew
+        )
 
     def _write_again(
-        self,
-        segment: Segment,
-        keys: list[Key],
-        wiring: Wiring,
-        use: Use,
-        wanted: Sequence[int],
-        ticket: int | None,
-    ) -> int | None:
-        """As `write`, for what ran so before, straight and settled: all that a run changes, and nothing else."""
-        known, plan = self.holdings.places, wiring.plan
-        frees = self._freed(segment)
-        marks = self.ledger.runs(use, time.perf_counter())
-        self._mark(plan, 0, marks, 0)
+        self, segment: Segment, known: Wiring, wanted: Sequence[int], ticket: int | None
+    ) -> None:
+        """As `write`, for what ran so before, straight and settled: what a run changes, and nothing else."""
+        plan, executor = known.plan, known.executor
+        left = self._wirings.ends(segment, known)
+        frees = self._frees_here(segment, left, self._end(left), executor) if left else segment.frees
+        marks = self.ledger.runs(known.use, time.perf_counter())
+        if marks:
+            self._mark(plan, 0, marks, 0)
         self._run_straight(segment, plan, frees, wanted, ticket)
-        self._mark(plan, 0, marks, 1)
-        self._rename(segment, use, [segment.number], [known[key] for key in keys] if wiring.views else ())
-        for slot in wiring.writes:
-            self._free_at(self.holdings.wrote(known[keys[slot]].storage))
-        return wiring.executor if ticket is not None else None
+        if marks:
+            self._mark(plan, 0, marks, 1)
+        holdings, graph = self.holdings, self.graphs
+        if known.kind is not None:
+            holdings.made_together(
+                segment.number, Batch(known.kind, graph, [value.meta for value in segment.kept])
+            )
+            return
+        places = [self._place((value.segment, value.code)) for value in segment.slots]
+        self._rename(segment, known.use, [segment.number], places)
+        for slot in plan.writes:
+            self._free_at(holdings.wrote(places[slot].storage))
 
     def _write_anew(
         self,
         segment: Segment,
-        keys: list[Key],
         gates: tuple[int, ...],
         wanted: Sequence[int],
         ticket: int | None,
     ) -> int | None:
         """As `write`, for what may never have run, or not so."""
-        frees, generators = self._freed(segment), self.generators
+        keys = [(value.segment, value.code) for value in segment.slots]
+        gone, generators = ended(segment), self.generators
+        frees = self._end(gone)
         try:
             places = self._places(segment, keys)
             use = self._use(segment, keys, places, gates, wanted)
@@ -227,7 +236,8 @@ class Placement:
             numbers = [segment.number]
             self._transfer(segment, plan, 0, numbers, keys)
             self._mark(plan, 0, marks, 0)
-            self._run_straight(segment, plan, frees, wanted, ticket)
+            here = self._frees_here(segment, gone, frees, plan.parts[0].executor)
+            self._run_straight(segment, plan, here, wanted, ticket)
             self._mark(plan, 0, marks, 1)
         else:
             self._free_at(frees)
@@ -251,7 +261,7 @@ class Placement:
                 place.reads += 1
                 place.meaning = slot_of.meaning
         elif plan.straight and not plan.moves and not plan.gets_nbytes and not self.policy.turns:
-            self._wirings.learn(segment, use, keys, places, generators, gates)
+            self._wirings.learn(segment, use, places, generators, gates)
         return plan.parts[0].executor if plan.straight and ticket is not None else None
 
     def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
@@ -259,7 +269,7 @@ class Placement:
             for key in keys:
                 self._place(key)
         known = self.holdings.places
-        places = [known[key] for key in keys]
+        places = [known.get(key) or self._place(key) for key in keys]
         if self._unknown:
             for key, place, value in zip(keys, places, segment.slots, strict=True):
                 if key in self._unknown:
@@ -271,29 +281,38 @@ class Placement:
         if marks:
             self.lanes[plan.parts[at].executor].say(Mark(marks[at][end], settle=True))
 
+    def _frees_here(
+        self, segment: Segment, keys: Sequence[Key], held: list[tuple[int, Key]], executor: int
+    ) -> tuple[int, ...]:
+        """The frees of a segment without those that are not on its executor, where they are freed if they are held.
+
+        keys: to be looked at; of the others it is known. held: of these, where.
+        """
+        here = [key for at, key in held if at == executor]
+        if len(here) < len(held):
+            self._free_at([pair for pair in held if pair[0] != executor])
+        if len(here) == len(keys):
+            return segment.frees
+        number, gone = segment.number, set(keys).difference(here)
+        left = [key for key in ended(segment) if key not in gone]
+        return tuple([n for at, code in left for n in (number - at, code >> OUT_BITS, code & OUT_MASK)])
+
     def _run_straight(
         self,
         segment: Segment,
         plan: Plan,
-        frees: list[tuple[int, Key]],
+        frees: tuple[int, ...],
         wanted: Sequence[int],
         ticket: int | None,
     ) -> None:
         """The whole segment on one executor, under its own number, with what ended there since the last one."""
-        executor, number = plan.parts[0].executor, segment.number
-        here = [key for at, key in frees if at == executor]
-        if len(here) < len(frees):
-            self._free_at([pair for pair in frees if pair[0] != executor])
-        flat = segment.frees
-        if 3 * len(here) < len(flat):  # some were only elsewhere, or nowhere
-            flat = tuple([n for at, code in here for n in (number - at, code >> OUT_BITS, code & OUT_MASK)])
-        self.lanes[executor].run(
+        self.lanes[plan.parts[0].executor].run(
             plan.captured[0],
-            number,
+            segment.number,
             segment.names(),
             segment.holes,
             segment.keep,
-            flat,
+            frees,
             segment.uploaded,
             None
             if ticket is None
@@ -415,20 +434,12 @@ class Placement:
 
     # -- ends
 
-    def _freed(self, segment: Segment) -> list[tuple[int, Key]]:
-        """Takes note of what ended since the last segment; (executor, name) of what executors hold of it."""
-        number, frees = segment.number, iter(segment.frees)
-        keys = [
-            (number - distance, row << OUT_BITS | out)
-            for distance, row, out in zip(frees, frees, frees, strict=True)
-        ]
-        return self._end(keys)
-
     def free(self, keys: Sequence[Key]) -> None:
         """Values that the program has dropped."""
         self._free_at(self._end(keys))
 
     def _end(self, keys: Sequence[Key]) -> list[tuple[int, Key]]:
+        """Takes note of values that ended; (executor, name) of what executors hold of them."""
         if self._unknown:
             self._unknown.difference_update(keys)
         for key in keys if self._refused else ():

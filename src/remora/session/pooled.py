@@ -77,10 +77,10 @@ class PoolSession(Given):
 
     def _living_at(self, executor: int) -> str:
         """What the program still holds that no other executor has."""
-        places = self.placement.holdings.places
+        find = self.placement.holdings.find
 
         def is_there_alone(value: Value) -> bool:
-            place = places.get((value.segment, value.code))
+            place = find((value.segment, value.code))
             return place is not None and place.homes == {executor}
 
         found = living(self.grant.session, is_there_alone)

@@ -8,37 +8,48 @@ from operator import itemgetter
 from typing import Any
 
 from remora.capture.recorder import Segment
+from remora.capture.value import OUT_BITS
 from remora.ir.annotated import Residency
 from remora.ir.node import Slot
-from remora.session.holdings import Holdings, Key, Place, alone
-from remora.session.plans import Plan, Use
+from remora.session.graphs import size_of
+from remora.session.holdings import Holdings, Key, Kind, Place, alone
+from remora.session.plans import UNKNOWN, Plan, Use
 
 MAX_WIRINGS = 1024  # the oldest goes first, and is learned again
-_Pick = Callable[[Sequence[Key]], Any]
+_Pick = Callable[[Sequence[Any]], Sequence[Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wiring:
-    """A plan that stays whole on one executor, with the weights that it read there.
+    """A plan that stays whole on one executor, with the weights that it reads there.
 
-    others: positions of the slots that are no weights. storages: of all slots (holdings.Storage.number); those of
-    `others` differ from run to run. shared: which slots lie in the same memory, gates, generators: as in the key of a
-    plan. nbytes: of the weights. epoch: as in Holdings. writes: positions of `others` whose memory is written. views:
-    whether values that live on lie in the memory of slots.
+    use: a run of it; of memories it names those of weights and whatever the others were. keep, generators, gates: as in
+    the key of a plan. others: which slots are no weights. weights: the memories of those
+    that are. shared: for each slot the first one in the same memory; None:
+    each has its own. nbytes: of the weights. epoch: as in Holdings. kind: of what it makes; None: some of it shares
+    memory. frees: what ended before the last run, as in Segment. ends: of that, what was in batches, for each earlier
+    segment by its distance, with its kind and which of its values; None until it has been so twice. rest: what was not,
+    by distance and code.
     """
 
-    plan: Plan
-    executor: int
+    use: Use
     keep: tuple[int, ...]
+    generators: int | None
+    gates: tuple[bool, ...]
     others: tuple[int, ...]
-    storages: tuple[int, ...]
+    weights: frozenset[int]
     shared: tuple[int, ...] | None
     nbytes: int
-    gates: tuple[bool, ...]
-    generators: int | None
     epoch: int
-    writes: tuple[int, ...]
-    views: bool
+    executor: int
+    kind: Kind | None
+    frees: tuple[int, ...] = ()
+    ends: tuple[tuple[int, Kind, tuple[int, ...]], ...] | None = None
+    rest: tuple[Key, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        return self.use.plan
 
 
 class Wirings:
@@ -46,86 +57,142 @@ class Wirings:
 
     def __init__(self, holdings: Holdings) -> None:
         self._holdings = holdings
-        self._picks: dict[int, tuple[_Pick, tuple[int, ...]]] = {}  # of each template, its weights' positions
+        self._picks: dict[int, tuple[_Pick, _Pick]] = {}  # of a template's slots, the weights and the others
         self._known: dict[tuple[int, Any], Wiring] = {}
 
-    def find(
-        self, segment: Segment, keys: list[Key], generators: int | None, gates: Sequence[int]
-    ) -> tuple[Wiring, Use] | None:
-        """The wiring of a segment, if everything that its plan rests on is as it was; with this run of the plan.
+    def find(self, segment: Segment, generators: int | None, gates: Sequence[int]) -> Wiring | None:
+        """The wiring of a segment, if everything that its plan rests on is as it was.
 
-        Every slot is where the plan has it: weights because nothing has moved since, the others were looked at.
+        Every slot is where the plan has it: weights because nothing has moved since, what straight runs made because
+        they made it there, and the rest was looked at. None of these share memory.
         """
-        index = segment.captured.index
-        pick = self._picks.get(index)
-        if pick is None:
+        picks = self._picks.get(segment.captured.index)
+        if picks is None:
             return None
-        known = self._known.get((index, pick[0](keys)))
+        names = tuple([(value.segment, value.code) for value in picks[0](segment.slots)])
+        known = self._known.get((segment.captured.index, names))
         if (
             known is None
             or known.epoch != self._holdings.epoch
             or known.keep != segment.keep
             or known.generators != generators
-            or (gates and known.gates != tuple([segment.holes[hole] != 0 for hole in gates]))
+            or (gates and known.gates != _open(segment, gates))
         ):
             return None
-        places, here, executor = self._holdings.places, alone(known.executor), known.executor
-        nbytes, storages = known.nbytes, list(known.storages)
-        for at in known.others:
-            place = places[keys[at]]
+        executor, here = known.executor, alone(known.executor)
+        batches, places = self._holdings.batches, self._holdings.places
+        nbytes, loose = known.nbytes, list[int]()
+        for value in picks[1](segment.slots):
+            batch = batches.get(value.segment)
+            if batch is not None:
+                if batch.kind.executor != executor:
+                    return None
+                nbytes += size_of(value.meta)[1]
+                continue
+            place = places[value.segment, value.code]
             storage = place.storage
             if place.homes is not here or storage.owner != executor:
                 return None
             nbytes += place.nbytes
-            storages[at] = storage.number
-        if nbytes.bit_length() != known.plan.bucket or not _is_shared(storages, known):
+            loose.append(storage.number)
+        if nbytes.bit_length() != known.plan.bucket:
             return None
-        return known, Use(known.plan, tuple(storages))
+        if known.shared is None:
+            own = len(set(loose)) == len(loose) and known.weights.isdisjoint(loose)
+        else:
+            own = self._shared(segment, known) == known.shared
+        return known if own else None
+
+    def _shared(self, segment: Segment, known: Wiring) -> tuple[int, ...] | None:
+        """Wiring.shared of a segment whose weights are known."""
+        storages, places = list(known.use.storages), self._holdings.places
+        for at in known.others:
+            value = segment.slots[at]
+            place = places.get((value.segment, value.code))
+            storages[at] = -1 - at if place is None else place.storage.number  # of a batch: its own
+        return shared_memories(storages)
 
     def learn(
         self,
         segment: Segment,
         use: Use,
-        keys: list[Key],
         places: Sequence[Place],
         generators: int | None,
         gates: Sequence[int],
     ) -> None:
-        """A segment ran straight, with all that it reads on its executor alone."""
+        """A segment ran straight: remembers its wiring, if all that it reads is on its executor alone."""
         plan, index = use.plan, segment.captured.index
         executor = plan.parts[0].executor
-        here = alone(executor)
-        if any(place.homes is not here or place.storage.owner != executor for place in places):
+        if any(made.copies or made.facts is UNKNOWN for made, _ in plan.made):
             return
-        pick = self._picks.get(index)
-        if pick is None:
-            weights = tuple(
-                at for at in range(len(keys)) if plan.residency(Slot(at)) == Residency.WEIGHT.value
-            )
-            pick = self._picks[index] = _pick(weights), weights
-        weights = pick[1]
-        others = tuple(sorted(set(range(len(keys))) - set(weights)))
-        numbers = [place.storage.number for place in places]
+        if any(place.homes is not alone(executor) or place.storage.owner != executor for place in places):
+            return
+        weights = [at for at in range(len(places)) if plan.residency(Slot(at)) == Residency.WEIGHT.value]
+        others = tuple(at for at in range(len(places)) if at not in set(weights))
+        picks = self._picks.setdefault(index, (_pick(weights), _pick(others)))
         if len(self._known) >= MAX_WIRINGS:
             del self._known[next(iter(self._known))]
-        self._known[index, pick[0](keys)] = Wiring(
-            plan,
-            executor,
+        names = tuple([(value.segment, value.code) for value in picks[0](segment.slots)])
+        simple = all(shared is None for _, shared in plan.made)
+        self._known[index, names] = Wiring(
+            use,
             segment.keep,
-            others,
-            use.storages,
-            shared_memories(numbers),
-            sum(places[at].nbytes for at in weights),
-            tuple([segment.holes[hole] != 0 for hole in gates]),
             generators,
+            _open(segment, gates),
+            others,
+            frozenset([use.storages[at] for at in weights]),
+            shared_memories(use.storages),
+            sum([places[at].nbytes for at in weights]),
             self._holdings.epoch,
-            tuple(at for at in plan.writes if at in set(others)),
-            any(shared is not None and shared >= 0 for _, shared in plan.made),
+            executor,
+            Kind(executor, use, tuple([made for made, _ in plan.made])) if simple else None,
         )
 
     def forget(self) -> None:
         """Plans have gone."""
         self._known.clear()
+
+    # -- what a run that repeats changes
+
+    def ends(self, segment: Segment, known: Wiring) -> list[Key]:
+        """Takes note of what ended since the last segment, if these are the same ones again. Returns those that are
+        still to be taken note of."""
+        frees, number = segment.frees, segment.number
+        if frees != known.frees:
+            known.frees, known.ends = frees, None
+            return ended(segment)
+        if known.ends is None:
+            known.ends = self._group(segment, known)
+        holdings = self._holdings
+        for distance, kind, _ in known.ends:
+            batch = holdings.batches.get(number - distance)
+            if batch is None or batch.kind is not kind:
+                known.ends = None
+                return ended(segment)
+        for distance, _, positions in known.ends:
+            holdings.dropped(number - distance, positions)
+        return [(number - distance, code) for distance, code in known.rest]
+
+    def _group(self, segment: Segment, known: Wiring) -> tuple[tuple[int, Kind, tuple[int, ...]], ...]:
+        """Wiring.ends; sets Wiring.rest."""
+        found: dict[int, list[int]] = {}
+        rest: list[Key] = []
+        batches, number = self._holdings.batches, segment.number
+        for at, code in ended(segment):
+            batch = batches.get(at)
+            if batch is None or batch.kind.executor != known.executor:
+                rest.append((number - at, code))
+            else:
+                found.setdefault(at, []).append(batch.kind.positions[code])
+        known.rest = tuple(rest)
+        return tuple((number - at, batches[at].kind, tuple(found[at])) for at in found)
+
+
+def ended(segment: Segment) -> list[Key]:
+    """Names of what ended since the last segment."""
+    frees, number = iter(segment.frees), segment.number
+    triples = zip(frees, frees, frees, strict=True)
+    return [(number - distance, row << OUT_BITS | out) for distance, row, out in triples]
 
 
 def shared_memories(storages: Sequence[int]) -> tuple[int, ...] | None:
@@ -133,18 +200,12 @@ def shared_memories(storages: Sequence[int]) -> tuple[int, ...] | None:
     return tuple(map(storages.index, storages)) if len(set(storages)) < len(storages) else None
 
 
-def _is_shared(storages: Sequence[int], known: Wiring) -> bool:
-    """Whether the slots share memory as they did."""
-    if known.shared is None:
-        return len(set(storages)) == len(storages)
-    return shared_memories(storages) == known.shared
+def _open(segment: Segment, gates: Sequence[int]) -> tuple[bool, ...]:
+    return tuple([segment.holes[hole] != 0 for hole in gates])
 
 
-def _pick(positions: tuple[int, ...]) -> _Pick:
-    if not positions:
-        return _nothing
-    return itemgetter(*positions)
-
-
-def _nothing(keys: Sequence[Key]) -> Any:
-    return ()
+def _pick(positions: Sequence[int]) -> _Pick:
+    """Those of a sequence."""
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return lambda values: [values[at] for at in positions]
