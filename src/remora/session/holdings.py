@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from remora.ir.annotated import NOTHING, Facts, Meaning, Outside
 from remora.ir.node import Node
-from remora.session.graphs import size_of
 
 if TYPE_CHECKING:
     from remora.session.plans import Use
@@ -100,13 +99,16 @@ class Kind(msgspec.Struct, eq=False, gc=False):
         self.positions = {made.code: at for at, made in enumerate(self.made)}
 
 
-class Batch(msgspec.Struct, eq=False, gc=False):
-    """The values of one such run, while nobody asks for one of them. graph: as in Place. metas: of each value
-    (device/meta.py); None: it has ended."""
+class Batch:
+    """The values of one such run, while nobody asks for one of them."""
 
-    kind: Kind
-    graph: int
-    metas: list[Any]
+    __slots__ = ("executor", "graph", "kind", "left", "sizes")
+
+    def __init__(self, kind: Kind, graph: int, sizes: list[tuple[Facts, int] | None]) -> None:
+        self.kind, self.executor = kind, kind.executor
+        self.graph = graph  # as in Place
+        self.sizes = sizes  # of each value, with its bytes; None: it has ended
+        self.left = len(sizes)
 
 
 class Holdings:
@@ -172,28 +174,30 @@ class Holdings:
 
     def made_together(self, segment: int, batch: Batch) -> None:
         """All values that a run made."""
-        if batch.metas:
+        if batch.left:
             self.batches[segment] = batch
-            self.held_nbytes[batch.kind.executor] += sum([size_of(meta)[1] for meta in batch.metas])
+            self.held_nbytes[batch.executor] += sum([size[1] for size in batch.sizes if size is not None])
 
     def dropped(self, segment: int, positions: Sequence[int]) -> None:
         """Values of a batch end."""
         batch = self.batches[segment]
-        metas, nbytes = batch.metas, 0
+        sizes, nbytes = batch.sizes, 0
         for at in positions:
-            nbytes += size_of(metas[at])[1]
-            metas[at] = None
-        self.held_nbytes[batch.kind.executor] -= nbytes
-        if not any(metas):
+            size = sizes[at]
+            assert size is not None
+            nbytes += size[1]
+            sizes[at] = None
+        self.held_nbytes[batch.executor] -= nbytes
+        batch.left -= len(positions)
+        if not batch.left:
             del self.batches[segment]
 
     def _part(self, segment: int) -> None:
         """The values of a batch are told apart from here on."""
         batch = self.batches.pop(segment)
         kind = batch.kind
-        for made, meta in zip(kind.made, batch.metas, strict=True):
-            if meta is not None:
-                size = size_of(meta)
+        for made, size in zip(kind.made, batch.sizes, strict=True):
+            if size is not None:
                 self.held_nbytes[kind.executor] -= size[1]  # and again when it is told apart
                 self.made((segment, made.code), made, None, batch.graph, kind.use, size)
 
@@ -242,7 +246,7 @@ class Holdings:
             if place is None:
                 batch = self.batches.get(key[0])
                 at = batch.kind.positions.get(key[1]) if batch is not None else None
-                if batch is not None and at is not None and batch.metas[at] is not None:
+                if batch is not None and at is not None and batch.sizes[at] is not None:
                     found.append((batch.kind.executor, key))
                     self.dropped(key[0], (at,))
                 continue

@@ -31,6 +31,7 @@ from remora.session.graphs import (
     random_rows,
     size_of,
 )
+from remora.session.growth import grown
 from remora.session.holdings import Batch, Holdings, Key, Place, Storage
 from remora.session.lane import Lane
 from remora.session.ledger import UNUSED, Ledger
@@ -196,9 +197,8 @@ class Placement:
             self._mark(plan, 0, marks, 1)
         holdings, graph = self.holdings, self.graphs
         if known.kind is not None:
-            holdings.made_together(
-                segment.number, Batch(known.kind, graph, [value.meta for value in segment.kept])
-            )
+            sizes: list[tuple[Facts, int] | None] = [size_of(value.meta) for value in segment.kept]
+            holdings.made_together(segment.number, Batch(known.kind, graph, sizes))
             return
         places = [self._place((value.segment, value.code)) for value in segment.slots]
         self._rename(segment, known.use, [segment.number], places)
@@ -493,12 +493,11 @@ class Placement:
         """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
         whom, what lives on, whether and where random numbers are drawn, and the policy's turn."""
         template = segment.captured.template
-        bucket = sum([place.nbytes for place in places]).bit_length()
+        nbytes = sum([place.nbytes for place in places])
         storages = [place.storage for place in places]
         numbers = [storage.number for storage in storages]
-        key = (
+        alike = (
             template.id,
-            bucket,
             tuple([storage.owner for storage in storages]),
             tuple([place.homes for place in places]),
             shared_memories(numbers),
@@ -507,13 +506,21 @@ class Placement:
             self.policy.turn(self._situation(())) if self.policy.turns else 0,
             self.generators,
         )
-        plan = self.plans.get(key)
+        plan = self.plans.get((nbytes.bit_length(), *alike))
         if plan is None or (plan.gets_nbytes and not self._fits(plan)):
-            plan = self._made(segment, keys, places, wanted, bucket)
+            plan = self._grown(alike, nbytes) or self._made(segment, keys, places, wanted, nbytes)
             if len(self.plans) >= MAX_PLANS:
                 self._forget([next(iter(self.plans))])
-            self.plans[key] = plan
+            self.plans[plan.bucket, *alike] = plan
         return Use(plan, tuple(numbers))
+
+    def _grown(self, alike: tuple[object, ...], nbytes: int) -> Plan | None:
+        """The plan for inputs of about half the size, if it will do. alike: the rest of its key."""
+        plan = self.plans.get((nbytes.bit_length() - 1, *alike))
+        if plan is None or self.plans_anew:
+            return None
+        limits = [lane.grant.memory_nbytes for lane in self.lanes]
+        return grown(plan, nbytes, self.planner.pool, self.holdings.held_nbytes, limits)
 
     def _forget(self, outdated: Sequence[tuple[object, ...]]) -> None:
         """Plans are made again when they are needed, with what is known then."""
@@ -530,7 +537,7 @@ class Placement:
         )
 
     def _made(
-        self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int], bucket: int
+        self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int], nbytes: int
     ) -> Plan:
         started_s = time.perf_counter()
         slots = [self.holdings.outside(key, self.graphs) for key in keys]
@@ -547,7 +554,7 @@ class Placement:
             decision,
             segment.captured,
             segment.keep,
-            bucket,
+            nbytes,
             situation.homes,
             lambda: next(self._captured),
             time.perf_counter() - started_s,

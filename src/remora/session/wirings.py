@@ -81,20 +81,16 @@ class Wirings:
             return None
         executor, here = known.executor, alone(known.executor)
         batches, places = self._holdings.batches, self._holdings.places
-        nbytes, loose = known.nbytes, list[int]()
-        for value in picks[1](segment.slots):
+        others, loose = picks[1](segment.slots), list[int]()
+        for value in others:
             batch = batches.get(value.segment)
-            if batch is not None:
-                if batch.kind.executor != executor:
-                    return None
-                nbytes += size_of(value.meta)[1]
+            if batch is not None and batch.executor == executor:
                 continue
-            place = places[value.segment, value.code]
-            storage = place.storage
-            if place.homes is not here or storage.owner != executor:
+            place = places.get((value.segment, value.code))
+            if place is None or place.homes is not here or place.storage.owner != executor:
                 return None
-            nbytes += place.nbytes
-            loose.append(storage.number)
+            loose.append(place.storage.number)
+        nbytes = known.nbytes + sum([size_of(value.meta)[1] for value in others])
         if nbytes.bit_length() != known.plan.bucket:
             return None
         if known.shared is None:
@@ -161,16 +157,16 @@ class Wirings:
         if frees != known.frees:
             known.frees, known.ends = frees, None
             return ended(segment)
-        if known.ends is None:
+        batches, executor = self._holdings.batches, known.executor
+        if known.ends is None or any(number - distance in batches for distance, _ in known.rest):
             known.ends = self._group(segment, known)
-        holdings = self._holdings
-        for distance, kind, _ in known.ends:
-            batch = holdings.batches.get(number - distance)
-            if batch is None or batch.kind is not kind:
+        ending = [batches.get(number - distance) for distance, _, _ in known.ends]
+        for batch, (_, kind, _) in zip(ending, known.ends, strict=True):
+            if batch is None or batch.kind is not kind or batch.executor != executor:
                 known.ends = None
                 return ended(segment)
         for distance, _, positions in known.ends:
-            holdings.dropped(number - distance, positions)
+            self._holdings.dropped(number - distance, positions)
         return [(number - distance, code) for distance, code in known.rest]
 
     def _group(self, segment: Segment, known: Wiring) -> tuple[tuple[int, Kind, tuple[int, ...]], ...]:
@@ -180,7 +176,7 @@ class Wirings:
         batches, number = self._holdings.batches, segment.number
         for at, code in ended(segment):
             batch = batches.get(at)
-            if batch is None or batch.kind.executor != known.executor:
+            if batch is None or batch.executor != known.executor:
                 rest.append((number - at, code))
             else:
                 found.setdefault(at, []).append(batch.kind.positions[code])
