@@ -100,7 +100,7 @@ class EstimatedSession(PoolSession):
         self.ledger = self.placement.ledger = self.placement.pinned.ledger = Unmeasured(
             self.account, lambda: next(self._tickets)
         )
-        self.placement.plans_anew = True
+        self.placement.plans.anew = True
         self.imagination = Imagination(token)
         self.refused: PlanError | None = None
         self.caps_nbytes = [lane.grant.memory_nbytes for lane in self.lanes]

@@ -7,7 +7,6 @@ for a template, a size and a whereabouts of its inputs.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,30 +18,24 @@ from remora.ir.annotated import Facts, Residency
 from remora.ir.node import Ref, Slot
 from remora.plan.parts import Part
 from remora.plan.planner import Planner
-from remora.plan.policies.policy import ROOM
 from remora.plan.policies.semantic import STAYS
 from remora.plan.situation import Situation
 from remora.session.graphs import (
-    dropout_holes,
     facts_at,
     facts_of,
-    graph_of,
-    module_values,
-    random_rows,
     size_of,
 )
-from remora.session.growth import grown
 from remora.session.holdings import Batch, Holdings, Key, Place, Storage
+from remora.session.known_plans import KnownPlans
 from remora.session.lane import Lane
 from remora.session.ledger import UNUSED, Ledger
 from remora.session.pinned import Pinned, Upload
-from remora.session.plans import UNKNOWN, Plan, Use, plan_of
-from remora.session.wirings import Wiring, Wirings, ended, shared_memories
+from remora.session.plans import UNKNOWN, Plan, Use
+from remora.session.wirings import Wiring, Wirings, ended
 from remora.wire.messages import Await, Mark, Push
 
 Name = tuple[int, int, int]
 SETTLED = 16  # runs of a plan after which they teach nothing new about what it reads
-MAX_PLANS = 512  # the oldest goes first, and is made again if it is needed
 
 
 class Placement:
@@ -64,20 +57,14 @@ class Placement:
         self.lanes, self.planner, self.policy = lanes, planner, planner.policy
         self.holdings = Holdings(len(lanes))
         self.ledger = Ledger(planner.pool, ticket)
-        self.plans: dict[tuple[object, ...], Plan] = {}
-        self.plans_made = 0
         self.generators: int | None = None  # where random numbers are drawn; None: anywhere, as in Situation
         self.programs = 0
         self.graphs = 0
         self._graphs_before = 0  # this program
         self._number, self._renumber = number, renumber
-        self._captured = itertools.count(-1, -1)
         self.pinned = Pinned(lanes, self.holdings, self.ledger)
-        self._gates: dict[int, tuple[int, ...]] = {}  # by a template's index
-        self._wirings = Wirings(self.holdings)
-        self.plans_anew = (
-            False  # for other sizes and each run, as an estimate wants it that looks at every value
-        )
+        self.wirings = Wirings(self.holdings)
+        self.plans = KnownPlans(planner, self.holdings, self._situation, self.wirings.forget)
         self._unknown: set[Key] = set()  # values whose shape nobody had described when they were made
         self._refused: dict[Key, PlanError] = {}  # values of segments that could not be placed
 
@@ -168,8 +155,8 @@ class Placement:
             PlanError: it cannot be placed. What it was to make raises that from now on; all else is as before.
         """
         self.graphs += 1
-        gates = self._gates_of(segment)
-        known = self._wirings.find(segment, self.generators, gates) if self._may_repeat else None
+        gates = self.plans.gates(segment)
+        known = self.wirings.find(segment, self.generators, gates) if self._may_repeat else None
         if known is None:
             return self._write_anew(segment, gates, wanted, ticket)
         self._write_again(segment, known, wanted, ticket)
@@ -179,7 +166,7 @@ class Placement:
     def _may_repeat(self) -> bool:
         """Whether nothing waits to be learned of values, and the policy goes by what a wiring knows."""
         return not (
-            self._unknown or self._refused or self.ledger.uploading or self.policy.turns or self.plans_anew
+            self._unknown or self._refused or self.ledger.uploading or self.policy.turns or self.plans.anew
         )
 
     def _write_again(
@@ -187,7 +174,7 @@ class Placement:
     ) -> None:
         """As `write`, for what ran so before, straight and settled: what a run changes, and nothing else."""
         plan, executor = known.plan, known.executor
-        left = self._wirings.ends(segment, known)
+        left = self.wirings.ends(segment, known)
         frees = self._frees_here(segment, left, self._end(left), executor) if left else segment.frees
         marks = self.ledger.runs(known.use, time.perf_counter())
         if marks:
@@ -218,7 +205,7 @@ class Placement:
         frees = self._end(gone)
         try:
             places = self._places(segment, keys)
-            use = self._use(segment, keys, places, gates, wanted)
+            use = self.plans.use(segment, keys, places, self.graphs, gates, wanted)
             plan = use.plan
         except PlanError as error:
             self._free_at(frees)
@@ -261,7 +248,7 @@ class Placement:
                 place.reads += 1
                 place.meaning = slot_of.meaning
         elif plan.straight and not plan.moves and not plan.gets_nbytes and not self.policy.turns:
-            self._wirings.learn(segment, use, places, generators, gates)
+            self.wirings.learn(segment, use, places, generators, gates)
         return plan.parts[0].executor if plan.straight and ticket is not None else None
 
     def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
@@ -401,6 +388,7 @@ class Placement:
         holdings, graph, straight = self.holdings, self.graphs, plan.straight
         for value, (made, shared) in zip(segment.kept, plan.made, strict=True):
             if not straight:
+                value.born = value.segment, value.code
                 value.segment, value.code = numbers[made.part], made.code
             if shared is None:
                 memory: Storage | None = None
@@ -472,92 +460,6 @@ class Placement:
             self.generators,
             random=random,
             pool=self.planner.pool,
-        )
-
-    def _gates_of(self, segment: Segment) -> tuple[int, ...]:
-        """Holes on whose value it depends whether random numbers are drawn."""
-        template = segment.captured.template
-        gates = self._gates.get(segment.captured.index)
-        if gates is None:
-            gates = self._gates[segment.captured.index] = dropout_holes(template)
-        return gates
-
-    def _use(
-        self,
-        segment: Segment,
-        keys: list[Key],
-        places: list[Place],
-        gates: tuple[int, ...],
-        wanted: Sequence[int],
-    ) -> Use:
-        """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
-        whom, what lives on, whether and where random numbers are drawn, and the policy's turn."""
-        template = segment.captured.template
-        nbytes = sum([place.nbytes for place in places])
-        storages = [place.storage for place in places]
-        numbers = [storage.number for storage in storages]
-        alike = (
-            template.id,
-            tuple([storage.owner for storage in storages]),
-            tuple([place.homes for place in places]),
-            shared_memories(numbers),
-            segment.keep,
-            tuple([segment.holes[hole] != 0 for hole in gates]),
-            self.policy.turn(self._situation(())) if self.policy.turns else 0,
-            self.generators,
-        )
-        plan = self.plans.get((nbytes.bit_length(), *alike))
-        if plan is None or (plan.gets_nbytes and not self._fits(plan)):
-            plan = self._grown(alike, nbytes) or self._made(segment, keys, places, wanted, nbytes)
-            if len(self.plans) >= MAX_PLANS:
-                self._forget([next(iter(self.plans))])
-            self.plans[plan.bucket, *alike] = plan
-        return Use(plan, tuple(numbers))
-
-    def _grown(self, alike: tuple[object, ...], nbytes: int) -> Plan | None:
-        """The plan for inputs of about half the size, if it will do. alike: the rest of its key."""
-        plan = self.plans.get((nbytes.bit_length() - 1, *alike))
-        if plan is None or self.plans_anew:
-            return None
-        limits = [lane.grant.memory_nbytes for lane in self.lanes]
-        return grown(plan, nbytes, self.planner.pool, self.holdings.held_nbytes, limits)
-
-    def _forget(self, outdated: Sequence[tuple[object, ...]]) -> None:
-        """Plans are made again when they are needed, with what is known then."""
-        for key in outdated:
-            del self.plans[key]
-        if outdated:
-            self._wirings.forget()
-
-    def _fits(self, plan: Plan) -> bool:
-        """Whether executors still have room for what they have to get before it runs."""
-        return all(
-            self.holdings.held_nbytes[executor] + nbytes <= self.lanes[executor].grant.memory_nbytes * ROOM
-            for executor, nbytes in plan.gets_nbytes
-        )
-
-    def _made(
-        self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int], nbytes: int
-    ) -> Plan:
-        started_s = time.perf_counter()
-        slots = [self.holdings.outside(key, self.graphs) for key in keys]
-        graph = graph_of(segment, slots, frozenset((code >> OUT_BITS, code & OUT_MASK) for code in wanted))
-        situation = self._situation(places, random_rows(graph))
-        knew = self.planner.memory
-        decision = self.planner.decide(graph, situation)
-        if self.planner.memory is not knew:
-            self._forget([key for key, plan in self.plans.items() if self.planner.is_outdated(plan.graph)])
-        for module, value in module_values(segment.captured):
-            self.holdings.called((value.segment, value.code), module)
-        self.plans_made += 1
-        return plan_of(
-            decision,
-            segment.captured,
-            segment.keep,
-            nbytes,
-            situation.homes,
-            lambda: next(self._captured),
-            time.perf_counter() - started_s,
         )
 
 

@@ -365,7 +365,7 @@ class PoolSession(Given):
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
                 eager_frames=counters.eager_frames,
-                plans=self.placement.plans_made,
+                plans=self.placement.plans.made,
                 peer_bytes=self._peer_nbytes,
             )
 
