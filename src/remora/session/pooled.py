@@ -58,7 +58,7 @@ class PoolSession(Given):
         )
         self._indexed = planner.policy.indexed
         self._generators = {0}
-        self._peer_nbytes = 0
+        self._peer_nbytes, self._peer_messages = 0, 0
         self._push_failure: PushFailed | None = None
         self._watching = False
         for index, lane in enumerate(self.lanes):
@@ -246,6 +246,7 @@ class PoolSession(Given):
     def _pushed(self, answer: Pushed | PushFailed) -> None:
         if isinstance(answer, Pushed):
             self._peer_nbytes += answer.nbytes
+            self._peer_messages += 1
             self.placement.ledger.pushed(answer)
             return
         if answer.kind != "value":  # else its row has failed, and says so itself
@@ -367,6 +368,7 @@ class PoolSession(Given):
                 eager_frames=counters.eager_frames,
                 plans=self.placement.plans.made,
                 peer_bytes=self._peer_nbytes,
+                peer_messages=self._peer_messages,
             )
 
     def observed(self) -> Observed:

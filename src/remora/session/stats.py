@@ -10,7 +10,8 @@ class Stats:
     """bytes_sent, bytes_received: at the socket, framing included. round_trips: times the client blocked on a
     reply. segments, templates, ops: captured. weights_bytes: sent as bulk. reconnects: cut links resumed.
     eager_frames: frames under torch.compile that ran under capture instead, in the whole process. plans: made, one
-    for a template, a size and a whereabouts of its inputs. peer_bytes: from executor to executor."""
+    for a template, a size and a whereabouts of its inputs. peer_bytes: from executor to executor;
+    peer_messages: in how many pushes."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -23,6 +24,7 @@ class Stats:
     eager_frames: int = 0
     plans: int = 0
     peer_bytes: int = 0
+    peer_messages: int = 0
 
     def __sub__(self, earlier: Stats) -> Stats:
         return Stats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
