@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from typing import ClassVar
@@ -65,6 +66,11 @@ def test_random_programs_with_rows_anywhere(executors, record_property, n):
         for number in range(PROGRAMS):
             check(Program(seed * 1000 + number))
         assert (remora.stats() - before).peer_bytes > 0
+        gc.collect()
+        torch.remora.synchronize()
+        current().idle()
+        holdings = current().placement.holdings
+        assert (holdings.places, holdings.held_nbytes) == ({}, [0] * n)
     finally:
         remora.disconnect()
 

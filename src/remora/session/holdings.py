@@ -21,11 +21,13 @@ Key = tuple[int, int]
 
 class Storage(msgspec.Struct, eq=False, gc=False):
     """Memory that some values share. owner: the executor where it is written; None: an upload that is on none yet.
+    nbytes: that count there for it, of the value that was made with it, or of all that came to another owner.
     A Struct, as Place is, for one is made for each value that lives on."""
 
     number: int
     owner: int | None
     names: set[Key]
+    nbytes: int = 0
     written: bool = False
 
 
@@ -131,6 +133,13 @@ class Holdings:
             self._part(key[0])
         return self.places.get(key)
 
+    def residency(self, key: Key) -> str | None:
+        """What a value was recognised as."""
+        place, batch = self.places.get(key), self.batches.get(key[0])
+        if place is None and batch is not None and key[1] in batch.kind.positions:
+            return batch.kind.made[batch.kind.positions[key[1]]].meaning.residency
+        return place.meaning.residency if place is not None else None
+
     def uploaded(self, key: Key, facts: Facts) -> Place:
         """A value that the client has, and no executor yet."""
         storage = Storage(next(self._storages), None, {key})
@@ -151,7 +160,7 @@ class Holdings:
         executor = made.executor
         facts, nbytes = size if size is not None else (made.facts, made.nbytes)
         if shared is None:
-            shared = Storage(next(self._storages), executor, {key})
+            shared = Storage(next(self._storages), executor, {key}, nbytes)
             self.held_nbytes[executor] += nbytes
         else:
             shared.names.add(key)
@@ -209,7 +218,7 @@ class Holdings:
             place.homes = place.homes | alone(executor) if place.homes else alone(executor)
             self.held_nbytes[executor] += place.nbytes
         if place.storage.owner is None:
-            place.storage.owner = executor
+            place.storage.owner, place.storage.nbytes = executor, place.nbytes
 
     def wrote(self, storage: Storage) -> list[tuple[int, Key]]:
         """The owner has written: copies elsewhere are stale. Returns (executor, name) of those to be freed."""
@@ -218,12 +227,18 @@ class Holdings:
 
     def moved(self, storage: Storage, to: int) -> list[tuple[int, Key]]:
         """All values of a storage are at `to` now, which owns it. Returns what is to be freed elsewhere."""
+        before = storage.owner
+        assert before not in (None, to)
         for key in storage.names:
             self.arrived(key, to)
-        storage.owner = to
-        return self._kept_at(storage, to)
+        self.held_nbytes[before] -= storage.nbytes
+        storage.owner, storage.nbytes = to, sum(self.places[key].nbytes for key in storage.names)
+        return self._kept_at(storage, to, before)
 
-    def _kept_at(self, storage: Storage, owner: int | None) -> list[tuple[int, Key]]:
+    def _kept_at(
+        self, storage: Storage, owner: int | None, before: int | None = None
+    ) -> list[tuple[int, Key]]:
+        """before: the last owner, whose memory has been counted already."""
         stale = []
         for key in sorted(storage.names):
             place = self.places[key]
@@ -231,7 +246,8 @@ class Holdings:
                 for executor in sorted(place.homes - {owner}):
                     stale.append((executor, key))
                     place.homes -= alone(executor)
-                    self.held_nbytes[executor] -= place.nbytes
+                    if executor != before:
+                        self.held_nbytes[executor] -= place.nbytes
                 if len(place.homes) == 1:
                     place.homes = alone(min(place.homes))
                 self.epoch += 1
@@ -255,8 +271,10 @@ class Holdings:
             names.discard(key)
             for executor in place.homes if len(place.homes) < 2 else sorted(place.homes):
                 found.append((executor, key))
-                if not names or executor != storage.owner:
+                if executor != storage.owner:
                     held_nbytes[executor] -= place.nbytes
+                elif not names:
+                    held_nbytes[executor] -= storage.nbytes
         return found
 
     def called(self, key: Key, module: str) -> None:

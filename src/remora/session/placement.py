@@ -132,8 +132,7 @@ class Placement:
 
     def returned(self, value: Value, executor: int, nbytes: int) -> None:
         """The client got a value's bytes."""
-        place = self.holdings.find((value.segment, value.code))
-        what = place.meaning.residency if place is not None else None
+        what = self.holdings.residency((value.segment, value.code))
         self.ledger.returns(executor, what if what in STAYS else Residency.OUTPUT, nbytes)
 
     def program_ends(self) -> None:
