@@ -1,0 +1,354 @@
+"""`remora bench decode --rtt`: decoding behind round trips, with run-ahead and without, against local.
+
+Ways (bench/ways.py) are forks that hold a session each and take turns in random order. Parts: the ceiling; three models
+that decode; ends of sequences; loops that turn or wander; every mode of `generate`; first tokens in new processes.
+bench/run_ahead_bars.py judges.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from remora.bench import ceiling, loops, models, run_ahead_bars
+from remora.bench.forks import ArmFailed, Fork
+from remora.bench.harness import Impossible, Options, Report, check_physics, interleave
+from remora.bench.links import Link, proxied
+from remora.bench.modes import MODES, families
+from remora.bench.run_ahead_bars import GPT2, LLAMA, THIN
+from remora.bench.ways import (
+    CONNECT_S,
+    LOAD_S,
+    LOCAL,
+    TRIAL_S,
+    WARM_S,
+    Client,
+    Generated,
+    Looped,
+    Way,
+)
+from remora.pool.embedded import EmbeddedExecutor
+
+PROMPT_TOKENS = 16
+SEEDS = range(1, 65)  # of prompts, tried in this order until one does what is asked
+
+
+FEW_TOKENS = 12  # of ways that wait for a round trip at each: more would tell no more
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured. models: (name, tokens, trials); mode_tokens, steps: of one generate, one loop.
+
+    warm_ups: generates before the trials. all_round_trips: else only the shortest and the longest that were asked for.
+    """
+
+    models: tuple[tuple[str, int, int], ...]
+    warm_ups: int
+    mode_tokens: int
+    steps: int
+    turns: int
+    loop_trials: int
+    ends: int
+    first_trials: int
+    all_round_trips: bool
+
+
+FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 2, 32, 60, 3, 7, 5, 5, True)
+QUICK = Extent(((THIN, 40, 5), (LLAMA, 24, 3), (GPT2, 24, 3)), 1, 16, 28, 2, 3, 3, 3, False)
+
+
+def run(options: Options, report: Report) -> None:
+    """One thread in the client, one in the executor."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    extent = QUICK if options.quick else FULL
+    rtts = options.rtts if extent.all_round_trips else tuple(sorted({options.rtts[0], options.rtts[-1]}))
+    if rtts != options.rtts:
+        report.say(f"quick: round trips of {rtts[0]:g} and {rtts[-1]:g} ms only")
+    made = {name: _model(name) for name, _, _ in extent.models}
+    round_trips = _ceiling(report, made, rtts)
+    executor = EmbeddedExecutor("--threads", "1")
+    with ExitStack() as stack:
+        stack.callback(executor.stop)
+        url = options.url or executor.start()
+        links = {rtt: stack.enter_context(_link(url, rtt)) for rtt in rtts}
+        bench = _Bench(report, extent, made | families(), links, random.Random(options.seed))
+        bench.measure(round_trips)
+
+
+def _model(name: str) -> Any:
+    if name == LLAMA:
+        return models.llama(32, vocabulary=256, spread=models.VARIED)
+    size = (12, 48, 12, 256) if name == THIN else (12, 768, 12, 50257)
+    return models.gpt2(*size, models.VARIED)
+
+
+def _link(url: str, rtt_ms: float) -> Any:
+    return proxied(url, Link(0.0, rtt_ms / 2e3)) if rtt_ms else _direct(url)
+
+
+@contextmanager
+def _direct(url: str) -> Iterator[str]:
+    yield url
+
+
+def _ceiling(report: Report, made: dict[str, Any], rtts: Sequence[float]) -> dict[float, float]:
+    """Says what nothing can beat, before anything else; the round trips as raw sockets measure them."""
+    rate = ceiling.read_bytes_per_s()
+    report.row("ceiling: one thread reads memory", "this machine", "GB/s", [rate / 1e9])
+    for name, model in made.items():
+        floor_ms = ceiling.weights_nbytes(model) / rate * 1e3
+        report.row("ceiling: weights read once a token", name, "ms", [floor_ms])
+        report.say(f"ceiling: {name}: {floor_ms:.3g} ms a token, as fast as memory is read")
+    round_trips = {rtt: ceiling.round_trip_ms(rtt) for rtt in rtts}
+    for rtt, measured_ms in round_trips.items():
+        ceiling.check_not_before(f"a round trip of {rtt:g} ms", measured_ms, rtt)
+        report.row("ceiling: a token without run-ahead", f"RTT {rtt:g} ms", "ms", [measured_ms])
+        report.say(
+            f"ceiling: RTT {rtt:g} ms: {measured_ms:.4g} a token without run-ahead; once a call with it"
+        )
+    return round_trips
+
+
+class _Bench:
+    """The ways that are open, and the parts in their order."""
+
+    def __init__(
+        self,
+        report: Report,
+        extent: Extent,
+        made: dict[str, Any],
+        links: dict[float, str],
+        rng: random.Random,
+    ) -> None:
+        self.report, self.extent, self.made, self.links, self.rng = report, extent, made, links, rng
+        self.read_bytes_per_s = 0.0  # the best so far: others use this memory too
+        self.forks: dict[Way, Fork] = {}
+        self.failed: dict[Way, str] = {}
+
+    def measure(self, round_trips: dict[float, float]) -> None:
+        ways = [LOCAL, *(Way(rtt, ahead) for rtt in self.links for ahead in (False, True))]
+        prompts = {name: self._whole_prompt(name, tokens) for name, tokens, _ in self.extent.models}
+        ends = self._ends()
+        try:
+            for way in ways:
+                self._open(way)
+            for name, tokens, trials in self.extent.models:
+                found = self._decode(name, prompts[name], tokens, trials)
+                run_ahead_bars.judge_decoding(self.report, name, found, round_trips)
+                self._check_reads(name, found)
+            run_ahead_bars.judge_ends(self.report, self._end(ends), ends)
+            straight, turned, drawn = self._loops()
+            run_ahead_bars.judge_turns(self.report, straight, turned, self.extent.turns, round_trips)
+            run_ahead_bars.judge_wandering(self.report, drawn)
+            run_ahead_bars.judge_modes(self.report, self._modes())
+        finally:
+            for fork in self.forks.values():
+                fork.close()
+        self.forks = {}
+        firsts = self._first_tokens(GPT2, prompts[GPT2])
+        run_ahead_bars.judge_first_tokens(self.report, GPT2, firsts, round_trips)
+        self.report.bar("ways that failed", len(self.failed), "==", 0)
+
+    # -- ways
+
+    def _open(self, way: Way) -> None:
+        self.forks[way] = self._fork(way)
+        self._ask(way, "open", CONNECT_S)
+
+    def _fork(self, way: Way) -> Fork:
+        url = None if way.rtt_ms is None else self.links[way.rtt_ms]
+        return Fork(way.name, lambda: Client(way, url, self.made))
+
+    def _ask(self, way: Way, do: str, within_s: float, **arguments: Any) -> dict[str, Any] | None:
+        """None: the way has failed, now or before; it is left out from then on."""
+        if way in self.failed:
+            return None
+        try:
+            return self.forks[way].ask(do, within_s, **arguments)
+        except ArmFailed as error:
+            self.failed[way] = str(error)
+            self.report.say(f"{way.name}: {do}: {error}")
+            return None
+
+    def _alive(self) -> list[Way]:
+        return [way for way in self.forks if way not in self.failed]
+
+    def _rounds(
+        self, do: str, trials: int, asked: dict[Way, dict[str, Any]]
+    ) -> dict[Way, list[dict[str, Any]]]:
+        """Trials of ways in turns, each with its arguments; those that fail in one of them are left out."""
+        ways = {way.name: way for way in asked}
+        acts = {
+            name: (lambda way=way: self._ask(way, do, TRIAL_S, **asked[way])) for name, way in ways.items()
+        }
+        answers = interleave(acts, trials, self.rng)
+        return {
+            way: [answer for answer in answers[name] if answer is not None]
+            for name, way in ways.items()
+            if way not in self.failed
+        }
+
+    # -- parts
+
+    def _decode(
+        self, name: str, ids: list[list[int]], tokens: int, trials: int
+    ) -> dict[Way, list[Generated]]:
+        self.report.say(f"{name}: {trials} trials of {tokens} tokens, {len(self._alive())} ways")
+        for way in self._alive():
+            self._ask(way, "load", LOAD_S, model=name)
+        work = {way: {"model": name, "ids": ids, "tokens": _fewer(way, tokens)} for way in self._alive()}
+        for number in range(self.extent.warm_ups):
+            self._rounds("generate", 1, work)
+            if number == 0:
+                self._wait_warm(name)
+        found = self._rounds("generate", trials, work)
+        return {way: [Generated(**answer) for answer in answers] for way, answers in found.items()}
+
+    def _check_reads(self, name: str, found: dict[Way, list[Generated]]) -> None:
+        """Raises Impossible if tokens came faster than weights can be read."""
+        self.read_bytes_per_s = max(self.read_bytes_per_s, ceiling.read_bytes_per_s())
+        nbytes = ceiling.weights_nbytes(self.made[name])
+        for way, trials in found.items():
+            best_s = min(trial.steady_ms for trial in trials) / 1e3
+            check_physics(f"{name}, {way.name}: weights of a token", nbytes, best_s, self.read_bytes_per_s)
+
+    def _wait_warm(self, name: str) -> None:
+        for way in self._alive():
+            if waited := self._ask(way, "wait_warm", WARM_S + 10, timeout_s=WARM_S):
+                self.report.row(f"{name}: waited for fast routes", way.name, "s", [waited["seconds"]])
+                if not waited["warm"]:
+                    self.report.say(f"{name}, {way.name}: not warm after {WARM_S:g} s")
+
+    def _end(self, ends: list[tuple[list[list[int]], list[int]]]) -> dict[Way, list[Generated]]:
+        """Generates that end by a token that comes late, by the model's own choice."""
+        self.report.say(f"{THIN}: {len(ends)} generates that end by themselves")
+        found: dict[Way, list[Generated]] = {way: [] for way in self._alive() if way.run_ahead}
+        for ids, expected in ends:
+            work = {"model": THIN, "ids": ids, "tokens": 4 * len(expected), "eos": expected[-1]}
+            for way, answers in self._rounds("generate", 1, dict.fromkeys(found, work)).items():
+                found[way] += [Generated(**answer) for answer in answers]
+        return {way: trials for way, trials in found.items() if way not in self.failed}
+
+    def _loops(self) -> tuple[dict[Way, list[Looped]], ...]:
+        """Loops without a turn, with some, and of random programs; local ones for their results."""
+        extent = self.extent
+        self.report.say(f"loops: {extent.loop_trials} trials of {extent.steps} steps, of three kinds")
+        alive = self._alive()
+        guessing = [way for way in alive if way == LOCAL or way.run_ahead]
+        straight, turned, drawn = ({way: [] for way in ways} for ways in (guessing, guessing, alive))
+        for trial in range(-1, extent.loop_trials):  # the first is a warm-up
+            places = loops.turns(extent.steps, extent.turns, self.rng)
+            seed = self.rng.randrange(1 << 30)
+            kinds = [
+                (straight, "turning", {"steps": extent.steps, "turns": []}),
+                (turned, "turning", {"steps": extent.steps, "turns": places}),
+                (drawn, "wandering", {"steps": extent.steps // 2, "seed": seed}),
+            ]
+            for into, do, arguments in self.rng.sample(kinds, len(kinds)):
+                for way, answers in self._rounds(do, 1, dict.fromkeys(into, arguments)).items():
+                    if trial >= 0:
+                        into[way] += [Looped(**answer) for answer in answers]
+        return tuple(
+            {way: into[way] for way in into if way not in self.failed} for into in (straight, turned, drawn)
+        )
+
+    def _modes(self) -> dict[tuple[str, str], dict[Way, list[int] | None]]:
+        """Tokens of each family and mode by way; None where it raised. Without run-ahead at the shortest alone."""
+        shortest = min(self.links)
+        ways = [way for way in self.forks if way.rtt_ms in (None, shortest) or way.run_ahead]
+        self.report.say(f"{len(MODES)} modes of {len(families())} families, {len(ways)} ways")
+        found: dict[tuple[str, str], dict[Way, list[int] | None]] = {}
+        for family in families():
+            for mode in MODES:
+                answers = self._each_mode(ways, family, mode)
+                found[family, mode] = {way: answers.get(way) for way in ways}
+        return found
+
+    def _each_mode(self, ways: Sequence[Way], family: str, mode: str) -> dict[Way, list[int]]:
+        """One that raises in one way has not failed in all: the others of its modes are still asked for."""
+        tokens: dict[Way, list[int]] = {}
+        for way in ways:
+            if way in self.failed:
+                continue
+            try:
+                asked = {"family": family, "mode": mode, "tokens": self.extent.mode_tokens}
+                tokens[way] = self.forks[way].ask("mode", TRIAL_S, **asked)["tokens"]
+            except ArmFailed as error:
+                self.report.say(f"{way.name}: {family} {mode}: {error}")
+        return tokens
+
+    def _first_tokens(self, name: str, ids: list[list[int]]) -> dict[Way, list[float]]:
+        """Milliseconds to the first token of processes that have done nothing before; caches on disk are warm."""
+        ways = [LOCAL, *(Way(rtt, True) for rtt in self.links)]
+        self.report.say(f"first tokens: {self.extent.first_trials} new processes of {len(ways)} ways each")
+        trials: dict[str, Callable[[], tuple[float, list[int]] | None]] = {
+            way.name: (lambda way=way: self._first_token(way, name, ids)) for way in ways
+        }
+        by_name = interleave(trials, self.extent.first_trials, self.rng)
+        found = {way: [first for first in by_name[way.name] if first] for way in ways}
+        tokens = {tuple(made) for firsts in found.values() for _, made in firsts}
+        if len(tokens) > 1:
+            raise Impossible(f"{name}: first tokens differ: {sorted(tokens)}")
+        return {way: [ms for ms, _ in firsts] for way, firsts in found.items() if firsts}
+
+    def _first_token(self, way: Way, name: str, ids: list[list[int]]) -> tuple[float, list[int]] | None:
+        self.forks[way] = self._fork(way)
+        try:
+            self._ask(way, "open", CONNECT_S)
+            self._ask(way, "load", LOAD_S, model=name)
+            answer = self._ask(way, "first", TRIAL_S, model=name, ids=ids)
+        finally:
+            self.forks.pop(way).close()
+        return None if answer is None else (answer["ms"], answer["tokens"])
+
+    # -- prompts
+
+    def _whole_prompt(self, name: str, tokens: int) -> list[list[int]]:
+        """The first prompt whose generate does not end before all its tokens are made."""
+        for ids in _prompts(self.made[name]):
+            if len(_local_tokens(self.made[name], ids, tokens)) == tokens:
+                return ids.tolist()
+        raise Impossible(f"{name} ends every generate of {tokens} tokens early")
+
+    def _ends(self) -> list[tuple[list[list[int]], list[int]]]:
+        """Prompts, and the tokens after each up to one that comes late and for the first time."""
+        tokens = next(tokens for name, tokens, _ in self.extent.models if name == THIN)
+        found = []
+        for ids in _prompts(self.made[THIN]):
+            made = _local_tokens(self.made[THIN], ids, tokens)
+            late = last_new(made, len(made) // 3)
+            if late is not None:
+                found.append((ids.tolist(), made[: late + 1]))
+            if len(found) == self.extent.ends:
+                return found
+        raise Impossible(f"{THIN} makes no new token late in {tokens}")
+
+
+def _prompts(model: Any) -> Iterator[torch.Tensor]:
+    for seed in SEEDS:
+        yield models.prompt(PROMPT_TOKENS, vocabulary=model.config.vocab_size, seed=seed)
+
+
+def _fewer(way: Way, tokens: int) -> int:
+    """How many a way makes of them."""
+    return min(tokens, FEW_TOKENS) if way.rtt_ms and not way.run_ahead else tokens
+
+
+def _local_tokens(model: Any, ids: torch.Tensor, tokens: int) -> list[int]:
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    return out[0, ids.shape[1] :].tolist()
+
+
+def last_new(tokens: Sequence[int], earliest: int) -> int | None:
+    """The last place, from `earliest` on, of a token that was not there before; None: there is none."""
+    places = [at for at, token in enumerate(tokens) if at >= earliest and token not in tokens[:at]]
+    return places[-1] if places else None
