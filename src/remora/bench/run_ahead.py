@@ -45,7 +45,8 @@ FEW_TOKENS = 12  # of ways that wait for a round trip at each: more would tell n
 class Extent:
     """How much is measured. models: (name, tokens, trials); mode_tokens, steps: of one generate, one loop.
 
-    warm_ups: generates before the trials. all_round_trips: else only the shortest and the longest that were asked for.
+    warm_ups: generates before the trials. all_round_trips: else only the shortest and the longest that were asked for,
+    and of models only what bars ask for.
     """
 
     models: tuple[tuple[str, int, int], ...]
@@ -60,7 +61,7 @@ class Extent:
 
 
 FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 2, 32, 60, 3, 7, 5, 5, True)
-QUICK = Extent(((THIN, 40, 5), (LLAMA, 24, 3), (GPT2, 24, 3)), 1, 16, 28, 2, 3, 3, 3, False)
+QUICK = Extent(((THIN, 40, 5), (LLAMA, 24, 3), (GPT2, 20, 3)), 1, 16, 28, 2, 3, 3, 3, False)
 
 
 def run(options: Options, report: Report) -> None:
@@ -131,21 +132,20 @@ class _Bench:
     ) -> None:
         self.report, self.extent, self.made, self.links, self.rng = report, extent, made, links, rng
         self.read_bytes_per_s = 0.0  # the best so far: others use this memory too
+        self.all = [LOCAL, *(Way(rtt, ahead) for rtt in links for ahead in (False, True))]
         self.forks: dict[Way, Fork] = {}
-        self.failed: dict[Way, str] = {}
+        self.failed: set[Way] = set()
+        self.failures = 0
 
     def measure(self, round_trips: dict[float, float]) -> None:
-        ways = [LOCAL, *(Way(rtt, ahead) for rtt in self.links for ahead in (False, True))]
         prompts = {name: self._whole_prompt(name, tokens) for name, tokens, _ in self.extent.models}
         ends = self._ends()
         try:
-            for way in ways:
-                self._open(way)
             for name, tokens, trials in self.extent.models:
                 found = self._decode(name, prompts[name], tokens, trials)
                 run_ahead_bars.judge_decoding(self.report, name, found, round_trips)
                 self._check_reads(name, found)
-            run_ahead_bars.judge_ends(self.report, self._end(ends), ends)
+            run_ahead_bars.judge_ends(self.report, self._end(ends), [tokens for _, tokens in ends])
             straight, turned, drawn = self._loops()
             run_ahead_bars.judge_turns(self.report, straight, turned, self.extent.turns, round_trips)
             run_ahead_bars.judge_wandering(self.report, drawn)
@@ -153,48 +153,50 @@ class _Bench:
         finally:
             for fork in self.forks.values():
                 fork.close()
-        self.forks = {}
         firsts = self._first_tokens(GPT2, prompts[GPT2])
         run_ahead_bars.judge_first_tokens(self.report, GPT2, firsts, round_trips)
-        self.report.bar("ways that failed", len(self.failed), "==", 0)
+        self.report.bar("failures of ways", self.failures, "==", 0)
 
     # -- ways
 
-    def _open(self, way: Way) -> None:
-        self.forks[way] = self._fork(way)
-        self._ask(way, "open", CONNECT_S)
+    def _open(self, ways: Sequence[Way]) -> None:
+        """Opens those that are not open, or have failed in an earlier part."""
+        for way in ways:
+            if way in self.failed:
+                self.forks.pop(way).close()
+            if way not in self.forks:
+                self.failed.discard(way)
+                self.forks[way] = self._fork(way)
+                self._ask(way, "open", CONNECT_S)
 
     def _fork(self, way: Way) -> Fork:
         url = None if way.rtt_ms is None else self.links[way.rtt_ms]
         return Fork(way.name, lambda: Client(way, url, self.made))
 
     def _ask(self, way: Way, do: str, within_s: float, **arguments: Any) -> dict[str, Any] | None:
-        """None: the way has failed, now or before; it is left out from then on."""
+        """None: the way has failed, now or before; it is left out until it is opened anew."""
         if way in self.failed:
             return None
         try:
             return self.forks[way].ask(do, within_s, **arguments)
         except ArmFailed as error:
-            self.failed[way] = str(error)
+            self.failed.add(way)
+            self.failures += 1
             self.report.say(f"{way.name}: {do}: {error}")
             return None
-
-    def _alive(self) -> list[Way]:
-        return [way for way in self.forks if way not in self.failed]
 
     def _rounds(
         self, do: str, trials: int, asked: dict[Way, dict[str, Any]]
     ) -> dict[Way, list[dict[str, Any]]]:
-        """Trials of ways in turns, each with its arguments; those that fail in one of them are left out."""
+        """Trials of ways in turns, each with its arguments; none of those that have failed by the end."""
         ways = {way.name: way for way in asked}
         acts = {
             name: (lambda way=way: self._ask(way, do, TRIAL_S, **asked[way])) for name, way in ways.items()
         }
         answers = interleave(acts, trials, self.rng)
         return {
-            way: [answer for answer in answers[name] if answer is not None]
+            way: [] if way in self.failed else [answer for answer in answers[name] if answer is not None]
             for name, way in ways.items()
-            if way not in self.failed
         }
 
     # -- parts
@@ -202,14 +204,16 @@ class _Bench:
     def _decode(
         self, name: str, ids: list[list[int]], tokens: int, trials: int
     ) -> dict[Way, list[Generated]]:
-        self.report.say(f"{name}: {trials} trials of {tokens} tokens, {len(self._alive())} ways")
-        for way in self._alive():
+        ways = self.all if self.extent.all_round_trips else [way for way in self.all if _asked(name, way)]
+        self.report.say(f"{name}: {trials} trials of {tokens} tokens, {len(ways)} ways")
+        self._open(ways)
+        for way in ways:
             self._ask(way, "load", LOAD_S, model=name)
-        work = {way: {"model": name, "ids": ids, "tokens": _fewer(way, tokens)} for way in self._alive()}
+        work = {way: {"model": name, "ids": ids, "tokens": _fewer(way, tokens)} for way in ways}
         for number in range(self.extent.warm_ups):
             self._rounds("generate", 1, work)
             if number == 0:
-                self._wait_warm(name)
+                self._wait_warm(name, ways)
         found = self._rounds("generate", trials, work)
         return {way: [Generated(**answer) for answer in answers] for way, answers in found.items()}
 
@@ -218,33 +222,37 @@ class _Bench:
         self.read_bytes_per_s = max(self.read_bytes_per_s, ceiling.read_bytes_per_s())
         nbytes = ceiling.weights_nbytes(self.made[name])
         for way, trials in found.items():
-            best_s = min(trial.steady_ms for trial in trials) / 1e3
-            check_physics(f"{name}, {way.name}: weights of a token", nbytes, best_s, self.read_bytes_per_s)
+            for trial in trials:
+                what, seconds = f"{name}, {way.name}: weights of a token", trial.steady_ms / 1e3
+                check_physics(what, nbytes, seconds, self.read_bytes_per_s)
 
-    def _wait_warm(self, name: str) -> None:
-        for way in self._alive():
+    def _wait_warm(self, name: str, ways: Sequence[Way]) -> None:
+        for way in ways:
             if waited := self._ask(way, "wait_warm", WARM_S + 10, timeout_s=WARM_S):
                 self.report.row(f"{name}: waited for fast routes", way.name, "s", [waited["seconds"]])
                 if not waited["warm"]:
                     self.report.say(f"{name}, {way.name}: not warm after {WARM_S:g} s")
 
-    def _end(self, ends: list[tuple[list[list[int]], list[int]]]) -> dict[Way, list[Generated]]:
+    def _end(self, ends: Sequence[tuple[list[list[int]], list[int]]]) -> dict[Way, list[Generated]]:
         """Generates that end by a token that comes late, by the model's own choice."""
         self.report.say(f"{THIN}: {len(ends)} generates that end by themselves")
-        found: dict[Way, list[Generated]] = {way: [] for way in self._alive() if way.run_ahead}
+        found: dict[Way, list[Generated]] = {way: [] for way in self.all if way.run_ahead}
+        self._open(list(found))
+        for way in found:
+            self._ask(way, "load", LOAD_S, model=THIN)
         for ids, expected in ends:
             work = {"model": THIN, "ids": ids, "tokens": 4 * len(expected), "eos": expected[-1]}
             for way, answers in self._rounds("generate", 1, dict.fromkeys(found, work)).items():
                 found[way] += [Generated(**answer) for answer in answers]
-        return {way: trials for way, trials in found.items() if way not in self.failed}
+        return {way: [] if way in self.failed else trials for way, trials in found.items()}
 
     def _loops(self) -> tuple[dict[Way, list[Looped]], ...]:
         """Loops without a turn, with some, and of random programs; local ones for their results."""
         extent = self.extent
         self.report.say(f"loops: {extent.loop_trials} trials of {extent.steps} steps, of three kinds")
-        alive = self._alive()
-        guessing = [way for way in alive if way == LOCAL or way.run_ahead]
-        straight, turned, drawn = ({way: [] for way in ways} for ways in (guessing, guessing, alive))
+        self._open(self.all)
+        guessing = [way for way in self.all if way == LOCAL or way.run_ahead]
+        straight, turned, drawn = ({way: [] for way in ways} for ways in (guessing, guessing, self.all))
         for trial in range(-1, extent.loop_trials):  # the first is a warm-up
             places = loops.turns(extent.steps, extent.turns, self.rng)
             seed = self.rng.randrange(1 << 30)
@@ -258,13 +266,15 @@ class _Bench:
                     if trial >= 0:
                         into[way] += [Looped(**answer) for answer in answers]
         return tuple(
-            {way: into[way] for way in into if way not in self.failed} for into in (straight, turned, drawn)
+            {way: [] if way in self.failed else into[way] for way in into}
+            for into in (straight, turned, drawn)
         )
 
     def _modes(self) -> dict[tuple[str, str], dict[Way, list[int] | None]]:
         """Tokens of each family and mode by way; None where it raised. Without run-ahead at the shortest alone."""
         shortest = min(self.links)
-        ways = [way for way in self.forks if way.rtt_ms in (None, shortest) or way.run_ahead]
+        ways = [way for way in self.all if way.rtt_ms in (None, shortest) or way.run_ahead]
+        self._open(ways)
         self.report.say(f"{len(MODES)} modes of {len(families())} families, {len(ways)} ways")
         found: dict[tuple[str, str], dict[Way, list[int] | None]] = {}
         for family in families():
@@ -276,14 +286,11 @@ class _Bench:
     def _each_mode(self, ways: Sequence[Way], family: str, mode: str) -> dict[Way, list[int]]:
         """One that raises in one way has not failed in all: the others of its modes are still asked for."""
         tokens: dict[Way, list[int]] = {}
+        asked = {"family": family, "mode": mode, "tokens": self.extent.mode_tokens}
         for way in ways:
-            if way in self.failed:
-                continue
-            try:
-                asked = {"family": family, "mode": mode, "tokens": self.extent.mode_tokens}
-                tokens[way] = self.forks[way].ask("mode", TRIAL_S, **asked)["tokens"]
-            except ArmFailed as error:
-                self.report.say(f"{way.name}: {family} {mode}: {error}")
+            self._open([way])
+            if (answer := self._ask(way, "mode", TRIAL_S, **asked)) is not None:
+                tokens[way] = answer["tokens"]
         return tokens
 
     def _first_tokens(self, name: str, ids: list[list[int]]) -> dict[Way, list[float]]:
@@ -298,9 +305,10 @@ class _Bench:
         tokens = {tuple(made) for firsts in found.values() for _, made in firsts}
         if len(tokens) > 1:
             raise Impossible(f"{name}: first tokens differ: {sorted(tokens)}")
-        return {way: [ms for ms, _ in firsts] for way, firsts in found.items() if firsts}
+        return {way: [ms for ms, _ in firsts] for way, firsts in found.items()}
 
     def _first_token(self, way: Way, name: str, ids: list[list[int]]) -> tuple[float, list[int]] | None:
+        self.failed.discard(way)
         self.forks[way] = self._fork(way)
         try:
             self._ask(way, "open", CONNECT_S)
@@ -336,6 +344,13 @@ class _Bench:
 def _prompts(model: Any) -> Iterator[torch.Tensor]:
     for seed in SEEDS:
         yield models.prompt(PROMPT_TOKENS, vocabulary=model.config.vocab_size, seed=seed)
+
+
+def _asked(name: str, way: Way) -> bool:
+    """Whether bars ask for a way of a model, or set it beside one that they ask for."""
+    if not way.rtt_ms or name == THIN:
+        return True
+    return way.run_ahead and name == GPT2
 
 
 def _fewer(way: Way, tokens: int) -> int:

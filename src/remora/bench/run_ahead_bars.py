@@ -1,4 +1,7 @@
-"""What `remora bench decode --rtt` demands, judged from what was measured; pure but for the report."""
+"""What `remora bench decode --rtt` demands, judged from what was measured; pure but for the report.
+
+A way that was asked for and failed is there with no trials; its bars are missed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from remora.bench import ceiling
-from remora.bench.harness import Report
+from remora.bench.harness import Impossible, Report
 from remora.bench.intervals import of_median, of_ratio
 from remora.bench.ways import LOCAL, STANDING, Generated, Looped, Way
 
@@ -39,7 +42,8 @@ def judge_decoding(report: Report, name: str, trials: Trials, round_trips: Mappi
     for way, ways in trials.items():
         for trial in ways:
             _check(f"{name}, {way.name}", way, trial)
-        _rows(report, name, way, ways)
+        if ways:
+            _rows(report, name, way, ways)
     shortest, longest = min(round_trips), max(round_trips)
     for rtt in round_trips:
         for ahead in (False, True):
@@ -56,23 +60,20 @@ def judge_decoding(report: Report, name: str, trials: Trials, round_trips: Mappi
             if ahead and name == GPT2 and rtt == longest:
                 report.bar(f"{name}: tokens/s at RTT {rtt:g} ms / {shortest:g} ms", kept, ">=", FAR_BAR)
     if name == LLAMA:
-        for rtt in (shortest, longest):
-            ms = _median([trial.steady_cpu_ms for trial in trials.get(Way(rtt, True), ())])
+        for rtt in [rtt for rtt in (shortest, longest) if Way(rtt, True) in trials]:
+            ms = _median([trial.steady_cpu_ms for trial in trials[Way(rtt, True)]])
             report.bar(f"{name}: client CPU ms per token, RTT {rtt:g} ms", ms, "<=", CPU_BAR)
 
 
-def judge_ends(report: Report, trials: Trials, ends: Sequence[tuple[list[list[int]], list[int]]]) -> None:
-    """What ran in vain when a sequence ended by itself: none, usually."""
-    expected = [tokens for _, tokens in ends]
-    differ = sum([trial.tokens for trial in ways] != expected for ways in trials.values())
+def judge_ends(report: Report, trials: Trials, expected: Sequence[Sequence[int]]) -> None:
+    """What ran in vain when a sequence ended by itself: nothing, usually. expected: the tokens of each trial."""
+    differ = sum([trial.tokens for trial in ways] != list(expected) for ways in trials.values() if ways)
     report.bar("ends of sequences: ways whose tokens differ from local", differ, "==", 0)
     for way, ways in trials.items():
         wasted = _numbers(ways, "wasted")
-        if not way.run_ahead:
-            continue
         if wasted:
-            report.row("steps run in vain after the end token", way.name, "steps", wasted)
-        bar = f"steps run in vain after the end token, median, RTT {way.rtt_ms:g} ms"
+            report.row("run in vain after the end token", way.name, "programs", wasted)
+        bar = f"programs run in vain after the end token, median, RTT {way.rtt_ms:g} ms"
         report.bar(bar, _median(wasted), "==", 0)
 
 
@@ -93,19 +94,20 @@ def judge_turns(
             if "wasted" in turn.spent and "wasted" in plain.spent
         ]
         if wasted:
-            report.row("a wrong guess: steps run in vain", way.name, "steps", wasted)
+            report.row("a wrong guess: run in vain", way.name, "programs", wasted)
         if rtt == max(round_trips) and rtt:
             lost = _median(lost_ms) / measured_ms
             report.bar(f"a wrong guess: round trips lost, RTT {rtt:g} ms", lost, "<=", LOST_BAR)
             depth = max(_numbers([loop for pair in pairs for loop in pair], "depth"), default=NOT_MEASURED)
-            report.bar(f"a wrong guess: steps run in vain, RTT {rtt:g} ms", _median(wasted), "<=", depth)
+            report.bar(f"a wrong guess: programs run in vain, RTT {rtt:g} ms", _median(wasted), "<=", depth)
 
 
 def judge_wandering(report: Report, drawn: Loops) -> None:
     """A program that cannot be predicted is no slower, by more than the interval, for the attempt."""
     _equal(report, "a loop of random programs", drawn)
-    for way in drawn:
-        report.row("a loop of random programs", way.name, "ms", [loop.ms for loop in drawn[way]])
+    for way, found in drawn.items():
+        if found:
+            report.row("a loop of random programs", way.name, "ms", [loop.ms for loop in found])
     rtts = sorted({way.rtt_ms for way in drawn if way.rtt_ms is not None})
     for rtt in rtts:
         on, off = (drawn.get(Way(rtt, ahead), ()) for ahead in (True, False))
@@ -139,7 +141,8 @@ def judge_first_tokens(
     report: Report, name: str, firsts: Mapping[Way, Sequence[float]], round_trips: Mapping[float, float]
 ) -> None:
     for way, ms in firsts.items():
-        report.row(f"{name}: first token, new process", way.name, "ms", ms)
+        if ms:
+            report.row(f"{name}: first token, new process", way.name, "ms", ms)
     local = _median(firsts.get(LOCAL, ()))
     for rtt, measured_ms in round_trips.items():
         remote = firsts.get(Way(rtt, True), ())
@@ -156,6 +159,8 @@ def _check(what: str, way: Way, trial: Generated) -> None:
         ceiling.check_not_before(f"{what}: a generate", whole_ms, way.rtt_ms)
         if not way.run_ahead:
             ceiling.check_not_before(f"{what}: a token", trial.steady_ms, way.rtt_ms)
+            if trial.spent.get("speculated"):
+                raise Impossible(f"{what}: {trial.spent['speculated']} programs ran ahead")
 
 
 def _rows(report: Report, name: str, way: Way, trials: Sequence[Generated]) -> None:
@@ -165,9 +170,9 @@ def _rows(report: Report, name: str, way: Way, trials: Sequence[Generated]) -> N
     if way.rtt_ms is None:
         return
     report.row(f"{name}: bytes per steady token", way.name, "B", [trial.nbytes for trial in trials])
-    for counter in ("speculated", "confirmed", "wasted", "depth"):
+    for counter in ("speculated", "confirmed", "wasted", "depth") if way.run_ahead else ():
         if numbers := _numbers(trials, counter):
-            unit = "steps" if counter in STANDING else "steps a call"
+            unit = "programs" if counter in STANDING else "programs a call"
             report.row(f"{name}: {counter}", way.name, unit, numbers)
     routes = [str(trial.spent["capture_route"]) for trial in trials if "capture_route" in trial.spent]
     for route in sorted(set(routes)):
@@ -188,7 +193,7 @@ def _equal(report: Report, what: str, *found: Loops) -> None:
     differ = 0
     for loops in found:
         expected = [loop.digest for loop in loops.get(LOCAL, ())]
-        differ += sum([loop.digest for loop in ways] != expected for ways in loops.values())
+        differ += sum([loop.digest for loop in ways] != expected for ways in loops.values() if ways)
     report.bar(f"{what}: ways whose results differ from local", differ, "==", 0)
 
 
