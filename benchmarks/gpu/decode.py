@@ -258,7 +258,7 @@ def measure(bench: Bench, name: str) -> dict[str, Any]:
             found = remote(bench, name, host, ids, rtt, local, logits)
             result["remora"][f"{rtt:g}"] = found
             check_physics(f"{name}, RTT {rtt:g}", nbytes, found["min"] / 1e3, rate)
-    if bench.has_time("first tokens", 30):
+    if bench.has_time("first tokens", 45):
         result["first_token_ms"] = first_tokens(bench, name)
     if args.compiled and bench.has_time("static compiled", 90):
         result["local_static_compiled"] = static_compiled(bench, model, ids)

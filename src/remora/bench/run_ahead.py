@@ -38,15 +38,15 @@ PROMPT_TOKENS = 16
 SEEDS = range(1, 65)  # of prompts, tried in this order until one does what is asked
 
 
-FEW_TOKENS = 12  # of ways that wait for a round trip at each: more would tell no more
+FEW_TOKENS = 16  # of ways that wait for a reply at each: more would tell no more
 
 
 @dataclass(frozen=True)
 class Extent:
     """How much is measured. models: (name, tokens, trials); mode_tokens, steps: of one generate, one loop.
 
-    warm_ups: generates before the trials. all_round_trips: else only the shortest and the longest that were asked for,
-    and of models only what bars ask for.
+    warm_ups: generates before the trials. thorough: else only the shortest and the longest of the round trips,
+    and of models and modes only what bars ask for; first tokens are the thin model's.
     """
 
     models: tuple[tuple[str, int, int], ...]
@@ -57,11 +57,11 @@ class Extent:
     loop_trials: int
     ends: int
     first_trials: int
-    all_round_trips: bool
+    thorough: bool
 
 
 FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 2, 32, 60, 3, 7, 5, 5, True)
-QUICK = Extent(((THIN, 40, 5), (LLAMA, 24, 3), (GPT2, 20, 3)), 1, 16, 28, 2, 3, 3, 3, False)
+QUICK = Extent(((THIN, 32, 5), (LLAMA, 20, 3), (GPT2, 16, 3)), 1, 16, 28, 2, 3, 3, 3, False)
 
 
 def run(options: Options, report: Report) -> None:
@@ -71,7 +71,7 @@ def run(options: Options, report: Report) -> None:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     extent = QUICK if options.quick else FULL
-    rtts = options.rtts if extent.all_round_trips else tuple(sorted({options.rtts[0], options.rtts[-1]}))
+    rtts = options.rtts if extent.thorough else tuple(sorted({options.rtts[0], options.rtts[-1]}))
     if rtts != options.rtts:
         report.say(f"quick: round trips of {rtts[0]:g} and {rtts[-1]:g} ms only")
     made = {name: _model(name) for name, _, _ in extent.models}
@@ -153,8 +153,9 @@ class _Bench:
         finally:
             for fork in self.forks.values():
                 fork.close()
-        firsts = self._first_tokens(GPT2, prompts[GPT2])
-        run_ahead_bars.judge_first_tokens(self.report, GPT2, firsts, round_trips)
+        name = GPT2 if self.extent.thorough else THIN
+        firsts = self._first_tokens(name, prompts[name])
+        run_ahead_bars.judge_first_tokens(self.report, name, firsts, round_trips)
         self.report.bar("failures of ways", self.failures, "==", 0)
 
     # -- ways
@@ -204,7 +205,7 @@ class _Bench:
     def _decode(
         self, name: str, ids: list[list[int]], tokens: int, trials: int
     ) -> dict[Way, list[Generated]]:
-        ways = self.all if self.extent.all_round_trips else [way for way in self.all if _asked(name, way)]
+        ways = self.all if self.extent.thorough else [way for way in self.all if _asked(name, way)]
         self.report.say(f"{name}: {trials} trials of {tokens} tokens, {len(ways)} ways")
         self._open(ways)
         for way in ways:
@@ -272,8 +273,9 @@ class _Bench:
 
     def _modes(self) -> dict[tuple[str, str], dict[Way, list[int] | None]]:
         """Tokens of each family and mode by way; None where it raised. Without run-ahead at the shortest alone."""
-        shortest = min(self.links)
-        ways = [way for way in self.all if way.rtt_ms in (None, shortest) or way.run_ahead]
+        ways = [LOCAL, Way(min(self.links), False)]
+        rtts = self.links if self.extent.thorough else (max(self.links),)
+        ways += [Way(rtt, True) for rtt in rtts]
         self._open(ways)
         self.report.say(f"{len(MODES)} modes of {len(families())} families, {len(ways)} ways")
         found: dict[tuple[str, str], dict[Way, list[int] | None]] = {}
@@ -355,7 +357,7 @@ def _asked(name: str, way: Way) -> bool:
 
 def _fewer(way: Way, tokens: int) -> int:
     """How many a way makes of them."""
-    return min(tokens, FEW_TOKENS) if way.rtt_ms and not way.run_ahead else tokens
+    return tokens if way == LOCAL or way.run_ahead else min(tokens, FEW_TOKENS)
 
 
 def _local_tokens(model: Any, ids: torch.Tensor, tokens: int) -> list[int]:
