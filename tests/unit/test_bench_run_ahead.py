@@ -16,7 +16,7 @@ from remora.bench.harness import Impossible, Report
 from remora.bench.models import gpt2, llama
 from remora.bench.run_ahead import FEW_TOKENS, last_new
 from remora.bench.run_ahead_bars import GPT2, LLAMA, THIN
-from remora.bench.ways import LOCAL, Generated, Looped, Way
+from remora.bench.ways import LOCAL, First, Generated, Looped, Way
 from remora.errors import UsageError
 
 NEAR, FAR = Way(0.0, True), Way(50.0, True)
@@ -26,6 +26,10 @@ ROUND_TRIPS = {0.0: 0.02, 50.0: 50.5}
 
 def generated(ms: float, cpu_ms: float = 1.0, tokens: tuple[int, ...] = (1, 2, 3), **spent: Any) -> Generated:
     return Generated(list(tokens), 60.0, ms, cpu_ms, 40.0, spent)
+
+
+def first(ms: float, token: int = 3) -> First:
+    return First(ms, [token], {"round_trips": 2})
 
 
 def bars(report: Report) -> dict[str, tuple[float, bool]]:
@@ -155,7 +159,7 @@ def test_a_way_that_failed_misses_its_bars() -> None:
     run_ahead_bars.judge_ends(report, {NEAR: [], FAR: []}, [[1, 2]])
     run_ahead_bars.judge_turns(report, {FAR: []}, {FAR: []}, 2, ROUND_TRIPS)
     run_ahead_bars.judge_wandering(report, {NEAR: [], NEAR_OFF: []})
-    run_ahead_bars.judge_first_tokens(report, GPT2, {LOCAL: [5.0], NEAR: [], FAR: []}, ROUND_TRIPS)
+    run_ahead_bars.judge_first_tokens(report, GPT2, {LOCAL: [first(5.0)], NEAR: [], FAR: []}, ROUND_TRIPS)
     of_results = [bar for bar in report.bars if "differ" in bar.name]
     assert all(bar.ok for bar in of_results)
     assert not any(bar.ok for bar in report.bars if bar not in of_results)
@@ -179,7 +183,7 @@ def test_what_cannot_be_true_ends_the_run() -> None:
     with pytest.raises(Impossible, match="3 programs ran ahead"):
         run_ahead_bars.judge_decoding(Report("x"), GPT2, ahead, ROUND_TRIPS)
     with pytest.raises(Impossible, match="first token at RTT 50 ms took 30 ms"):
-        run_ahead_bars.judge_first_tokens(Report("x"), GPT2, {LOCAL: [5.0], FAR: [30.0]}, ROUND_TRIPS)
+        run_ahead_bars.judge_first_tokens(Report("x"), GPT2, {LOCAL: [], FAR: [first(30.0)]}, ROUND_TRIPS)
 
 
 def test_routes_are_told_by_their_share() -> None:
@@ -255,11 +259,14 @@ def test_a_mode_that_raised_differs() -> None:
 
 def test_the_first_token_may_take_local_and_a_round_trip() -> None:
     report = Report("x")
-    firsts = {LOCAL: [40.0, 50.0, 60.0], NEAR: [79.0], FAR: [140.0]}
+    firsts = {LOCAL: [first(ms) for ms in (40.0, 50.0, 60.0)], NEAR: [first(79.0)], FAR: [first(140.0)]}
     run_ahead_bars.judge_first_tokens(report, GPT2, firsts, ROUND_TRIPS)
-    (near, ok), (far, late) = bars(report).values()
+    same, (near, ok), (far, late) = bars(report).values()
+    assert same == (0, True)
     assert (near, ok) == (pytest.approx(28.98), True)
     assert (far, late) == (pytest.approx(39.5), False)
+    run_ahead_bars.judge_first_tokens(report, GPT2, firsts | {NEAR: [first(79.0, token=4)]}, ROUND_TRIPS)
+    assert bars(report)[f"{GPT2}: first tokens that differ from local"] == (1, False)
 
 
 def test_ways_have_names_of_their_own_and_few_tokens_are_enough_to_be_steady() -> None:

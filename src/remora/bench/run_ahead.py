@@ -28,6 +28,7 @@ from remora.bench.ways import (
     TRIAL_S,
     WARM_S,
     Client,
+    First,
     Generated,
     Looped,
     Way,
@@ -295,21 +296,17 @@ class _Bench:
                 tokens[way] = answer["tokens"]
         return tokens
 
-    def _first_tokens(self, name: str, ids: list[list[int]]) -> dict[Way, list[float]]:
-        """Milliseconds to the first token of processes that have done nothing before; caches on disk are warm."""
-        ways = [LOCAL, *(Way(rtt, True) for rtt in self.links)]
+    def _first_tokens(self, name: str, ids: list[list[int]]) -> dict[Way, list[First]]:
+        """Of processes that have done nothing before; caches on disk are warm."""
+        ways = {way.name: way for way in (LOCAL, *(Way(rtt, True) for rtt in self.links))}
         self.report.say(f"first tokens: {self.extent.first_trials} new processes of {len(ways)} ways each")
-        trials: dict[str, Callable[[], tuple[float, list[int]] | None]] = {
-            way.name: (lambda way=way: self._first_token(way, name, ids)) for way in ways
+        acts: dict[str, Callable[[], First | None]] = {
+            way_name: (lambda way=way: self._first_token(way, name, ids)) for way_name, way in ways.items()
         }
-        by_name = interleave(trials, self.extent.first_trials, self.rng)
-        found = {way: [first for first in by_name[way.name] if first] for way in ways}
-        tokens = {tuple(made) for firsts in found.values() for _, made in firsts}
-        if len(tokens) > 1:
-            raise Impossible(f"{name}: first tokens differ: {sorted(tokens)}")
-        return {way: [ms for ms, _ in firsts] for way, firsts in found.items()}
+        found = interleave(acts, self.extent.first_trials, self.rng)
+        return {way: [first for first in found[way_name] if first] for way_name, way in ways.items()}
 
-    def _first_token(self, way: Way, name: str, ids: list[list[int]]) -> tuple[float, list[int]] | None:
+    def _first_token(self, way: Way, name: str, ids: list[list[int]]) -> First | None:
         self.failed.discard(way)
         self.forks[way] = self._fork(way)
         try:
@@ -318,7 +315,7 @@ class _Bench:
             answer = self._ask(way, "first", TRIAL_S, model=name, ids=ids)
         finally:
             self.forks.pop(way).close()
-        return None if answer is None else (answer["ms"], answer["tokens"])
+        return None if answer is None else First(**answer)
 
     # -- prompts
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from remora.bench import ceiling
 from remora.bench.harness import Impossible, Report
 from remora.bench.intervals import of_median, of_ratio
-from remora.bench.ways import LOCAL, STANDING, Generated, Looped, Way
+from remora.bench.ways import LOCAL, STANDING, First, Generated, Looped, Way
 
 THIN, LLAMA, GPT2 = "GPT-2 of 12 thin layers", "Llama of 32 thin layers", "GPT-2 124M"
 
@@ -138,14 +138,24 @@ def judge_modes(report: Report, found: Mapping[tuple[str, str], Mapping[Way, lis
 
 
 def judge_first_tokens(
-    report: Report, name: str, firsts: Mapping[Way, Sequence[float]], round_trips: Mapping[float, float]
+    report: Report, name: str, firsts: Mapping[Way, Sequence[First]], round_trips: Mapping[float, float]
 ) -> None:
-    for way, ms in firsts.items():
-        if ms:
-            report.row(f"{name}: first token, new process", way.name, "ms", ms)
-    local = _median(firsts.get(LOCAL, ()))
+    """The bars on first tokens of new processes.
+
+    Raises:
+        Impossible: one came sooner than its round trip.
+    """
+    expected = [first.tokens for first in firsts.get(LOCAL, ())][:1]
+    differ = sum(first.tokens not in expected for ways in firsts.values() for first in ways)
+    report.bar(f"{name}: first tokens that differ from local", differ, "==", 0)
+    for way, ways in firsts.items():
+        if ways:
+            report.row(f"{name}: first token, new process", way.name, "ms", [first.ms for first in ways])
+        if blocked := _numbers(ways, "round_trips") if way != LOCAL else []:
+            report.row(f"{name}: blocked until the first token", way.name, "times", blocked)
+    local = _median([first.ms for first in firsts.get(LOCAL, ())])
     for rtt, measured_ms in round_trips.items():
-        remote = firsts.get(Way(rtt, True), ())
+        remote = [first.ms for first in firsts.get(Way(rtt, True), ())]
         for ms in remote:
             ceiling.check_not_before(f"{name}: the first token at RTT {rtt:g} ms", ms, rtt)
         over = _median(remote) - local - measured_ms
@@ -197,7 +207,7 @@ def _equal(report: Report, what: str, *found: Loops) -> None:
     report.bar(f"{what}: ways whose results differ from local", differ, "==", 0)
 
 
-def _numbers(trials: Sequence[Generated] | Sequence[Looped], counter: str) -> list[float]:
+def _numbers(trials: Sequence[First | Generated | Looped], counter: str) -> list[float]:
     return [float(trial.spent[counter]) for trial in trials if counter in trial.spent]
 
 

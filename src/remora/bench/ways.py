@@ -71,6 +71,15 @@ class Looped:
     spent: Numbers = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class First:
+    """A generate of one token."""
+
+    ms: float
+    tokens: list[int]
+    spent: Numbers = field(default_factory=dict)
+
+
 def connect(url: str, run_ahead: bool) -> None:
     """Opens the session, with run-ahead or without.
 
@@ -156,12 +165,13 @@ class Client:
         }
 
     def first(self, model: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """Milliseconds until a program has its first token."""
+        """A `First`: until a program has its first token."""
         prompt = torch.tensor(ids).to(self.way.device)
         self._settle()
-        started = time.perf_counter()
+        before, started = counters(), time.perf_counter()
         out = self._greedy(model, prompt, 1, None).cpu()
-        return {"ms": (time.perf_counter() - started) * 1e3, "tokens": out[0, prompt.shape[1] :].tolist()}
+        ms = (time.perf_counter() - started) * 1e3
+        return {"ms": ms, "tokens": out[0, prompt.shape[1] :].tolist(), "spent": spent(before, counters())}
 
     def mode(self, family: str, mode: str, tokens: int) -> dict[str, Any]:
         """The tokens of a mode of `generate`."""

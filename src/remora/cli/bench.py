@@ -21,7 +21,7 @@ def bench(
         str,
         typer.Argument(help="Which one: decode, train, zoo, compat, semantics, placement, calibration."),
     ] = "decode",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: a minute or so.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
     url: Annotated[
         str | None, typer.Option(help="An executor that runs with --threads 1; none: one is started.")
