@@ -12,7 +12,6 @@ round trip a session: upload, first call, warm-up, trials, the same tokens fed; 
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import json
 import statistics
@@ -29,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import torch
 import transformers
+from shapes import SHAPES, make, prompt, sharing
 
 import remora
 from remora.bench import ceiling
-from remora.bench.forks import Fork
 from remora.bench.harness import Report, check_physics, versions
 from remora.bench.links import Link, proxied
 from remora.bench.ways import Numbers, Stamps, connect, counters, measured, spent
@@ -43,28 +42,9 @@ from remora.session.connect import current
 FORCED = 24  # teacher-forced steps
 EAGER_RUNS = 3  # of them, whose distances from each other are eager's own
 WARM_UPS, WARM_S = 2, 60.0
-FIRSTS = 3  # new processes for each round trip
+FIRSTS_WITHIN_S = 120.0
 COPIED_NBYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class Shape:
-    """bars: ms a token in the exact tier, at any round trip. A Llama has its four sizes, GPT-2 is its default."""
-
-    bar_ms: float
-    hidden: int = 0
-    inner: int = 0
-    layers: int = 0
-    heads: int = 0
-
-
-SHAPES = {
-    "gpt2": Shape(2.5),
-    "llama-1b": Shape(float("inf"), 2048, 8192, 16, 32),
-    "llama-8b": Shape(9.0, 4096, 14336, 32, 32),
-}
-TINY = Shape(float("inf"), 64, 128, 2, 8)
-FAR_BAR, FIRST_BAR_MS, MEMORY_BAR = 0.95, 30.0, 1.05
+FAR_BAR, FIRST_BAR_MS, MEMORY_BAR = 0.95, 30.0, 1.05  # beside ms a token, which each shape has
 
 
 @dataclass
@@ -96,45 +76,6 @@ class Bench:
     def timed(self) -> bool:
         """Whether times mean anything: those of a tiny model or of a CPU do not."""
         return str(self.args.device).startswith("cuda") and not self.args.tiny
-
-
-def make(name: str, device: str, tiny: bool) -> Any:
-    """Random bf16 weights, made on the device."""
-    shape = SHAPES[name]
-    if not shape.layers:
-        size = {"n_layer": 2, "n_embd": 48} if tiny else {}
-        config: Any = transformers.GPT2Config(bos_token_id=0, eos_token_id=50256, **size)
-        kind: Any = transformers.GPT2LMHeadModel
-    else:
-        shape = TINY if tiny else shape
-        config = transformers.LlamaConfig(
-            hidden_size=shape.hidden,
-            intermediate_size=shape.inner,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=8,
-            vocab_size=128256,
-            max_position_embeddings=8192,
-            bos_token_id=0,
-            eos_token_id=128255,
-        )
-        kind = transformers.LlamaForCausalLM
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = kind(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    model.eval()
-    model.generation_config.pad_token_id = 0
-    return model
-
-
-def sharing(model: Any) -> Any:
-    """The same model as another object, to be moved: its weights lie where the model's do until then."""
-    weights = {id(weight): torch.nn.Parameter(weight.detach(), False) for weight in model.parameters()}
-    return copy.deepcopy(model, dict(weights))
 
 
 def settle(device: str) -> None:
@@ -242,7 +183,7 @@ def copied_bytes_per_s(device: str) -> float:
 def measure(bench: Bench, name: str) -> dict[str, Any]:
     args, bench.started, bench.left_out = bench.args, time.perf_counter(), []
     model = make(name, args.device, args.tiny)
-    ids = torch.randint(1, 50000, (1, args.prompt), generator=torch.Generator().manual_seed(1))
+    ids = prompt(args.prompt)
     rate, nbytes = copied_bytes_per_s(args.device), ceiling.weights_nbytes(model)
     floor_ms = nbytes / rate * 1e3
     bench.log(f"{name}: ceiling: {nbytes / 1e9:.2f} GB at {rate / 1e9:.0f} GB/s: {floor_ms:.3g} ms a token")
@@ -385,44 +326,15 @@ def static_compiled(bench: Bench, model: Any, ids: torch.Tensor) -> dict[str, An
 
 
 def first_tokens(bench: Bench, name: str) -> dict[str, list[float]]:
-    """Milliseconds by round trip. The processes' weights are made on the executor: none are sent, all are present."""
-    asked = {"name": name, "tiny": bench.args.tiny, "prompt": bench.args.prompt, "urls": bench.urls}
-    asked |= {"run_ahead": not bench.args.no_run_ahead}
-    command = [sys.executable, __file__, "--first-tokens", json.dumps(asked)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    """Milliseconds by round trip, in a process that has no GPU of its own, as a remote client has none."""
+    args = bench.args
+    asked = {"name": name, "tiny": args.tiny, "tokens": args.prompt, "run_ahead": not args.no_run_ahead}
+    asked["urls"] = {f"{rtt:g}": url for rtt, url in bench.urls.items()}
+    command = [sys.executable, str(Path(__file__).with_name("first_tokens.py")), json.dumps(asked)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=FIRSTS_WITHIN_S)
     found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
     bench.log(f"{name}: first tokens of new processes, ms: {found}")
     return found
-
-
-def first_tokens_of_forks(asked: dict[str, Any]) -> dict[str, list[float]]:
-    """In a process that has imported everything and done nothing: forks of it are new ones, without the imports."""
-    found: dict[str, list[float]] = {rtt: [] for rtt in asked["urls"]}
-    for _ in range(FIRSTS):
-        for rtt, url in asked["urls"].items():
-            fork = Fork(f"RTT {rtt}", FirstToken)
-            try:
-                rest = {key: asked[key] for key in ("name", "tiny", "prompt", "run_ahead")}
-                found[rtt].append(fork.ask("measure", 60.0, url=url, **rest)["ms"])
-            finally:
-                fork.close()
-    return found
-
-
-class FirstToken:
-    """What such a fork does."""
-
-    def measure(self, url: str, name: str, tiny: bool, prompt: int, run_ahead: bool) -> dict[str, float]:
-        connect(url, run_ahead)
-        model = make(name, "remora", tiny)
-        ids = torch.randint(1, 50000, (1, prompt), generator=torch.Generator().manual_seed(1)).to("remora")
-        settle("remora")
-        started = time.perf_counter()
-        generate(model, ids, 1)
-        return {"ms": round((time.perf_counter() - started) * 1e3, 2)}
-
-    def close(self) -> None:
-        remora.disconnect()
 
 
 # -- bars
@@ -444,7 +356,7 @@ def judge_times(bench: Bench, name: str, result: dict[str, Any]) -> None:
         report.bar(f"{what}: ms per token", one.get("ms_per_token", none), "<=", SHAPES[name].bar_ms)
         peak = one.get("peak_bytes", none) / local["peak_bytes"]
         report.bar(f"{what}: peak memory over eager's", peak, "<=", MEMORY_BAR)
-        firsts = result.get("first_token_ms", {}).get(str(rtt), ())
+        firsts = result.get("first_token_ms", {}).get(f"{rtt:g}", ())
         over = statistics.median(firsts) - local["ttft_ms"] - bench.round_trips_ms[rtt] if firsts else none
         report.bar(f"{what}: first token, ms over eager's and a round trip", over, "<=", FIRST_BAR_MS)
     if len(bench.urls) > 1:
@@ -469,16 +381,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--no-run-ahead", action="store_true")
     parser.add_argument("--budget-s", default=240.0, type=float, help="for each model")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--first-tokens", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> int:
     args = parsed()
     transformers.logging.set_verbosity_error()
-    if args.first_tokens:
-        print(json.dumps(first_tokens_of_forks(args.first_tokens)))
-        return 0
     report = Report("gpu-decode")
     executor = EmbeddedExecutor("--device", args.device)
     with ExitStack() as stack:

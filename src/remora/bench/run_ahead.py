@@ -62,7 +62,7 @@ class Extent:
 
 
 FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 2, 32, 60, 3, 7, 5, 5, True)
-QUICK = Extent(((THIN, 32, 5), (LLAMA, 20, 3), (GPT2, 16, 3)), 1, 16, 28, 2, 3, 3, 3, False)
+QUICK = Extent(((THIN, 32, 5), (LLAMA, 20, 3), (GPT2, 16, 3)), 1, 12, 28, 2, 3, 3, 3, False)
 
 
 def run(options: Options, report: Report) -> None:
