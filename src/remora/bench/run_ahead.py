@@ -39,18 +39,17 @@ PROMPT_TOKENS = 16
 SEEDS = range(1, 65)  # of prompts, tried in this order until one does what is asked
 
 
-FEW_TOKENS = 16  # of ways that wait for a reply at each: more would tell no more
-
-
 @dataclass(frozen=True)
 class Extent:
     """How much is measured. models: (name, tokens, trials); mode_tokens, steps: of one generate, one loop.
 
-    warm_ups: generates before the trials. thorough: else only the shortest and the longest of the round trips,
-    and of models and modes only what bars ask for; first tokens are the thin model's.
+    few: tokens of ways that wait for a reply at each, where more would tell no more. warm_ups: generates before the
+    trials. thorough: else only the shortest and the longest of the round trips, and of models and modes only what
+    bars ask for; first tokens are the thin model's.
     """
 
     models: tuple[tuple[str, int, int], ...]
+    few: int
     warm_ups: int
     mode_tokens: int
     steps: int
@@ -61,8 +60,8 @@ class Extent:
     thorough: bool
 
 
-FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 2, 32, 60, 3, 7, 5, 5, True)
-QUICK = Extent(((THIN, 32, 5), (LLAMA, 20, 3), (GPT2, 16, 3)), 1, 12, 28, 2, 3, 3, 3, False)
+FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 16, 2, 32, 60, 3, 7, 5, 5, True)
+QUICK = Extent(((THIN, 32, 5), (LLAMA, 20, 3), (GPT2, 16, 3)), 8, 1, 12, 28, 2, 2, 3, 3, False)
 
 
 def run(options: Options, report: Report) -> None:
@@ -211,13 +210,17 @@ class _Bench:
         self._open(ways)
         for way in ways:
             self._ask(way, "load", LOAD_S, model=name)
-        work = {way: {"model": name, "ids": ids, "tokens": _fewer(way, tokens)} for way in ways}
+        work = {way: {"model": name, "ids": ids, "tokens": self._fewer(way, tokens)} for way in ways}
         for number in range(self.extent.warm_ups):
             self._rounds("generate", 1, work)
             if number == 0:
                 self._wait_warm(name, ways)
         found = self._rounds("generate", trials, work)
         return {way: [Generated(**answer) for answer in answers] for way, answers in found.items()}
+
+    def _fewer(self, way: Way, tokens: int) -> int:
+        """How many a way makes of them."""
+        return tokens if way == LOCAL or way.run_ahead else min(tokens, self.extent.few)
 
     def _check_reads(self, name: str, found: dict[Way, list[Generated]]) -> None:
         """Raises Impossible if tokens came faster than weights can be read."""
@@ -261,7 +264,7 @@ class _Bench:
             kinds = [
                 (straight, "turning", {"steps": extent.steps, "turns": []}),
                 (turned, "turning", {"steps": extent.steps, "turns": places}),
-                (drawn, "wandering", {"steps": extent.steps // 2, "seed": seed}),
+                (drawn, "wandering", {"steps": extent.steps // 3, "seed": seed}),
             ]
             for into, do, arguments in self.rng.sample(kinds, len(kinds)):
                 for way, answers in self._rounds(do, 1, dict.fromkeys(into, arguments)).items():
@@ -274,9 +277,9 @@ class _Bench:
 
     def _modes(self) -> dict[tuple[str, str], dict[Way, list[int] | None]]:
         """Tokens of each family and mode by way; None where it raised. Without run-ahead at the shortest alone."""
-        ways = [LOCAL, Way(min(self.links), False)]
-        rtts = self.links if self.extent.thorough else (max(self.links),)
-        ways += [Way(rtt, True) for rtt in rtts]
+        shortest = min(self.links)
+        ways = [LOCAL, Way(shortest, False)]
+        ways += [Way(rtt, True) for rtt in (self.links if self.extent.thorough else (shortest,))]
         self._open(ways)
         self.report.say(f"{len(MODES)} modes of {len(families())} families, {len(ways)} ways")
         found: dict[tuple[str, str], dict[Way, list[int] | None]] = {}
@@ -347,14 +350,7 @@ def _prompts(model: Any) -> Iterator[torch.Tensor]:
 
 def _asked(name: str, way: Way) -> bool:
     """Whether bars ask for a way of a model, or set it beside one that they ask for."""
-    if not way.rtt_ms or name == THIN:
-        return True
-    return way.run_ahead and name == GPT2
-
-
-def _fewer(way: Way, tokens: int) -> int:
-    """How many a way makes of them."""
-    return tokens if way == LOCAL or way.run_ahead else min(tokens, FEW_TOKENS)
+    return name == THIN or way == LOCAL or (way.run_ahead and (name == GPT2 or not way.rtt_ms))
 
 
 def _local_tokens(model: Any, ids: torch.Tensor, tokens: int) -> list[int]:
