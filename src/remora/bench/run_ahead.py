@@ -54,14 +54,15 @@ class Extent:
     mode_tokens: int
     steps: int
     turns: int
-    loop_trials: int
+    turn_trials: int
+    drawn_trials: int
     ends: int
     first_trials: int
     thorough: bool
 
 
-FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 16, 2, 32, 60, 3, 7, 5, 5, True)
-QUICK = Extent(((THIN, 32, 5), (LLAMA, 20, 3), (GPT2, 16, 3)), 8, 1, 12, 28, 2, 2, 3, 3, False)
+FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 16, 2, 32, 60, 3, 7, 9, 5, 5, True)
+QUICK = Extent(((THIN, 32, 5), (LLAMA, 20, 3), (GPT2, 16, 3)), 8, 1, 12, 28, 2, 3, 5, 3, 3, False)
 
 
 def run(options: Options, report: Report) -> None:
@@ -253,19 +254,24 @@ class _Bench:
 
     def _loops(self) -> tuple[dict[Way, list[Looped]], ...]:
         """Loops without a turn, with some, and of random programs; local ones for their results."""
-        extent = self.extent
-        self.report.say(f"loops: {extent.loop_trials} trials of {extent.steps} steps, of three kinds")
+        extent, steps = self.extent, {"steps": self.extent.steps}
+        self.report.say(
+            f"loops of {extent.steps} steps: {extent.turn_trials} turn, {extent.drawn_trials} are drawn"
+        )
         self._open(self.all)
         guessing = [way for way in self.all if way == LOCAL or way.run_ahead]
         straight, turned, drawn = ({way: [] for way in ways} for ways in (guessing, guessing, self.all))
-        for trial in range(-1, extent.loop_trials):  # the first is a warm-up
-            places = loops.turns(extent.steps, extent.turns, self.rng)
-            seed = self.rng.randrange(1 << 30)
-            kinds = [
-                (straight, "turning", {"steps": extent.steps, "turns": []}),
-                (turned, "turning", {"steps": extent.steps, "turns": places}),
-                (drawn, "wandering", {"steps": extent.steps // 3, "seed": seed}),
-            ]
+        for trial in range(-1, max(extent.turn_trials, extent.drawn_trials)):  # the first is a warm-up
+            kinds = []
+            if trial < extent.turn_trials:
+                places = loops.turns(extent.steps, extent.turns, self.rng)
+                kinds += [
+                    (straight, "turning", steps | {"turns": []}),
+                    (turned, "turning", steps | {"turns": places}),
+                ]
+            if trial < extent.drawn_trials:
+                seed = self.rng.randrange(1 << 30)
+                kinds.append((drawn, "wandering", {"steps": extent.steps // 3, "seed": seed}))
             for into, do, arguments in self.rng.sample(kinds, len(kinds)):
                 for way, answers in self._rounds(do, 1, dict.fromkeys(into, arguments)).items():
                     if trial >= 0:
