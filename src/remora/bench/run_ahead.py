@@ -36,6 +36,7 @@ from remora.bench.ways import (
 from remora.pool.embedded import EmbeddedExecutor
 
 PROMPT_TOKENS = 16
+WARM_UP_TOKENS = 32
 SEEDS = range(1, 65)  # of prompts, tried in this order until one does what is asked
 
 
@@ -43,14 +44,13 @@ SEEDS = range(1, 65)  # of prompts, tried in this order until one does what is a
 class Extent:
     """How much is measured. models: (name, tokens, trials); mode_tokens, steps: of one generate, one loop.
 
-    few: tokens of ways that wait for a reply at each, where more would tell no more. warm_ups: generates before the
-    trials. thorough: else only the shortest and the longest of the round trips, and of models and modes only what
-    bars ask for; first tokens are the thin model's.
+    few: tokens of ways that wait for a reply at each, where more would tell no more. thorough: else only the shortest
+    and the longest of the round trips, and of models and modes only what bars ask for; first tokens are the thin
+    model's.
     """
 
     models: tuple[tuple[str, int, int], ...]
     few: int
-    warm_ups: int
     mode_tokens: int
     steps: int
     turns: int
@@ -61,8 +61,8 @@ class Extent:
     thorough: bool
 
 
-FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 16, 2, 32, 60, 3, 7, 9, 5, 5, True)
-QUICK = Extent(((THIN, 32, 5), (LLAMA, 20, 3), (GPT2, 16, 3)), 8, 1, 12, 28, 2, 3, 5, 3, 3, False)
+FULL = Extent(((THIN, 96, 7), (LLAMA, 48, 5), (GPT2, 64, 5)), 16, 32, 60, 3, 7, 9, 5, 5, True)
+QUICK = Extent(((THIN, 32, 5), (LLAMA, 20, 3), (GPT2, 16, 3)), 8, 12, 28, 2, 3, 5, 3, 3, False)
 
 
 def run(options: Options, report: Report) -> None:
@@ -212,10 +212,7 @@ class _Bench:
         for way in ways:
             self._ask(way, "load", LOAD_S, model=name)
         work = {way: {"model": name, "ids": ids, "tokens": self._fewer(way, tokens)} for way in ways}
-        for number in range(self.extent.warm_ups):
-            self._rounds("generate", 1, work)
-            if number == 0:
-                self._wait_warm(name, ways)
+        self._warm_up(name, ways, {"model": name, "ids": ids})
         found = self._rounds("generate", trials, work)
         return {way: [Generated(**answer) for answer in answers] for way, answers in found.items()}
 
@@ -232,12 +229,15 @@ class _Bench:
                 what, seconds = f"{name}, {way.name}: weights of a token", trial.steady_ms / 1e3
                 check_physics(what, nbytes, seconds, self.read_bytes_per_s)
 
-    def _wait_warm(self, name: str, ways: Sequence[Way]) -> None:
+    def _warm_up(self, name: str, ways: Sequence[Way], work: dict[str, Any]) -> None:
+        """So much is generated that fast routes are worth making; when they are there they are taken once."""
+        self._rounds("generate", 1, dict.fromkeys(ways, work | {"tokens": WARM_UP_TOKENS}))
         for way in ways:
             if waited := self._ask(way, "wait_warm", WARM_S + 10, timeout_s=WARM_S):
                 self.report.row(f"{name}: waited for fast routes", way.name, "s", [waited["seconds"]])
                 if not waited["warm"]:
                     self.report.say(f"{name}, {way.name}: not warm after {WARM_S:g} s")
+        self._rounds("generate", 1, dict.fromkeys(ways, work | {"tokens": self.extent.few}))
 
     def _end(self, ends: Sequence[tuple[list[list[int]], list[int]]]) -> dict[Way, list[Generated]]:
         """Generates that end by a token that comes late, by the model's own choice."""
