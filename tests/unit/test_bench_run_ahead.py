@@ -14,7 +14,7 @@ from remora.bench import loops, run_ahead_bars, ways
 from remora.bench.ceiling import check_not_before, weights_nbytes
 from remora.bench.harness import Impossible, Report
 from remora.bench.models import gpt2, llama
-from remora.bench.run_ahead import FULL, QUICK, last_new
+from remora.bench.run_ahead import FULL, QUICK, asked, last_new
 from remora.bench.run_ahead_bars import GPT2, LLAMA, THIN
 from remora.bench.ways import LOCAL, First, Generated, Looped, Way
 from remora.errors import UsageError
@@ -275,3 +275,16 @@ def test_ways_have_names_of_their_own_and_few_tokens_are_enough_to_be_steady() -
         "local", "run-ahead, RTT 0 ms", "no run-ahead, RTT 0 ms", "run-ahead, RTT 50 ms", "no run-ahead, RTT 50 ms"
     ]  # fmt: skip
     assert min(FULL.few, QUICK.few) >= 8
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_a_model_is_run_in_every_way_that_its_bars_ask_for(thorough: bool) -> None:
+    rtts = (0.0, 10.0, 50.0)
+    thin, deep, large = (asked(name, rtts, thorough) for name in (THIN, LLAMA, GPT2))
+    assert thin[0] == deep[0] == large[0] == LOCAL
+    assert {NEAR, FAR, FAR_OFF} <= set(thin)
+    assert (len(thin) == 7) is thorough
+    assert deep == ([LOCAL, NEAR, FAR] if thorough else [LOCAL, NEAR])
+    assert {NEAR, FAR} <= set(large)
+    assert asked(GPT2, (5.0,), True) == [LOCAL, Way(5.0), Way(5.0, True)]
+    assert asked(LLAMA, (5.0,), True) == [LOCAL, Way(5.0, True)]

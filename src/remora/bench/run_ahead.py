@@ -206,7 +206,7 @@ class _Bench:
     def _decode(
         self, name: str, ids: list[list[int]], tokens: int, trials: int
     ) -> dict[Way, list[Generated]]:
-        ways = self.all if self.extent.thorough else [way for way in self.all if _asked(name, way)]
+        ways = asked(name, tuple(self.links), self.extent.thorough)
         self.report.say(f"{name}: {trials} trials of {tokens} tokens, {len(ways)} ways")
         self._open(ways)
         for way in ways:
@@ -354,9 +354,20 @@ def _prompts(model: Any) -> Iterator[torch.Tensor]:
         yield models.prompt(PROMPT_TOKENS, vocabulary=model.config.vocab_size, seed=seed)
 
 
-def _asked(name: str, way: Way) -> bool:
-    """Whether bars ask for a way of a model, or set it beside one that they ask for."""
-    return name == THIN or way == LOCAL or (way.run_ahead and (name == GPT2 or not way.rtt_ms))
+def asked(name: str, rtts: Sequence[float], thorough: bool) -> list[Way]:
+    """The ways of a model: those that bars ask for, and few beside them, since each takes long to warm up.
+
+    Args:
+        rtts: ascending.
+        thorough: more beside them; of the thin model all.
+    """
+    near, far = rtts[0], rtts[-1]
+    if name == LLAMA:
+        rest = [Way(near, True), *([Way(far, True)] if thorough else [])]
+    else:
+        waiting = {THIN: rtts, GPT2: (near, far)}[name] if thorough else (far,) if name == THIN else ()
+        rest = [*(Way(rtt, False) for rtt in waiting), *(Way(rtt, True) for rtt in rtts)]
+    return [LOCAL, *dict.fromkeys(rest)]
 
 
 def _local_tokens(model: Any, ids: torch.Tensor, tokens: int) -> list[int]:
