@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from remora.errors import ProtocolError, UnsupportedOp
+from remora.executor.worker.append import growing_kernel
 from remora.executor.worker.kernels import grows, kernel_of
+from remora.executor.worker.readers import readers
 from remora.ir.graph import Template
 from remora.ir.node import FREE, Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.dtypes import BY_NAME
@@ -42,7 +44,10 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """Runs with `run`; `keep` gives the registers of the outputs that live on."""
+    """Runs with `run`; `keep` gives the registers of the outputs that live on.
+
+    growing: those of them that may be views into a larger buffer (append.py). strict: slots that must not be.
+    """
 
     instructions: tuple[Instruction, ...]
     constants: tuple[Any, ...]
@@ -50,6 +55,8 @@ class Program:
     keep: tuple[tuple[int, int, int], ...]  # (row, out, register)
     random: bool
     grows: bool  # a storage may weigh more afterwards
+    growing: frozenset[int] = frozenset()
+    strict: tuple[int, ...] = ()
 
 
 class Failure(Exception):
@@ -117,15 +124,17 @@ def compile_program(
     keep: tuple[tuple[int, int], ...],
     device: torch.device,
     generator: Callable[[int], torch.Generator] | None = None,
+    room_nbytes: Callable[[], int] | None = None,
 ) -> Program:
     """A row that cannot be compiled raises when it is reached, so that the rows before it run.
 
     generator: gives the session's generator of an index, which is what rows bind for one.
+    room_nbytes: what values may still take; without it, no tensor grows in place.
 
     Raises:
         ProtocolError: `keep` names an output that the template does not have.
     """
-    return _Compiler(template, keep, device, generator).compile()
+    return _Compiler(template, keep, device, generator, room_nbytes).compile()
 
 
 class _Compiler:
@@ -135,8 +144,10 @@ class _Compiler:
         keep: tuple[tuple[int, int], ...],
         device: torch.device,
         generator: Callable[[int], torch.Generator] | None,
+        room_nbytes: Callable[[], int] | None,
     ) -> None:
         self.template, self.keep, self.device, self.generator = template, keep, device, generator
+        self.room_nbytes, self.readers = room_nbytes, readers(template, keep)
         self.n_slots = template.n_slots
         self.hole = self.n_slots
         self.constants: list[Any] = []
@@ -184,8 +195,16 @@ class _Compiler:
             for call, reads, result, layout, row in self.steps
         ]
         instructions = _with_drops(steps, {at for _, _, at in keep}, self.first_constant, base)
+        growing = frozenset(at for row, _, at in keep if row in self.readers.growing)
         return Program(
-            instructions, tuple(self.constants), base - self.next_virtual, keep, self.random, self.grows
+            instructions,
+            tuple(self.constants),
+            base - self.next_virtual,
+            keep,
+            self.random,
+            self.grows,
+            growing,
+            self.readers.strict,
         )
 
     def _row(self, row: int, node: Node) -> None:
@@ -208,6 +227,8 @@ class _Compiler:
         used = self.picked.get(row, set())
         result = self._virtual()
         layout = _enforced(node, 0) if single and fresh else None
+        if self.room_nbytes is not None and row in self.readers.growing:
+            call, layout = growing_kernel(node, call, self.room_nbytes), None
         self.steps.append((call, reads, result, layout, row))
         if single:
             self.results[row, 0] = result
