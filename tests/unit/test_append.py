@@ -146,6 +146,8 @@ def test_readers_that_copy_may_have_views():
 def test_only_what_lives_on_and_is_believed_contiguous_grows():
     assert readers(Template((GROW,)), ((0, 0),)).growing == {0}
     assert not readers(Template((GROW,)), ()).growing
+    again = Node(GROW.op, (Items((Ref(0), Slot(1))), INT))
+    assert readers(Template((GROW, again)), ((1, 0),)).growing == {0, 1}
     transposed = Node(GROW.op, GROW.args, (), ((0, 2, 1, 3),))
     assert not readers(Template((transposed,)), ((0, 0),)).growing
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from remora.ir.graph import Template
 from remora.ir.node import FREE, Arg, Items, Node, Ref, Slot
@@ -46,11 +47,12 @@ class Readers:
 def readers(template: Template, keep: tuple[tuple[int, int], ...]) -> Readers:
     """Decided by the rows of this template; a later one that reads a kept view strictly gets a copy then."""
     kept, strict = set(keep), set[Ref | Slot]()
-    growing: set[int] = set()
+    growing, go_on = set[int](), set[Ref | Slot]()  # go_on: what a growing row grows from
     for row in range(len(template.nodes) - 1, -1, -1):  # who reads a row comes after it
         node, result = template.nodes[row], Ref(row)
-        if (row, 0) in kept and result not in strict and _grows(node):
+        if ((row, 0) in kept or result in go_on) and result not in strict and _grows(node):
             growing.add(row)
+            go_on.update(arg for _, arg in islice(_inputs(node), 1))
         passes_on = node.op in _VIEWS and (row, 0) not in kept and result not in strict
         for place, arg in _inputs(node):
             if not (passes_on and place == 0) and not _reads_views(node, place):
