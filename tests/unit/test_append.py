@@ -13,6 +13,7 @@ from remora.executor.worker import append
 from remora.executor.worker.append import exact, grown, in_buffer
 from remora.executor.worker.program import Failure, Program, compile_program, run
 from remora.executor.worker.readers import readers
+from remora.executor.worker.values import Values
 from remora.ir.graph import Template
 from remora.ir.node import FREE, Hole, Items, Node, Ref, Slot
 
@@ -231,6 +232,39 @@ def test_a_row_whose_results_are_copied_out_stops():
             cache.value = append.copied_out(value)
     assert 0 < views < 10
     assert not in_buffer(cache.grow(rows(1, 80)))
+
+
+def kept_cache(n: int) -> tuple[Values, torch.Tensor]:
+    cache, values = Cache(compiled(GROW), n), Values()
+    for step in range(2):
+        cache.grow(rows(1, n + step))
+    with torch.inference_mode():
+        values.keep_grown((1, 0, 0), cache.value)
+    return values, cache.expected
+
+
+def test_spare_room_counts_and_is_given_back_when_memory_is_short():
+    values, expected = kept_cache(100)
+    spare_nbytes = values.used_nbytes - expected.nbytes
+    assert 0 < spare_nbytes <= 24 * H * D * 4 + 7 * H * D * 4
+    values.trim()
+    assert values.used_nbytes == values.held_nbytes == expected.nbytes
+    assert not values.loose
+    assert torch.equal(values.tensors[1, 0, 0], expected)
+
+
+def test_a_buffer_that_others_see_is_not_trimmed():
+    values, expected = kept_cache(100)
+    program = compiled(GROW)
+    longer = result(program, [values.tensors[1, 0, 0], rows(1, 102)])
+    values.keep_grown((2, 0, 0), longer)
+    used_nbytes = values.used_nbytes
+    values.trim()
+    assert values.used_nbytes == used_nbytes
+    values.copy_out((1, 0, 0))
+    assert values.used_nbytes == used_nbytes + expected.nbytes
+    values.free((2, 0, 0))
+    assert values.used_nbytes == expected.nbytes
 
 
 # B batch, n rows, q queries
