@@ -320,6 +320,8 @@ class WorkerSession:
             program = self._compile(defined, bound.keep)
         if self.undo.active:
             program = self.undo.guarded(program)
+        if self.values.loose:
+            self._copy_out([bound.names[slot] for slot in program.strict])
         tensors = self.values.tensors
         missing, lost = None, 0
         slots: list[Any]
@@ -361,16 +363,30 @@ class WorkerSession:
             tensor = registers[register]
             if tensor is None:
                 continue
-            values.keep((segment, row, out), tensor)
+            if register in program.growing:
+                values.keep_grown((segment, row, out), tensor)
+            else:
+                values.keep((segment, row, out), tensor)
+            if values.used_nbytes > limit_nbytes and values.loose:
+                values.trim()
             if values.used_nbytes > limit_nbytes or len(values.tensors) > MAX_VALUES:
                 values.free((segment, row, out))
                 raise Failure(row, _over_limit(tensor), registers)
+
+    def _copy_out(self, names: list[Name]) -> None:
+        """Before rows that must not read a view into a buffer that grows."""
+        values = self.values
+        for name in names:
+            if name in values.loose:
+                self.admit(values.tensors[name].nbytes)
+                values.copy_out(name)
 
     def _compile(self, defined: _Defined, keep: tuple[int, ...]) -> Program:
         if len(defined.programs) >= MAX_PROGRAMS:
             defined.programs.pop(next(iter(defined.programs)))
         pairs = tuple((row, out) for row, out in groups(keep, 2))
-        program = compile_program(defined.template, pairs, self.device.device, self._generator)
+        device = self.device
+        program = compile_program(defined.template, pairs, device.device, self._generator, device.room_nbytes)
         defined.programs[keep] = program
         return program
 
@@ -380,7 +396,7 @@ class WorkerSession:
         for name in names:
             if name not in tensors:
                 raise RemoraError(self._story(name))
-        return [tensors[name] for name in names]
+        return [self.values.exact(name) for name in names]
 
     def _story(self, name: Name) -> str:
         did_not_come = self.transfers.waiting.story(name)
@@ -412,6 +428,8 @@ class WorkerSession:
 
     def admit(self, nbytes: int, values: int = 1) -> None:
         """Raises MemoryLimit: the session, or the device, cannot take so many more values and bytes."""
+        if self.values.loose and nbytes > self.device.room_nbytes():
+            self.values.trim()
         if nbytes > self.device.room_nbytes() or len(self.values.tensors) + values > MAX_VALUES:
             raise MemoryLimit(f"asked for {nbytes:,} bytes")
 
