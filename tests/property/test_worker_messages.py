@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from remora.executor.hop import SessionTerms
@@ -22,10 +23,12 @@ from remora.wire.messages import (
     Adopt,
     Await,
     Barrier,
+    Confirm,
     Define,
     DeviceFacts,
     DeviceQuery,
     Done,
+    Early,
     Failed,
     Fetch,
     Flag,
@@ -40,9 +43,11 @@ from remora.wire.messages import (
     Put,
     Recover,
     Run,
+    RunAhead,
     SaveRng,
     Seed,
     Site,
+    Undone,
     Values,
 )
 from worker_endpoint import LIMIT_NBYTES, worker_device
@@ -92,6 +97,7 @@ bodies = st.one_of(
     st.lists(nodes, max_size=5).map(lambda rows: Template(tuple(rows)).body), st.binary(max_size=30)
 )
 segments = st.integers(0, 12)
+REPLIES = (Values, Done, Failed, Memory, DeviceFacts, Marked, Early, Undone)
 
 
 def groups_of(*parts):
@@ -144,24 +150,49 @@ messages = st.one_of(
 )  # fmt: skip
 
 
-@given(st.lists(messages, max_size=40))
+@st.composite
+def loops(draw):
+    """Something that may be predicted: a few messages again and again, counted on, and then anything."""
+    body = draw(st.lists(messages, min_size=1, max_size=3))
+    said = [RunAhead(draw(st.integers(1, 64)))]
+    for turn in range(draw(st.integers(3, 8))):
+        for at, message in enumerate(body):
+            shift = {
+                name: getattr(message, name) + 20 * turn + at
+                for name in ("segment", "ticket")
+                if getattr(message, name, None) is not None
+            }
+            said.append(replace(message, **shift))
+    return said + draw(st.lists(st.builds(Confirm, st.integers(1, 9), st.integers(0, 9)), max_size=2))
+
+
+@given(
+    st.lists(messages, max_size=8),
+    st.one_of(st.lists(st.one_of(messages, st.builds(Confirm, st.integers(1, 9))), max_size=40), loops()),
+    st.integers(0, 5),
+)
 @settings(max_examples=400, deadline=None)
-def test_senseless_messages_are_refused_and_the_session_can_go_on(batch):
+def test_senseless_messages_are_refused_and_the_session_can_go_on(before, batch, ahead):
     device, sessions, _ = worker_device()
     session = WorkerSession(1, SessionTerms("t/u", 0, LIMIT_NBYTES), device)
     sessions.append(session)
     with torch.inference_mode():
         try:
-            for message in decode_to_executor(encode(batch)):
-                reply = session.handle(message)
-                assert reply is None or isinstance(reply, (Values, Done, Failed, Memory, DeviceFacts, Marked))
-                if reply is not None:
-                    decode_to_client(encode((reply,)))
-                if isinstance(reply, Failed):
-                    assert reply.message
+            for message in decode_to_executor(encode(before + batch)):
+                replies = list(session.take(message))
+                for _ in range(ahead if session.ahead is not None else 0):
+                    coming = session.ahead.coming()
+                    replies.append(session.ahead.go(coming) if coming is not None else None)
+                for reply in replies:
+                    assert reply is None or isinstance(reply, REPLIES)
+                    if reply is not None:
+                        decode_to_client(encode((reply,)))
+                    if isinstance(reply, Failed):
+                        assert reply.message
                 assert session.values.used_nbytes <= LIMIT_NBYTES
-            session.handle(Recover(session.failures))
-            session.handle(Put(100, "float32", (2,), bytes(8)))
-            assert isinstance(session.handle(Fetch(1, (100, 0, 0))), Values)
+            list(session.take(Recover(session.failures)))
+            list(session.take(Put(1000, "float32", (2,), bytes(8))))
+            *_, answer = session.take(Fetch(1, (1000, 0, 0)))
+            assert isinstance(answer, Values)
         finally:
             session.close()

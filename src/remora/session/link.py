@@ -15,6 +15,7 @@ from remora.errors import AuthError, ConnectError, NobodyListens, ProtocolError,
 from remora.transport.interface import Channel, ChannelCut, Transport
 from remora.transport.stream import Stream
 from remora.wire.codec import decode_envelope, decode_to_client, encode
+from remora.wire.limits import MAX_DEPTH
 from remora.wire.messages import (
     DeviceFacts,
     Done,
@@ -270,7 +271,8 @@ class Link:
         elif isinstance(message, Pushed | PushFailed):
             self.on_push(message)
         elif isinstance(message, Early):
-            if self.on_early is not None and self.on_early(message):
+            room = len(self.early) < 2 * MAX_DEPTH
+            if room and self.on_early is not None and self.on_early(message):
                 self.early[message.ticket] = Values(message.ticket, message.values)
         elif isinstance(message, Undone):
             self.on_undone(message)

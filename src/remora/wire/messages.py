@@ -228,7 +228,7 @@ class RunAhead(msgspec.Struct, frozen=True, array_like=True, tag=20):
 class Confirm(msgspec.Struct, frozen=True, array_like=True, tag=21):
     """The client says the next `count` messages as they are predicted. lead: answers that it has ahead of need."""
 
-    count: Annotated[int, Meta(ge=1, le=1 << 20)]
+    count: Annotated[int, Meta(ge=1, le=MAX_MESSAGES)]
     lead: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
 
 
