@@ -7,7 +7,7 @@ instructions of their own, so that the loop has one form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -29,8 +29,8 @@ Registers = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """call: on the registers that `read` picks. layout: None, or the layout to enforce on the result.
-    drops: registers that nothing reads afterwards."""
+    """call: on the registers that `read` picks, which are `reads`. layout: None, or the layout to enforce on the
+    result. drops: registers that nothing reads afterwards."""
 
     call: Callable[..., Any]
     read: Callable[[Registers], tuple[Any, ...]]
@@ -38,6 +38,7 @@ class Instruction:
     layout: tuple[int, ...] | None
     row: int
     drops: tuple[int, ...] = ()
+    reads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,25 @@ def run(
     program: Program, slots: list[Any], holes: list[int | float], progress: Any, restrided: list[int]
 ) -> Registers:
     """Executes a program. Raises Failure. `restrided[0]` counts results that had to be laid out anew."""
+    registers = fill(program, slots, holes)
+    walk(program.instructions, registers, progress, restrided)
+    return registers
+
+
+def fill(program: Program, slots: list[Any], holes: list[int | float]) -> Registers:
+    """The registers as a program finds them."""
     registers: Registers = [*slots, *holes, *program.constants]
     registers += [None] * (program.n_registers - len(registers))
+    return registers
+
+
+def walk(
+    instructions: Sequence[Instruction], registers: Registers, progress: Any, restrided: list[int]
+) -> None:
+    """Executes instructions, in this order. Raises Failure."""
     instruction = None
     try:
-        for instruction in program.instructions:
+        for instruction in instructions:
             progress[0] = instruction.row
             result = instruction.call(*instruction.read(registers))
             layout = instruction.layout
@@ -84,7 +99,6 @@ def run(
         assert instruction is not None
         shapes = _shapes(instruction.read(registers))[:MAX_SHAPES_CHARS]
         raise Failure(instruction.row, error, registers, shapes) from error
-    return registers
 
 
 def before(program: Program, row: int) -> Program:
@@ -338,6 +352,6 @@ def _with_drops(
         drops.append(tuple(ends))
     drops.reverse()
     return tuple(
-        Instruction(call, _reader(reads), result, layout, row, drop)
+        Instruction(call, _reader(reads), result, layout, row, drop, tuple(reads))
         for (call, reads, result, layout, row), drop in zip(steps, drops, strict=True)
     )

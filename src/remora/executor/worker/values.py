@@ -16,6 +16,7 @@ class Values:
     def __init__(self) -> None:
         self.tensors: dict[Name, torch.Tensor] = {}
         self._storages: dict[int, list[int]] = {}  # identity: [names, nbytes that count, nbytes]
+        self.lent: dict[int, set[Name]] = {}  # identity of a storage that is somebody else's: the names in it
         self.used_nbytes = 0
         self.held_nbytes = 0  # with mapped blobs
         self.peak_nbytes = 0  # of held_nbytes
@@ -34,6 +35,9 @@ class Values:
             raise ProtocolError(f"value {name} exists already")
         storage = tensor.untyped_storage()
         self.tensors[name] = tensor
+        if storage._cdata in self.lent:
+            self.lent[storage._cdata].add(name)
+            counts = False
         entry = self._storages.get(storage._cdata)  # its address may change while it grows
         if entry is None:
             nbytes = storage.nbytes()
@@ -50,12 +54,33 @@ class Values:
         if tensor is None:
             return
         storage = tensor.untyped_storage()._cdata
+        if storage in self.lent:
+            self.lent[storage].discard(name)
         entry = self._storages[storage]
         entry[0] -= 1
         if not entry[0]:
             del self._storages[storage]
             self.used_nbytes -= entry[1]
             self.held_nbytes -= entry[2]
+
+    def lend(self, storage: int) -> None:
+        """From here on a storage, by its identity, counts as its owner's, who may want it back (`move`)."""
+        self.lent[storage] = set()
+
+    def given(self, storage: int) -> None:
+        """The owner of a storage that was lent has no more claim to it: what is left in it counts as the session's."""
+        self.lent.pop(storage, None)
+        entry = self._storages.get(storage)
+        if entry is not None:
+            self.used_nbytes += entry[2] - entry[1]
+            entry[1] = entry[2]
+
+    def move(self, name: Name, tensor: torch.Tensor) -> None:
+        """The value is now this tensor, equal to what it was."""
+        peak_nbytes, total_nbytes = self.peak_nbytes, self.total_nbytes
+        self.free(name)
+        self.keep(name, tensor)
+        self.peak_nbytes, self.total_nbytes = peak_nbytes, total_nbytes
 
     def weigh_again(self) -> list[Name]:
         """After a program in which storages may have grown: the values whose storage did."""
@@ -83,6 +108,7 @@ class Values:
     def clear(self) -> None:
         self.tensors.clear()
         self._storages.clear()
+        self.lent.clear()
         self.used_nbytes = self.held_nbytes = 0
 
 

@@ -1,0 +1,275 @@
+"""Programs in pieces: the same results, failures and accounts as interpreted, whatever changes between runs.
+
+The recorder here is a stand-in that runs a stage's rows again where a graph would replay their kernels: it reads
+its inputs where they lay when it was recorded, and writes its results over those of the last time. What only a GPU
+can show is in test_worker_graphs.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from remora.executor.hop import SessionTerms
+from remora.executor.worker.session import WorkerSession
+from remora.ir.graph import Template
+from remora.ir.node import Hole, Items, Node, Ref, Slot
+from remora.ops.dtypes import bytes_of
+from remora.wire.messages import Define, Failed, Fetch, Free, Put, Recover, Run, Site, Values
+from worker_endpoint import LIMIT_NBYTES, worker_device
+
+
+class StandIn:
+    kind = "cpu"
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def pool(self):
+        return None
+
+    def record(self, body, pool):
+        self.recorded += 1
+        outputs = body()
+        for output in outputs:
+            output.fill_(0)  # nothing is computed by a recording
+
+        def replay():
+            self.replayed += 1
+            fresh = [tensor.clone() for tensor in body()]
+            for output, tensor in zip(outputs, fresh, strict=True):
+                output.copy_(tensor)
+
+        return replay, outputs, 1000
+
+    def strictly(self):
+        return contextlib.nullcontext()
+
+    def give_back(self):
+        pass
+
+
+class Lane:
+    """A session with graphs and one without: both are told the same."""
+
+    def __init__(self):
+        self.recorder = StandIn()
+        self.sessions = []
+        for recorder in (self.recorder, None):
+            device, sessions, _ = worker_device()
+            device.recorder = recorder
+            session = WorkerSession(1, SessionTerms("t/u", 0, LIMIT_NBYTES), device)
+            sessions.append(session)
+            self.sessions.append(session)
+        self.templates = 0
+
+    @property
+    def graphed(self):
+        return self.sessions[0]
+
+    def tell(self, message):
+        replies = [session.handle(message) for session in self.sessions]
+        assert plain(replies[0]) == plain(replies[1])
+        return replies[0]
+
+    def program(self, *nodes):
+        self.tell(Define(self.templates, Template(nodes).body))
+        self.tell(Site(self.templates, self.templates))
+        self.templates += 1
+        return self.templates - 1
+
+    def put(self, segment, tensor):
+        self.tell(Put(segment, "float32", tuple(tensor.shape), bytes(bytes_of(tensor))))
+
+    def run(self, segment, site, slots, keep, wants=None, holes=(), frees=()):
+        return self.tell(
+            Run(
+                segment,
+                site,
+                tuple(n for at, name in enumerate(slots) for n in (at, 0, *name)),
+                tuple(n for pair in enumerate(holes) for n in pair),
+                keep,
+                frees,
+                wants,
+                segment if wants is not None else None,
+            )
+        )
+
+    def same(self, *names):
+        """The values are equal in both sessions."""
+        for name in names:
+            self.tell(Fetch(7, name))
+
+
+def plain(reply):
+    if isinstance(reply, Values):
+        return [(v.dtype, v.shape, v.data) for v in reply.values]
+    if isinstance(reply, Failed):
+        return (reply.segment, reply.row, reply.kind, reply.op)
+    return reply
+
+
+@pytest.fixture
+def lane():
+    lane = Lane()
+    with torch.inference_mode():
+        yield lane
+    for session in lane.sessions:
+        session.close()
+
+
+def mul(a, b):
+    return Node("aten.mul.Tensor", (a, b))
+
+
+def add(a, b):
+    return Node("aten.add.Tensor", (a, b))
+
+
+# rows 0 to 3 and 5 to 7 are the same each time; row 4 reads a cache that grows
+DECODE = (
+    mul(Slot(0), Slot(1)),
+    add(Ref(0), Slot(1)),
+    mul(Ref(1), Ref(0)),
+    add(Ref(2), Ref(0)),
+    Node("aten.cat.default", (Items((Slot(2), Ref(3))),)),
+    Node("aten.sum.dim_IntList", (Ref(4), Items((Hole("int"),)))),
+    mul(Ref(5), Slot(1)),
+    add(Ref(6), Ref(3)),
+    mul(Ref(7), Ref(7)),
+    add(Ref(8), Ref(6)),
+)
+
+
+def decode(lane, steps, first=10, site=None):
+    """Runs of a step that reads the last one's result (row 9) and cache (row 4)."""
+    site = lane.program(*DECODE) if site is None else site
+    last, cache = (2, 0, 0), (3, 0, 0)
+    for segment in range(first, first + steps):
+        lane.run(segment, site, [last, (1, 0, 0), cache], (9, 0, 4, 0, 2, 0), holes=[0])
+        last, cache = (segment, 9, 0), (segment, 4, 0)
+        lane.same(last, cache, (segment, 2, 0))
+    return site
+
+
+def start(lane):
+    lane.put(1, torch.rand(1, 4))
+    lane.put(2, torch.rand(1, 4))
+    lane.put(3, torch.rand(1, 4))
+
+
+def test_a_step_that_repeats_is_replayed_in_pieces(lane):
+    start(lane)
+    decode(lane, 12)
+    assert lane.recorder.recorded >= 2
+    assert lane.recorder.replayed >= 10
+    lane.same(*[(segment, 2, 0) for segment in range(10, 22)])  # what earlier runs made is as it was
+
+
+def test_what_is_kept_counts_as_much_as_without_graphs_and_graphs_beside_it(lane):
+    start(lane)
+    decode(lane, 8)
+    graphed, plain_one = lane.sessions
+    assert graphed.tiers.nbytes > 0
+    graphed.device.drop_graphs()
+    assert graphed.tiers.nbytes == 0
+    assert graphed.values.used_nbytes == plain_one.values.used_nbytes
+    assert graphed.values.held_nbytes == plain_one.values.held_nbytes
+    for segment in range(10, 18):
+        lane.tell(Free((segment, 9, 0, segment, 4, 0, segment, 2, 0)))
+    assert graphed.values.used_nbytes == plain_one.values.used_nbytes == 3 * 16
+
+
+def test_a_weight_that_is_replaced_is_read_where_it_is_now(lane):
+    start(lane)
+    site = decode(lane, 5)
+    lane.put(90, torch.rand(1, 4))
+    for segment in range(100, 110):
+        lane.run(segment, site, [(2, 0, 0), (90, 0, 0), (3, 0, 0)], (9, 0), holes=[0])
+        lane.same((segment, 9, 0))
+    assert lane.recorder.replayed > 10
+
+
+def test_another_shape_and_another_number_run_as_they_should(lane):
+    start(lane)
+    site = decode(lane, 5)
+    for name in (90, 91, 92):
+        lane.put(name, torch.rand(3, 4))
+    for segment in range(100, 112):
+        slots = [(90, 0, 0), (91, 0, 0), (92, 0, 0)] if segment % 4 < 2 else [(2, 0, 0), (1, 0, 0), (3, 0, 0)]
+        lane.run(segment, site, slots, (9, 0), holes=[segment % 3 % 2])
+        lane.same((segment, 9, 0))
+
+
+def test_programs_that_never_settle_are_left_alone(lane):
+    start(lane)
+    site = lane.program(*DECODE)
+    for segment in range(10, 60):
+        lane.put(100 + segment, torch.rand(1 + segment % 7, 4))
+        name = (100 + segment, 0, 0)
+        lane.run(1000 + segment, site, [name, name, name], (9, 0), holes=[0])
+    assert lane.recorder.recorded <= 8
+
+
+def test_a_failure_names_its_row_and_leaves_what_was_made_before(lane):
+    start(lane)
+    site = decode(lane, 5)
+    lane.put(90, torch.rand(1, 5))  # does not fit behind the cache
+    failed = lane.run(100, site, [(2, 0, 0), (1, 0, 0), (90, 0, 0)], (3, 0, 9, 0, 4, 0), holes=[0])
+    assert isinstance(failed, Failed)
+    assert failed.row == 4
+    lane.tell(Recover(failed.failure))
+    lane.same((100, 3, 0))
+    for session in lane.sessions:
+        assert (100, 9, 0) not in session.values.tensors
+    decode(lane, 3, first=200, site=site)
+
+
+def test_a_write_in_place_shows_in_what_shares_the_memory_and_nowhere_else(lane):
+    start(lane)
+    maker = lane.program(mul(Slot(0), Slot(0)), add(Ref(0), Slot(0)), mul(Ref(1), Ref(1)))
+    viewer = lane.program(Node("aten.view.default", (Slot(0), Items((Hole("int"),)))))
+    writer = lane.program(Node("aten.mul_.Tensor", (Slot(0), Slot(1))), add(Ref(0), Ref(0)))
+    for segment in range(10, 60, 5):
+        lane.run(segment, maker, [(1, 0, 0)], (2, 0, 1, 0))
+        lane.run(segment + 1, viewer, [(segment, 2, 0)], (0, 0), holes=[4])
+        lane.run(segment + 2, writer, [(segment + 1, 0, 0), (segment + 1, 0, 0)], (0, 0))
+        lane.same((segment, 2, 0), (segment + 1, 0, 0), (segment, 1, 0), (segment + 2, 0, 0))
+    lane.same(*[(segment, 2, 0) for segment in range(10, 60, 5)])
+    lane.same(*[(segment + 1, 0, 0) for segment in range(10, 60, 5)])
+    assert lane.recorder.replayed > 4
+
+
+def test_many_kept_results_are_moved_together(lane):
+    start(lane)
+    nodes = [mul(Slot(0), Slot(1))]
+    nodes += [add(Ref(row), Slot(1)) for row in range(7)]
+    site = lane.program(*nodes)
+    for segment in range(10, 22):
+        lane.put(100 + segment, torch.rand(1, 4))
+        lane.run(200 + segment, site, [(100 + segment, 0, 0), (1, 0, 0)], tuple(n for r in range(8) for n in (r, 0)))
+    assert lane.recorder.replayed > 5
+    lane.same(*[(200 + segment, row, 0) for segment in range(10, 22) for row in range(8)])
+
+
+def test_without_room_nothing_is_recorded_and_under_pressure_graphs_go_first(lane):
+    start(lane)
+    session = lane.graphed
+    whole, session.tiers.room_nbytes = session.tiers.room_nbytes, lambda: 1 << 20
+    site = decode(lane, 6)
+    assert lane.recorder.recorded == 0
+    session.tiers.room_nbytes = lambda: 1 << 40
+    decode(lane, 4, first=50, site=site)
+    assert session.tiers.nbytes > 0
+    session.tiers.room_nbytes = whole
+    (plan,) = [tier.plan for tier in session.tiers._tiers.values() if tier.plan]
+    plan.nbytes += LIMIT_NBYTES  # as if graphs were large
+    session.tiers.nbytes += LIMIT_NBYTES
+    session.device.room_nbytes = lambda: LIMIT_NBYTES - session.used_nbytes
+    session.admit(1 << 20)
+    assert not any(tier.plan for tier in session.tiers._tiers.values())
