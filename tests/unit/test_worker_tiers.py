@@ -252,7 +252,12 @@ def test_many_kept_results_are_moved_together(lane):
     site = lane.program(*nodes)
     for segment in range(10, 22):
         lane.put(100 + segment, torch.rand(1, 4))
-        lane.run(200 + segment, site, [(100 + segment, 0, 0), (1, 0, 0)], tuple(n for r in range(8) for n in (r, 0)))
+        lane.run(
+            200 + segment,
+            site,
+            [(100 + segment, 0, 0), (1, 0, 0)],
+            tuple(n for r in range(8) for n in (r, 0)),
+        )
     assert lane.recorder.replayed > 5
     lane.same(*[(200 + segment, row, 0) for segment in range(10, 22) for row in range(8)])
 

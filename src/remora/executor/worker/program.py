@@ -209,7 +209,7 @@ class _Compiler:
         if refused is not None:
             raise UnsupportedOp(f"{node.op} is not allowed on this executor {refused}")
         known = traits(op)
-        call = kernel_of(op, node)
+        call = kernel_of(op, node, self.device)
         self.random = self.random or known.random
         self.grows = self.grows or grows(op)
         generators = _generator_places(op)
