@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +27,8 @@ class Recorder(Protocol):
         """What replays the kernels that `body` launches, the tensors that it returned, and the bytes that the pool
         grew by. Nothing has been computed yet. Raises what the body raises, or what could not be recorded."""
 
-    def strictly(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, a kernel that waits for the device raises."""
+    def strict(self, on: bool) -> None:
+        """While it is on, a kernel that waits for the device raises."""
 
     def give_back(self) -> None:
         """Frees the memory of pools that nothing uses."""
@@ -42,6 +44,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream: Any = None
+        self._warned = False
 
     def pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
@@ -70,15 +73,19 @@ class CudaRecorder:
         finally:
             if collecting:
                 gc.enable()
-        return graph.replay, outputs, torch.cuda.memory_reserved(self.device) - reserved_nbytes
+        return (
+            partial(torch._C._CUDAGraph.replay, graph),
+            outputs,
+            torch.cuda.memory_reserved(self.device) - reserved_nbytes,
+        )
 
-    @contextlib.contextmanager
-    def strictly(self) -> Iterator[None]:
-        torch._C._cuda_set_sync_debug_mode(2)
-        try:
-            yield
-        finally:
-            torch._C._cuda_set_sync_debug_mode(0)
+    def strict(self, on: bool) -> None:
+        if not self._warned:  # it says once that it is a prototype
+            self._warned = True
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch._C._cuda_set_sync_debug_mode(2)
+        torch._C._cuda_set_sync_debug_mode(2 if on else 0)
 
     def give_back(self) -> None:
         torch.cuda.empty_cache()

@@ -284,6 +284,7 @@ class WorkerSession:
         if self.tiers is not None:
             tier = self.tiers.find(message.site, bound.keep, defined.template, program)
             tier.make_way(bound.names)
+            self.values.unpark(bound.names)
             run_program = partial(tier.run, program)
         missing, lost = None, 0
         slots: list[Any]
@@ -329,7 +330,7 @@ class WorkerSession:
             values.keep((segment, row, out), tensor)
             if values.used_nbytes > limit_nbytes and self.device.drop_graphs():
                 limit_nbytes = values.used_nbytes + self.device.room_nbytes()
-            if values.used_nbytes > limit_nbytes or len(values.tensors) > MAX_VALUES:
+            if values.used_nbytes > limit_nbytes or values.count > MAX_VALUES:
                 values.free((segment, row, out))
                 raise Failure(row, _over_limit(tensor), registers)
 
@@ -344,6 +345,7 @@ class WorkerSession:
     def look_up(self, names: list[Name]) -> list[torch.Tensor]:
         """Raises RemoraError with what is known about one that is not there."""
         tensors = self.values.tensors
+        self.values.unpark(names)
         for name in names:
             if name not in tensors:
                 raise RemoraError(self._story(name))
@@ -381,7 +383,7 @@ class WorkerSession:
         """Raises MemoryLimit: the session, or the device, cannot take so many more values and bytes."""
         if nbytes > self.device.room_nbytes():
             self.device.drop_graphs()
-        if nbytes > self.device.room_nbytes() or len(self.values.tensors) + values > MAX_VALUES:
+        if nbytes > self.device.room_nbytes() or self.values.count + values > MAX_VALUES:
             raise MemoryLimit(f"asked for {nbytes:,} bytes")
 
     def _fetch(self, message: Fetch) -> ToClient | None:

@@ -1,6 +1,6 @@
 """How a session's programs run on a device that has graphs: interpreted at first, and once they repeat, in pieces.
 
-A `Tier` is one site with one set of outputs to keep. Its first runs are interpreted and watched (watching.py); then
+A `Tier` is one site with one set of outputs to keep. Its first runs are interpreted, and watched (watching.py); then
 `pieces.arrange` says which rows form graphs, and the run after that records them. From then on a piece is replayed
 where its guards hold, and interpreted where they do not, each time anew:
 
@@ -14,6 +14,7 @@ made lies in memory that its next run overwrites: `make_way` moves what still ha
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,8 +40,6 @@ WORTH_RUNS = 32  # a recording is worth it if it is replayed so often
 MAX_TIERS = 1024  # sites that are watched
 ROOM_SHARE = 4  # graphs take at most that part of what values may still take
 PROGRAM_NBYTES = 8 << 20  # room for a program's graphs, before it is known
-ALIGNMENT = 512  # of what is moved out of a graph's memory, as the allocator aligns
-FEW = 4  # storages that are moved one by one, so that none keeps others' memory
 
 
 @dataclass(eq=False, slots=True)
@@ -67,48 +66,73 @@ class Pin:
 
 @dataclass(eq=False, slots=True)
 class Piece:
-    """A recorded stage. copies: (register, metadata) of the inputs that are copied, each to its buffer."""
+    """A recorded stage. copies: (register, metadata, buffer) of the inputs that are copied to where it reads them;
+    `own`: those that no earlier piece of the plan copies."""
 
     row: int
     replay: Callable[[], None]
     pins: tuple[Pin, ...]
-    copies: tuple[tuple[int, Meta], ...]
-    buffers: list[torch.Tensor]
+    copies: tuple[tuple[int, Meta, torch.Tensor], ...]
+    own: tuple[tuple[int, Meta, torch.Tensor], ...]
     gives: tuple[tuple[int, torch.Tensor], ...]
 
-    def moved(self, registers: Registers) -> int | None:
-        """The first input that is not as it was when this was recorded; None if all are."""
+    def ready(self, registers: Registers) -> bool:
+        """Whether the inputs are as they were when this was recorded."""
         for pin in self.pins:
-            if not pin.holds(registers[pin.register]):
-                return pin.register
-        for register, meta in self.copies:
-            if not same_meta(registers[register], meta):
-                return register
-        return None
+            tensor = registers[pin.register]
+            if pin.seen() is not tensor and not pin.holds(tensor):
+                return False
+        return all(same_meta(registers[register], meta) for register, meta, _ in self.copies)
 
-    def run(self, registers: Registers) -> None:
-        _copy(self.buffers, [registers[register] for register, _ in self.copies])
-        self.replay()
+    def run(self, registers: Registers, alone: bool) -> None:
+        """alone: earlier pieces of this run have copied nothing for this one. Raises Failure."""
+        copies = self.copies if alone else self.own
+        try:
+            if len(copies) == 1:
+                ((register, _, buffer),) = copies
+                buffer.copy_(registers[register])
+            elif copies:
+                torch._foreach_copy_(
+                    [buffer for _, _, buffer in copies], [registers[r] for r, _, _ in copies]
+                )
+            self.replay()
+        except Exception as error:
+            raise Failure(self.row, error, registers) from error
         for register, tensor in self.gives:
             registers[register] = tensor
 
 
-def _copy(to: list[torch.Tensor], tensors: list[torch.Tensor]) -> None:
-    if len(to) == 1:
-        to[0].copy_(tensors[0])
-    elif to:
-        torch._foreach_copy_(to, tensors)
+class Holes:
+    """The numbers that graphs were recorded with."""
+
+    def __init__(self, fixed: tuple[tuple[int, Meta], ...], n_slots: int) -> None:
+        self._places = [register - n_slots for register, _ in fixed]
+        self._values = [meta[1] for _, meta in fixed]
+        self._signs = [
+            (place, math.copysign(1, value))
+            for place, value in zip(self._places, self._values, strict=True)
+            if isinstance(value, float) and value == 0
+        ]
+
+    def hold(self, holes: Sequence[int | float]) -> bool:
+        if len(holes) == len(self._values):
+            same = holes == self._values
+        else:
+            same = [holes[place] for place in self._places] == self._values
+        return same and all(math.copysign(1, holes[place]) == sign for place, sign in self._signs)
 
 
 @dataclass(eq=False)
 class Plan:
-    """stages, with the piece of each as far as it is recorded. outputs: identity of each storage that graphs
+    """stages, with the piece of each as far as it is recorded. holes: the numbers that pieces were recorded with.
+    buffers: register: its copy, which the pieces of one run share. outputs: identity of each storage that graphs
     write and rows outside of them may see, with all of its bytes."""
 
     stages: tuple[Stage, ...]
-    holes: tuple[tuple[int, Any], ...]
+    holes: Holes
     pieces: list[Piece | None]
     pool: Any
+    buffers: dict[int, torch.Tensor] = field(default_factory=dict)
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
     nbytes: int = 0
     runs: int = 0
@@ -122,7 +146,9 @@ class Tier:
         self.watched = Watched(template, program, tiers.recorder)
         self.plan: Plan | None = None
         self.recordings = self.misses = 0
-        self.moving: dict[int, int] = {}  # registers whose address has changed since a recording
+        self.ran = False  # what runs only once is not watched
+        self.elsewhere: set[int] = set()  # registers that guards of the last run found in another place
+        self.moving: dict[int, int] = {}  # those that this made record again, and how often
         self._steps: list[tuple[Program, list[tuple[Instruction, ...]]]] = []
 
     @property
@@ -153,13 +179,14 @@ class Tier:
         """As `program.run`, and with the same results. Raises Failure."""
         registers = fill(program, slots, holes)
         plan = self.plan
-        if plan is None and not self.interpreted:
+        self.ran, first = True, not self.ran
+        if plan is None and not (self.interpreted or first):
             if self.watched.runs < WATCHED_RUNS:
                 return self._watch(program, registers, progress, restrided)
             plan = self._arranged() if self.tiers.has_room() else None
         if plan is None or len(program.instructions) != self.watched.n_instructions:
             return self._interpreted(program, registers, progress, restrided)
-        if any(not same_meta(registers[register], was) for register, was in plan.holes):
+        if not plan.holes.hold(holes):
             self._missed(changed=True)
             return self._interpreted(program, registers, progress, restrided)
         return self._staged(plan, program, registers, progress, restrided)
@@ -188,12 +215,13 @@ class Tier:
         watched = self.watched
         moved = {*watched.moved, *self.moving}
         stages = arrange(watched.rows(), watched.kept, watched.uncopyable(moved))
-        if not any(stage.piece for stage in stages):
+        if watched.heavy or not any(stage.piece for stage in stages):
             self.recordings = MAX_RECORDINGS
             return None
         self.recordings += 1
         self._steps.clear()
-        self.plan = Plan(stages, watched.fixed(stages), [None] * len(stages), self.tiers.recorder.pool())
+        holes = Holes(watched.fixed(stages), watched.n_slots)
+        self.plan = Plan(stages, holes, [None] * len(stages), self.tiers.recorder.pool())
         return self.plan
 
     def _staged(
@@ -201,7 +229,9 @@ class Tier:
     ) -> Registers:
         steps = self._instructions(plan, program)
         missed: list[bool] = []  # of each miss: whether something is of another kind, and not just elsewhere
+        self.elsewhere.clear()
         first_result = self.watched.first_result
+        alone = bool(self.watched.written)  # what is written between pieces is copied anew
         for at, stage in enumerate(plan.stages):
             try:
                 if not stage.piece:
@@ -209,12 +239,12 @@ class Tier:
                     continue
                 progress[0] = stage.rows[0].number
                 piece = plan.pieces[at] or self._record(plan, at, steps[at], registers)
-                register = piece.moved(registers) if piece is not None else stage.takes[0]
-                if piece is None or register is not None:
+                if piece is None or not piece.ready(registers):
                     missed.append(self._differs(piece, stage, registers))
                     walk(steps[at], registers, progress, restrided)
+                    alone = True
                     continue
-                _replay(piece, registers)
+                piece.run(registers, alone)
                 for register in stage.drops:
                     if register >= first_result:
                         registers[register] = None
@@ -238,6 +268,8 @@ class Tier:
         if changed:
             self.watched.forget()
             self.moving.clear()
+        for register in () if changed else self.elsewhere:
+            self.moving[register] = self.moving.get(register, 0) + 1
 
     def _differs(self, piece: Piece | None, stage: Stage, registers: Registers) -> bool:
         """Whether an input of the stage is of another kind than it was. Notes those that only are elsewhere."""
@@ -248,7 +280,7 @@ class Tier:
                 return True
         for pin in piece.pins if piece is not None else ():
             if not pin.holds(registers[pin.register]):
-                self.moving[pin.register] = self.moving.get(pin.register, 0) + 1
+                self.elsewhere.add(pin.register)
         return False
 
     def drop(self) -> None:
@@ -273,10 +305,13 @@ class Tier:
             return None
         pinned = {r for r, tensor in tensors.items() if self._stays(r, tensor)}
         copied = [r for r in tensors if r not in pinned]
-        buffers = [_buffer_like(tensors[r]) for r in copied]
+        earlier = {r for piece in plan.pieces[:at] if piece is not None for r, _, _ in piece.copies}
+        new = [r for r in copied if r not in plan.buffers]
         inside = list(registers)
-        for register, buffer in zip(copied, buffers, strict=True):
-            inside[register] = buffer
+        for register in copied:
+            if register in new:
+                plan.buffers[register] = _buffer_like(tensors[register])
+            inside[register] = plan.buffers[register]
 
         def body() -> list[torch.Tensor]:
             given = list(inside)
@@ -290,7 +325,7 @@ class Tier:
                 raise
             self._unrecordable(error, stage)
             return None
-        nbytes += sum(buffer.untyped_storage().nbytes() for buffer in buffers)
+        nbytes += sum(plan.buffers[register].untyped_storage().nbytes() for register in new)
         plan.nbytes += nbytes
         self.tiers.nbytes += nbytes
         for tensor in outputs:
@@ -305,8 +340,8 @@ class Tier:
             stage.rows[0].number,
             replay,
             tuple(pins),
-            tuple((r, watched.metas[r]) for r in copied),
-            buffers,
+            tuple((r, watched.metas[r], plan.buffers[r]) for r in copied),
+            tuple((r, watched.metas[r], plan.buffers[r]) for r in copied if r not in earlier),
             tuple(zip(stage.gives, outputs, strict=True)),
         )
         plan.pieces[at] = piece
@@ -373,13 +408,6 @@ class Tier:
                 if row >= failure.row:
                     registers[register] = None
             raise failure
-
-
-def _replay(piece: Piece, registers: Registers) -> None:
-    try:
-        piece.run(registers)
-    except Exception as error:
-        raise Failure(piece.row, error, registers) from error
 
 
 def _dropping(steps: list[Instruction], stage: Stage, first_result: int) -> tuple[Instruction, ...]:
@@ -452,30 +480,8 @@ class Tiers:
             self.move([_all_bytes(tensor) for tensor in found.values()])
 
     def move(self, storages: list[torch.Tensor]) -> None:
-        """Copies storages, each given as its bytes, to memory of their own, with all names that are in them."""
+        """Copies storages, each given as its bytes, to memory that nothing overwrites, with all names in them."""
         try:
-            chunks = _chunks([storage.nbytes for storage in storages], storages[0].device)
-            _copy(chunks, storages)
+            self.values.park(storages)
         except torch.OutOfMemoryError:
             self.clear_all()  # then nothing will overwrite them
-            return
-        names: list[Name] = []
-        for storage, chunk in zip(storages, chunks, strict=True):
-            names = list(self.values.lent[storage.untyped_storage()._cdata])
-            for name in names:
-                self.values.move(name, _at(chunk, self.values.tensors[name]))
-
-
-def _chunks(sizes: list[int], device: torch.device) -> list[torch.Tensor]:
-    """Memory for each size: of its own if they are few, else one allocation."""
-    if len(sizes) <= FEW:
-        return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
-    parts = [part for size in sizes for part in (size, -size % ALIGNMENT)]
-    return list(torch.empty(sum(parts), dtype=torch.uint8, device=device).split_with_sizes(parts)[::2])
-
-
-def _at(chunk: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """The same place in another memory."""
-    moved = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    offset = chunk.storage_offset() // tensor.element_size() + tensor.storage_offset()
-    return moved.set_(chunk.untyped_storage(), offset, tensor.shape, tensor.stride())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 import torch
 
 from remora.errors import ProtocolError
 from remora.executor.worker.memory import Maps
+from remora.executor.worker.parked import Parked
 from remora.ops.dtypes import BY_NAME, tensor_from
 from remora.wire.binding import Name
 
@@ -17,10 +21,15 @@ class Values:
         self.tensors: dict[Name, torch.Tensor] = {}
         self._storages: dict[int, list[int]] = {}  # identity: [names, nbytes that count, nbytes]
         self.lent: dict[int, set[Name]] = {}  # identity of a storage that is somebody else's: the names in it
+        self.parked = Parked()
         self.used_nbytes = 0
         self.held_nbytes = 0  # with mapped blobs
         self.peak_nbytes = 0  # of held_nbytes
         self.total_nbytes = 0  # ever kept
+
+    @property
+    def count(self) -> int:
+        return len(self.tensors) + len(self.parked.places)
 
     @property
     def storages(self) -> int:
@@ -52,6 +61,8 @@ class Values:
         """Unknown names are ignored: a skipped segment never made its values."""
         tensor = self.tensors.pop(name, None)
         if tensor is None:
+            if self.parked.places:
+                self._count_parked(partial(self.parked.free, name))
             return
         storage = tensor.untyped_storage()._cdata
         if storage in self.lent:
@@ -75,11 +86,31 @@ class Values:
             self.used_nbytes += entry[2] - entry[1]
             entry[1] = entry[2]
 
-    def move(self, name: Name, tensor: torch.Tensor) -> None:
-        """The value is now this tensor, equal to what it was."""
-        peak_nbytes, total_nbytes = self.peak_nbytes, self.total_nbytes
-        self.free(name)
-        self.keep(name, tensor)
+    def park(self, storages: list[torch.Tensor]) -> None:
+        """Copies all that has a name in these storages, each given as its bytes, out of them: until somebody reads
+        it (`unpark`), only its bytes are kept. Raises OutOfMemoryError."""
+        found = []
+        for storage in storages:
+            names = list(self.lent[storage.untyped_storage()._cdata])
+            found.append({name: self.tensors[name] for name in names})
+        self._count_parked(partial(self.parked.park, storages, found))
+        for tensors in found:
+            for name in tensors:
+                self.free(name)
+        self._count_parked(partial(self.parked.trim, self.keep))
+
+    def unpark(self, names: Iterable[Name]) -> None:
+        """Before values are read."""
+        places = self.parked.places
+        for name in names:
+            if name in places:
+                self._count_parked(partial(self.parked.take, name, self.keep))
+
+    def _count_parked(self, change: Callable[[], None]) -> None:
+        peak_nbytes, total_nbytes, nbytes = self.peak_nbytes, self.total_nbytes, self.parked.nbytes
+        change()
+        self.used_nbytes += self.parked.nbytes - nbytes
+        self.held_nbytes += self.parked.nbytes - nbytes
         self.peak_nbytes, self.total_nbytes = peak_nbytes, total_nbytes
 
     def weigh_again(self) -> list[Name]:
@@ -109,6 +140,7 @@ class Values:
         self.tensors.clear()
         self._storages.clear()
         self.lent.clear()
+        self.parked.clear()
         self.used_nbytes = self.held_nbytes = 0
 
 

@@ -21,6 +21,7 @@ Meta = tuple[Any, ...]
 """Of a tensor: dtype, shape, strides as `_strides` gives them. Of a number: type, value, sign."""
 
 MAX_COPY_NBYTES = 32 << 20  # an input of a graph that is copied at each run
+HEAVY_NBYTES = 1 << 20  # kernels that write so much, on average, take longer than it takes to launch them
 _GRANULE = 16  # kernels look at addresses by as many bytes
 
 
@@ -88,6 +89,7 @@ class Watched:
         self.varying: set[int] = set()
         self.moved: set[int] = set()
         self.sources: dict[int, int] = {}  # register: the one whose memory it shares
+        self._made_nbytes = 0  # by kernels, in all runs
         self._addresses: dict[int, int] = {}
         self._unaligned: set[int] = set()
         self._overlapping: set[int] = set()
@@ -118,6 +120,11 @@ class Watched:
             self.outcasts.add(row)
             self.fences.add(row)
 
+    @property
+    def heavy(self) -> bool:
+        """Whether graphs would save little of the time and hold much memory."""
+        return self._made_nbytes > HEAVY_NBYTES * self.runs * max(1, len(self.launching))
+
     def written_slots(self) -> Collection[int]:
         """Slots whose memory the program writes, as far as is known; before a run has shown it, all."""
         if not self.written:
@@ -133,7 +140,7 @@ class Watched:
         for row, places in self.groups.items():
             steps = [program.instructions[at] for at in places]
             read = [(r, registers[r]) for r in self.reads[row] if isinstance(registers[r], torch.Tensor)]
-            if row in self.outcasts or row in self.fences:
+            if self.runs or row in self.outcasts or row in self.fences:
                 walk(steps, registers, progress, restrided)
             else:
                 self._strictly(row, steps, registers, progress, restrided)
@@ -144,6 +151,7 @@ class Watched:
                 if isinstance(made, torch.Tensor):
                     tensors.append(made)
                     self._see(step.result, made)
+                    self._made_nbytes += made.nbytes if row in self.launching else 0
                     source = storages.get(made.untyped_storage()._cdata)
                     if source is not None:
                         self.sources[step.result] = source
@@ -157,8 +165,11 @@ class Watched:
         """A row that may be in a graph, if it does not wait for the device."""
         before = {register: registers[register] for step in steps for register in step.reads}
         try:
-            with self.recorder.strictly():
+            self.recorder.strict(True)
+            try:
                 walk(steps, registers, progress, restrided)
+            finally:
+                self.recorder.strict(False)
         except Failure as failure:
             if kind_of(failure.cause) == "memory":
                 raise
