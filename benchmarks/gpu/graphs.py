@@ -3,21 +3,18 @@
     python benchmarks/gpu/graphs.py --models gpt2,llama-8b --out results.json
 
 A client of an executor of its own process generates and is teacher-forced; what it said is recorded. The same
-messages are then given, without waiting, to a worker here: interpreted and with graphs, one-token attention by
-cuDNN and by flash. Logits are compared with local eager on the same GPU and with eager's own spread. `--device cpu
---tiny` checks the script where there is no GPU. The last line is JSON.
+messages are then given, without waiting, to a worker here: interpreted and with graphs, one-token attention by the
+kernel that eager takes (cuDNN's) and by flash. Logits are compared with local eager on the same GPU and with
+eager's own spread. `--device cpu --tiny` checks the script where there is no GPU. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import cProfile
 import gc
-import io
 import json
 import os
 import platform
-import pstats
 import statistics
 import struct
 import sys
@@ -39,8 +36,10 @@ from executor_process import executor_process
 
 import remora
 from remora.executor.hop import HEADER, BulkFile, Kind
-from remora.executor.worker import kernels
+from remora.executor.worker import program, tiers
+from remora.executor.worker import session as session_module
 from remora.executor.worker.__main__ import Worker
+from remora.executor.worker.graphs import CudaRecorder
 from remora.executor.worker.session import WorkerSession
 from remora.ops.dtypes import BY_NAME
 from remora.wire.codec import decode_to_client, decode_to_executor
@@ -48,7 +47,7 @@ from remora.wire.messages import Fetch, Run, Values
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATES = 3
-ARMS = ("interpreted, cudnn", "interpreted", "graphs, cudnn", "graphs", "graphs, freed 8 tokens late")
+ARMS = ("interpreted", "graphs", "graphs, flash", "graphs, freed 8 tokens late", "graphs, timed")
 
 
 def record(name: str, device: str, tiny: bool, ids: torch.Tensor, forced: torch.Tensor) -> dict[str, Any]:
@@ -126,16 +125,52 @@ def late_frees(session: WorkerSession, tokens: int) -> Any:
     return asked
 
 
-def replay(recorded: dict[str, Any], device: str, arm: str, profiled: bool = False) -> dict[str, Any]:
+def timed(spent: dict[str, list[float]]) -> list[tuple[Any, str, Any]]:
+    """Makes functions of the worker add up their seconds and calls; gives what was there before."""
+    before = []
+
+    def wrap(call: Any, label: str) -> Any:
+        entry = spent.setdefault(label, [0.0, 0])
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                entry[0] += time.perf_counter() - started
+                entry[1] += 1
+
+        return wrapped
+
+    places = [(Worker, "handle"), (session_module, "decode_run"), (tiers, "walk"), (tiers.Piece, "run")]
+    places += [(tiers.Piece, "ready"), (tiers.Tier, "make_way"), (tiers.Tier, "run")]
+    places += [(WorkerSession, name) for name in ("_execute", "_keep", "_values", "_free_one")]
+    for owner, name in places:
+        before.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, wrap(getattr(owner, name), name))
+    before.append((program, "kernel_of", program.kernel_of))
+    kernel_of = program.kernel_of
+    program.kernel_of = lambda op, *rest: wrap(kernel_of(op, *rest), "op " + op._schema.name)
+    before.append((CudaRecorder, "record", CudaRecorder.record))
+    record = CudaRecorder.record
+
+    def recorded(*args: Any) -> Any:
+        replay, outputs, nbytes = record(*args)
+        return wrap(replay, "launch"), outputs, nbytes
+
+    CudaRecorder.record = recorded  # type: ignore[method-assign]
+    return before
+
+
+def replay(recorded: dict[str, Any], device: str, arm: str) -> dict[str, Any]:
     """One worker, all phases."""
-    attention = kernels._attention
-    if "cudnn" in arm:
-        kernels._attention = lambda op: op._op
     hop = Hop()
     steps: dict[int, list[float]] = {}
     host: dict[int, list[float]] = {}
     values: dict[int, list[bytes]] = {}
-    profile, known = cProfile.Profile(), packets(recorded)
+    spent: dict[str, list[float]] = {}
+    known = packets(recorded)
+    before = timed(spent) if "timed" in arm else []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         worker = Worker(hop, Path(folder), torch.device(device), 100 << 30)  # type: ignore[arg-type]
         if "graphs" not in arm:
@@ -147,14 +182,11 @@ def replay(recorded: dict[str, Any], device: str, arm: str, profiled: bool = Fal
                 break
             if not started:
                 started, worked = time.perf_counter(), _worked(worker)
-            if profiled and phase == GENERATES:
-                profile.enable()
             hop.values.clear()
             worker.handle(kind, number, body)
-            if profiled and phase == GENERATES:
-                profile.disable()
-            if kind is Kind.OPEN and "late" in arm:
-                asked = late_frees(worker.sessions[number], 8)
+            if kind is Kind.OPEN:
+                worker.sessions[number].exact = "flash" not in arm
+                asked = late_frees(worker.sessions[number], 8) if "late" in arm else None
             if asks:
                 steps.setdefault(phase, []).append((time.perf_counter() - started) * 1e3)
                 host.setdefault(phase, []).append((_worked(worker) - worked) * 1e3)
@@ -162,10 +194,18 @@ def replay(recorded: dict[str, Any], device: str, arm: str, profiled: bool = Fal
                 started = 0.0
                 if asked is not None:
                     asked()
+                if phase == GENERATES and len(steps[phase]) == 8:
+                    for entry in spent.values():
+                        entry[:] = 0.0, 0
+                if phase == GENERATES and len(steps[phase]) == 60 and spent:
+                    us = {label: (round(s / 52 * 1e6), round(n / 52, 1)) for label, (s, n) in spent.items()}
+                    spent = {}
+                    log(f"us and calls a token: {sorted(us.items(), key=lambda item: -item[1][0])[:24]}")
         memory = graph_memory(worker)
         worker.handle(Kind.CLOSE, known[0][2], b"")
         del worker
-    kernels._attention = attention
+    for owner, name, was in before:
+        setattr(owner, name, was)
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -182,10 +222,6 @@ def replay(recorded: dict[str, Any], device: str, arm: str, profiled: bool = Fal
     result["logits"] = torch.stack(
         [decoded(data) for data in values[GENERATES + 1] if len(data) > 1000][: len(recorded["logits"])]
     )
-    if profiled:
-        text = io.StringIO()
-        pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(28)
-        log(text.getvalue())
     return result
 
 
@@ -227,7 +263,10 @@ def measure(name: str, device: str, tiny: bool) -> dict[str, Any]:
         "local_eager_new_lengths_ms": round(cold["ms_per_token"], 3),
         "local_eager": summary(local),
         "eager_spread": [spread(eager, forced_logits(model, local_ids, forced.to(device))) for _ in range(2)],
-        "eager_flash_decode": spread(eager, flash_decode(model, local_ids, forced.to(device))),
+        "eager_flash_decode": spread(eager, other_decode(model, local_ids, forced.to(device), "flash")),
+        "eager_efficient_decode": spread(
+            eager, other_decode(model, local_ids, forced.to(device), "efficient")
+        ),
     }
     log(f"{name}: {result}")
     del model
@@ -236,6 +275,7 @@ def measure(name: str, device: str, tiny: bool) -> dict[str, Any]:
         torch.cuda.empty_cache()
     recorded = record(name, device, tiny, ids, forced)
     result["remora_whole"] = summary(recorded["runs"][1:])
+    result["remora_whole"]["new_lengths_ms"] = round(recorded["runs"][0]["ms_per_token"], 3)
     result["remora_whole"]["same_tokens"] = (
         int((recorded["runs"][-1]["tokens"] == cold["tokens"]).sum()) - PROMPT
     )
@@ -253,20 +293,21 @@ def measure(name: str, device: str, tiny: bool) -> dict[str, Any]:
         log(f"{name}: {found}")
         arms.append(found)
     result["arms"] = arms
-    replay(recorded, device, "graphs", profiled=True)
     return result
 
 
-def flash_decode(model: Any, ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Teacher-forced locally, as on an executor: the first pass as ever, one-token attention not by cuDNN."""
+def other_decode(model: Any, ids: torch.Tensor, tokens: torch.Tensor, kernel: str) -> torch.Tensor:
+    """Teacher-forced locally, the first pass as ever, attention of one token by another kernel."""
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def other(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         torch.backends.cuda.enable_cudnn_sdp(query.shape[-2] != 1)
+        torch.backends.cuda.enable_flash_sdp(query.shape[-2] != 1 or kernel == "flash")
         try:
             return attend(query, *args, **kwargs)
         finally:
             torch.backends.cuda.enable_cudnn_sdp(True)
+            torch.backends.cuda.enable_flash_sdp(True)
 
     torch.nn.functional.scaled_dot_product_attention = other
     try:

@@ -19,8 +19,11 @@ Kernel = Callable[..., Any]
 _UNSET = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
 
 
-def kernel_of(op: Any, node: Node, device: torch.device) -> Kernel:
-    """What a row calls, with its arguments in the node's order: positional, then keywords."""
+def kernel_of(op: Any, node: Node, exact: bool = True) -> Kernel:
+    """What a row calls, with its arguments in the node's order: positional, then keywords.
+
+    exact: the kernels that PyTorch itself would choose.
+    """
     base = op._schema.name.split("::")[1]
     known = traits(op)
     # `_op` is what an OpOverload calls: a third of the time of a small op is the call around it
@@ -31,7 +34,7 @@ def kernel_of(op: Any, node: Node, device: torch.device) -> Kernel:
         call = _zero_filled(op)
     elif base in _SEGMENTS:
         call = _checked_segments(op)
-    elif base == "scaled_dot_product_attention" and device.type == "cuda":
+    elif base == "scaled_dot_product_attention" and not exact:
         call = _attention(op)
     names = tuple(name for name, _ in node.kwargs)
     if names:

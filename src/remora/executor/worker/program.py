@@ -131,15 +131,17 @@ def compile_program(
     keep: tuple[tuple[int, int], ...],
     device: torch.device,
     generator: Callable[[int], torch.Generator] | None = None,
+    exact: bool = True,
 ) -> Program:
     """A row that cannot be compiled raises when it is reached, so that the rows before it run.
 
     generator: gives the session's generator of an index, which is what rows bind for one.
+    exact: with the kernels that PyTorch itself would choose.
 
     Raises:
         ProtocolError: `keep` names an output that the template does not have.
     """
-    return _Compiler(template, keep, device, generator).compile()
+    return _Compiler(template, keep, device, generator, exact).compile()
 
 
 class _Compiler:
@@ -149,8 +151,10 @@ class _Compiler:
         keep: tuple[tuple[int, int], ...],
         device: torch.device,
         generator: Callable[[int], torch.Generator] | None,
+        exact: bool,
     ) -> None:
         self.template, self.keep, self.device, self.generator = template, keep, device, generator
+        self.exact = exact
         self.n_slots = template.n_slots
         self.hole = self.n_slots
         self.constants: list[Any] = []
@@ -209,7 +213,7 @@ class _Compiler:
         if refused is not None:
             raise UnsupportedOp(f"{node.op} is not allowed on this executor {refused}")
         known = traits(op)
-        call = kernel_of(op, node, self.device)
+        call = kernel_of(op, node, self.exact)
         self.random = self.random or known.random
         self.grows = self.grows or grows(op)
         generators = _generator_places(op)

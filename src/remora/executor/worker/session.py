@@ -140,6 +140,7 @@ class WorkerSession:
         self.generators: dict[int, torch.Generator] = {}
         self.flags: dict[tuple[str, ...], tuple[bool | int | str | None, ...]] = {}
         self.default_dtype = torch.float32
+        self.exact = True  # only kernels that PyTorch itself would choose
         self.device = device
         self.values = Values()
         self.tiers = device.tiers_of(self.values)
@@ -338,7 +339,8 @@ class WorkerSession:
         if len(defined.programs) >= MAX_PROGRAMS:
             defined.programs.pop(next(iter(defined.programs)))
         pairs = tuple((row, out) for row, out in groups(keep, 2))
-        program = compile_program(defined.template, pairs, self.device.device, self._generator)
+        device, exact = self.device.device, self.exact
+        program = compile_program(defined.template, pairs, device, self._generator, exact)
         defined.programs[keep] = program
         return program
 
