@@ -244,6 +244,12 @@ def graph_memory(worker: Worker) -> dict[str, Any]:
         "graphs_nbytes": session.tiers.nbytes,
         "used_nbytes": session.values.used_nbytes,
         "replayed_runs": [plan.runs for plan in plans],
+        "recordings": [tier.recordings for tier in session.tiers._tiers.values()],
+        "left_interpreted": [
+            (len(tier.watched.groups), tier.ran, tier.watched.runs, tier.watched.heavy, len(tier.moving))
+            for tier in session.tiers._tiers.values()
+            if tier.plan is None and tier.watched.runs
+        ],
         "copied_inputs": [
             sum(len(piece.copies) for piece in plan.pieces if piece is not None) for plan in plans
         ],

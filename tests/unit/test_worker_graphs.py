@@ -132,7 +132,7 @@ def test_a_row_that_waits_for_the_device_is_not_recorded(steps):
     site = steps.program(*nodes)
     steps.put(1, torch.linspace(-1, 1, 1000))
     for segment in range(10, 20):
-        steps.run(segment, site, [(1, 0, 0)], (7, 0), [0.0], wants=(7, 0, 8, 0))
+        steps.run(segment, site, [(1, 0, 0)], (7, 0, 8, 0), [0.0], wants=(7, 0, 8, 0))
     (tier,) = steps.sessions[0].tiers._tiers.values()
     assert tier.plan.runs >= 5
     assert 6 in tier.watched.outcasts

@@ -147,7 +147,7 @@ class Tier:
         self.plan: Plan | None = None
         self.recordings = self.misses = 0
         self.ran = False  # what runs only once is not watched
-        self.elsewhere: set[int] = set()  # registers that guards of the last run found in another place
+        self.elsewhere: set[int] = set()  # registers that guards of the last runs found in another place
         self.moving: dict[int, int] = {}  # those that this made record again, and how often
         self._steps: list[tuple[Program, list[tuple[Instruction, ...]]]] = []
 
@@ -163,6 +163,8 @@ class Tier:
         if lent and self.watched.written:
             self.tiers.own([names[slot] for slot in self.watched.written_slots()])
         if plan is None:
+            if not self.interpreted:
+                self.watched.bind(names)
             return
         living = [storage for storage in plan.outputs if lent[storage]]
         if living:
@@ -229,7 +231,6 @@ class Tier:
     ) -> Registers:
         steps = self._instructions(plan, program)
         missed: list[bool] = []  # of each miss: whether something is of another kind, and not just elsewhere
-        self.elsewhere.clear()
         first_result = self.watched.first_result
         alone = bool(self.watched.written)  # what is written between pieces is copied anew
         for at, stage in enumerate(plan.stages):
@@ -255,6 +256,7 @@ class Tier:
             self._missed(changed=any(missed))
         else:
             self.misses = 0
+            self.elsewhere.clear()
             plan.runs += 1
         return registers
 
@@ -270,6 +272,7 @@ class Tier:
             self.moving.clear()
         for register in () if changed else self.elsewhere:
             self.moving[register] = self.moving.get(register, 0) + 1
+        self.elsewhere.clear()
 
     def _differs(self, piece: Piece | None, stage: Stage, registers: Registers) -> bool:
         """Whether an input of the stage is of another kind than it was. Notes those that only are elsewhere."""

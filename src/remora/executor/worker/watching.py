@@ -16,12 +16,14 @@ from remora.executor.worker.pieces import Row, Stage, registers_written
 from remora.executor.worker.program import Failure, Program, Registers, walk
 from remora.ir.graph import Template
 from remora.ops.schema import resolve, traits
+from remora.wire.binding import Name
 
 Meta = tuple[Any, ...]
 """Of a tensor: dtype, shape, strides as `_strides` gives them. Of a number: type, value, sign."""
 
 MAX_COPY_NBYTES = 32 << 20  # an input of a graph that is copied at each run
 HEAVY_NBYTES = 1 << 20  # kernels that write so much, on average, take longer than it takes to launch them
+SAMPLE = 12  # kernels, by which that is judged
 _GRANULE = 16  # kernels look at addresses by as many bytes
 
 
@@ -89,7 +91,9 @@ class Watched:
         self.varying: set[int] = set()
         self.moved: set[int] = set()
         self.sources: dict[int, int] = {}  # register: the one whose memory it shares
-        self._made_nbytes = 0  # by kernels, in all runs
+        self.heavy = False  # graphs would save little of the time, and hold much memory
+        self.fleeting: set[int] = set()  # slots that are bound to another value each time
+        self._names: list[Name] = []
         self._addresses: dict[int, int] = {}
         self._unaligned: set[int] = set()
         self._overlapping: set[int] = set()
@@ -120,10 +124,12 @@ class Watched:
             self.outcasts.add(row)
             self.fences.add(row)
 
-    @property
-    def heavy(self) -> bool:
-        """Whether graphs would save little of the time and hold much memory."""
-        return self._made_nbytes > HEAVY_NBYTES * self.runs * max(1, len(self.launching))
+    def bind(self, names: list[Name]) -> None:
+        """The values that the slots of the next run are."""
+        if self._names:
+            pairs = zip(self._names, names, strict=True)
+            self.fleeting.update(slot for slot, (was, name) in enumerate(pairs) if was != name)
+        self._names = names
 
     def written_slots(self) -> Collection[int]:
         """Slots whose memory the program writes, as far as is known; before a run has shown it, all."""
@@ -137,7 +143,13 @@ class Watched:
         """Runs a program. Raises Failure."""
         for register in range(self.first_constant):
             self._see(register, registers[register])
+        made_nbytes = n_launched = 0
         for row, places in self.groups.items():
+            if n_launched == SAMPLE and made_nbytes > HEAVY_NBYTES * SAMPLE:
+                self.heavy = True
+            if self.heavy:
+                walk([program.instructions[at] for at in places], registers, progress, restrided)
+                continue
             steps = [program.instructions[at] for at in places]
             read = [(r, registers[r]) for r in self.reads[row] if isinstance(registers[r], torch.Tensor)]
             if self.runs or row in self.outcasts or row in self.fences:
@@ -151,7 +163,8 @@ class Watched:
                 if isinstance(made, torch.Tensor):
                     tensors.append(made)
                     self._see(step.result, made)
-                    self._made_nbytes += made.nbytes if row in self.launching else 0
+                    if row in self.launching:
+                        made_nbytes, n_launched = made_nbytes + made.nbytes, n_launched + 1
                     source = storages.get(made.untyped_storage()._cdata)
                     if source is not None:
                         self.sources[step.result] = source
@@ -225,7 +238,12 @@ class Watched:
         root = register
         while root in self.sources:
             root = self.sources[root]
-        return root < self.n_slots and root not in self.moved and register not in self.moved
+        return (
+            root < self.n_slots
+            and root not in self.fleeting
+            and root not in self.moved
+            and register not in self.moved
+        )
 
     def uncopyable(self, moved: Collection[int]) -> set[int]:
         """Registers that are not always in the same place, and of which a copy would not do."""
