@@ -9,8 +9,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_worker_tiers import plain
 
+from graph_lane import plain
 from remora.executor.hop import SessionTerms
 from remora.executor.worker.graphs import recorder_of
 from remora.executor.worker.kernels import kernel_of
