@@ -235,14 +235,20 @@ def _worked(worker: Worker) -> float:
 
 def graph_memory(worker: Worker) -> dict[str, Any]:
     session = next(iter(worker.sessions.values()))
+    found = {"used_nbytes": session.values.used_nbytes}
+    if worker.device.device.type == "cuda":
+        free_nbytes, total_nbytes = torch.cuda.mem_get_info()
+        found["peak_nbytes"] = torch.cuda.max_memory_allocated()
+        found["outside_of_pytorch_nbytes"] = total_nbytes - free_nbytes - torch.cuda.memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
     if session.tiers is None:
-        return {}
+        return found
     plans = [tier.plan for tier in session.tiers._tiers.values() if tier.plan is not None]
     return {
+        **found,
         "programs": len(plans),
         "pieces": sum(piece is not None for plan in plans for piece in plan.pieces),
         "graphs_nbytes": session.tiers.nbytes,
-        "used_nbytes": session.values.used_nbytes,
         "replayed_runs": [plan.runs for plan in plans],
         "recordings": [tier.recordings for tier in session.tiers._tiers.values()],
         "left_interpreted": [

@@ -149,6 +149,21 @@ def test_a_write_in_place_shows_in_what_shares_the_memory_and_nowhere_else(lane)
     assert lane.recorder.replayed > 4
 
 
+def test_what_is_written_in_place_lies_in_memory_of_its_own(lane):
+    """So that whoever saves what a write destroys can put it back where it was."""
+    start(lane)
+    maker = lane.program(mul(Slot(0), Slot(0)), add(Ref(0), Slot(0)), mul(Ref(1), Ref(1)))
+    writer = lane.program(Node("aten.mul_.Tensor", (Slot(0), Slot(1))))
+    values = lane.graphed.values
+    for segment in range(10, 40, 5):
+        lane.run(segment, maker, [(1, 0, 0)], (2, 0))
+        lent = values.tensors[segment, 2, 0].untyped_storage()._cdata in values.lent
+        lane.run(segment + 1, writer, [(segment, 2, 0), (1, 0, 0)], ())
+        assert values.tensors[segment, 2, 0].untyped_storage()._cdata not in values.lent
+    assert lent
+    lane.same(*[(segment, 2, 0) for segment in range(10, 40, 5)])
+
+
 def test_many_kept_results_are_moved_together(lane):
     start(lane)
     nodes = [mul(Slot(0), Slot(1))]
