@@ -243,17 +243,17 @@ def graph_memory(worker: Worker) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     if session.tiers is None:
         return found
-    plans = [tier.plan for tier in session.tiers._tiers.values() if tier.plan is not None]
+    plans = [tier.plan for tier in session.tiers.all() if tier.plan is not None]
     return {
         **found,
         "programs": len(plans),
         "pieces": sum(piece is not None for plan in plans for piece in plan.pieces),
         "graphs_nbytes": session.tiers.nbytes,
         "replayed_runs": [plan.runs for plan in plans],
-        "recordings": [tier.recordings for tier in session.tiers._tiers.values()],
+        "recordings": [tier.recordings for tier in session.tiers.all()],
         "left_interpreted": [
             (len(tier.watched.groups), tier.ran, tier.watched.runs, tier.watched.heavy, len(tier.moving))
-            for tier in session.tiers._tiers.values()
+            for tier in session.tiers.all()
             if tier.plan is None and tier.watched.runs
         ],
         "copied_inputs": [

@@ -112,7 +112,7 @@ def test_decode_steps_are_replayed_with_the_same_bits(steps):
     start(steps)
     decode(steps, 40)
     tiers = steps.sessions[0].tiers
-    (tier,) = tiers._tiers.values()
+    (tier,) = tiers.all()
     assert tier.plan.runs >= 36
     assert sum(piece is not None for piece in tier.plan.pieces) == 2
     assert 0 < tiers.nbytes < 64 << 20
@@ -133,7 +133,7 @@ def test_a_row_that_waits_for_the_device_is_not_recorded(steps):
     steps.put(1, torch.linspace(-1, 1, 1000))
     for segment in range(10, 20):
         steps.run(segment, site, [(1, 0, 0)], (7, 0, 8, 0), [0.0], wants=(7, 0, 8, 0))
-    (tier,) = steps.sessions[0].tiers._tiers.values()
+    (tier,) = steps.sessions[0].tiers.all()
     assert tier.plan.runs >= 5
     assert 6 in tier.watched.outcasts
 

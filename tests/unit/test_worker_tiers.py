@@ -110,6 +110,37 @@ def test_another_shape_and_another_number_run_as_they_should(lane):
         lane.same((segment, 9, 0))
 
 
+def test_layers_that_take_turns_at_one_site_are_graphs_of_their_own(lane):
+    start(lane)
+    site = lane.program(*DECODE)
+    weights = range(50, 53)
+    for name in weights:
+        lane.put(name, torch.rand(1, 4))
+        lane.put(10 + name, torch.rand(1, 4))
+    caches = {name: (10 + name, 0, 0) for name in weights}
+    segment, last = 100, (2, 0, 0)
+    for _ in range(12):
+        for name in weights:
+            lane.run(segment, site, [last, (name, 0, 0), caches[name]], (9, 0, 4, 0), holes=[0])
+            last, caches[name] = (segment, 9, 0), (segment, 4, 0)
+            lane.same(last)
+            segment += 1
+    assert [tier.plan.runs >= 8 for tier in lane.graphed.tiers.all()] == [True] * 3
+
+
+def test_what_looked_the_same_and_is_not_ends_up_outside_of_graphs(lane):
+    """Two runs with equal caches, then it grows each time."""
+    start(lane)
+    site = lane.program(*DECODE)
+    cache = (3, 0, 0)
+    for segment in range(10, 13):
+        lane.run(segment, site, [(2, 0, 0), (1, 0, 0), cache], (9, 0, 4, 0, 2, 0), holes=[0])
+    decode(lane, 20, first=20, site=site)
+    (tier,) = lane.graphed.tiers.all()
+    assert tier.plan is not None
+    assert tier.plan.runs >= 8
+
+
 def test_programs_that_never_settle_are_left_alone(lane):
     start(lane)
     site = lane.program(*DECODE)
@@ -191,9 +222,9 @@ def test_without_room_nothing_is_recorded_and_under_pressure_graphs_go_first(lan
     decode(lane, 4, first=50, site=site)
     assert session.tiers.nbytes > 0
     session.tiers.room_nbytes = whole
-    (plan,) = [tier.plan for tier in session.tiers._tiers.values() if tier.plan]
+    (plan,) = [tier.plan for tier in session.tiers.all() if tier.plan]
     plan.nbytes += LIMIT_NBYTES  # as if graphs were large
     session.tiers.nbytes += LIMIT_NBYTES
     session.device.room_nbytes = lambda: LIMIT_NBYTES - session.used_nbytes
     session.admit(1 << 20)
-    assert not any(tier.plan for tier in session.tiers._tiers.values())
+    assert not any(tier.plan for tier in session.tiers.all())

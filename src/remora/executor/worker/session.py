@@ -283,9 +283,10 @@ class WorkerSession:
         run_program = partial(run, program)
         tensors = self.values.tensors
         if self.tiers is not None:
-            tier = self.tiers.find(message.site, bound.keep, defined.template, program)
-            tier.make_way(bound.names)
-            self.values.unpark(bound.names)
+            names = bound.names
+            tier = self.tiers.find(message.site, bound.keep, names, defined.template, program)
+            tier.make_way(names)
+            self.values.unpark(names)
             run_program = partial(tier.run, program)
         missing, lost = None, 0
         slots: list[Any]

@@ -1,8 +1,8 @@
 """How a session's programs run on a device that has graphs: interpreted at first, and once they repeat, in pieces.
 
-A `Tier` is one site with one set of outputs to keep. Its first runs are interpreted, and watched (watching.py); then
-`pieces.arrange` says which rows form graphs, and the run after that records them. From then on a piece is replayed
-where its guards hold, and interpreted where they do not, each time anew:
+A `Tier` is one site with one set of outputs to keep, and the weights of one layer. Its first runs are interpreted,
+and watched (watching.py); then `pieces.arrange` says which rows form graphs, and the run after that records them.
+From then on a piece is replayed where its guards hold, and interpreted where they do not, each time anew:
 
 - numbers and metadata are those that were seen;
 - an input that has always been in the same place still is (weights, what other graphs made); others are copied to
@@ -15,6 +15,7 @@ made lies in memory that its next run overwrites: `make_way` moves what still ha
 from __future__ import annotations
 
 import math
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,8 @@ MAX_MISSES = (
 )
 MAX_RECORDINGS = 4  # of one program that were not worth it; then it stays interpreted
 WORTH_RUNS = 32  # a recording is worth it if it is replayed so often
-MAX_TIERS = 1024  # sites that are watched
+MAX_TIERS = 2048  # of a session
+MAX_IN_TURN = 16  # layers that one site serves
 ROOM_SHARE = 4  # graphs take at most that part of what values may still take
 PROGRAM_NBYTES = 8 << 20  # room for a program's graphs, before it is known
 
@@ -141,12 +143,14 @@ class Plan:
 class Tier:
     """One site's program with one set of outputs to keep."""
 
-    def __init__(self, tiers: Tiers, template: Template, program: Program) -> None:
-        self.tiers = tiers
+    def __init__(self, tiers: Tiers, template: Template, program: Program, names: list[Name]) -> None:
+        self.tiers, self.names = tiers, names
+        self.alone = False  # the only one of its site
         self.watched = Watched(template, program, tiers.recorder)
         self.plan: Plan | None = None
         self.recordings = self.misses = 0
         self.ran = False  # what runs only once is not watched
+        self.different: set[int] = set()  # registers that they found to be of another kind
         self.elsewhere: set[int] = set()  # registers that guards of the last runs found in another place
         self.moving: dict[int, int] = {}  # those that this made record again, and how often
         self._steps: list[tuple[Program, list[tuple[Instruction, ...]]]] = []
@@ -257,6 +261,7 @@ class Tier:
         else:
             self.misses = 0
             self.elsewhere.clear()
+            self.different.clear()
             plan.runs += 1
         return registers
 
@@ -266,6 +271,9 @@ class Tier:
         if self.misses < MAX_MISSES:
             return
         self.misses = 0
+        if self.plan is not None and not self.plan.runs:
+            self.watched.unsteady |= self.different
+        self.different.clear()
         self.drop()
         if changed:
             self.watched.forget()
@@ -280,7 +288,9 @@ class Tier:
         for register in stage.takes:
             item = registers[register]
             if isinstance(item, torch.Tensor) and not same_meta(item, metas[register]):
-                return True
+                self.different.add(register)
+        if self.different:
+            return True
         for pin in piece.pins if piece is not None else ():
             if not pin.holds(registers[pin.register]):
                 self.elsewhere.add(pin.register)
@@ -424,6 +434,11 @@ def _dropping(steps: list[Instruction], stage: Stage, first_result: int) -> tupl
     return tuple(reversed(made))
 
 
+def _alike(names: list[Name], others: list[Name]) -> bool:
+    """Whether two bindings are of the same layer: the weights are the same, what flows is not."""
+    return sum(map(operator.eq, names, others)) * 4 >= len(names)
+
+
 def _buffer_like(tensor: torch.Tensor) -> torch.Tensor:
     buffer = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return buffer.copy_(tensor)
@@ -447,20 +462,38 @@ class Tiers:
         self.values, self.recorder = values, recorder
         self.room_nbytes, self.clear_all = room_nbytes, clear_all
         self.nbytes = 0
-        self._tiers: dict[tuple[int, tuple[int, ...]], Tier] = {}
+        self._tiers: dict[tuple[int, tuple[int, ...]], list[Tier]] = {}
+        self._n_tiers = 0
 
-    def find(self, site: int, keep: tuple[int, ...], template: Template, program: Program) -> Tier:
-        tier = self._tiers.get((site, keep))
-        if tier is None:
-            if len(self._tiers) >= MAX_TIERS:
-                self._tiers.pop(next(iter(self._tiers))).drop()
-            tier = self._tiers[site, keep] = Tier(self, template, program)
-        return tier
+    def find(
+        self, site: int, keep: tuple[int, ...], names: list[Name], template: Template, program: Program
+    ) -> Tier:
+        """names: the values that the slots are now. A site may serve several layers in turn: each gets a tier."""
+        tiers = self._tiers.setdefault((site, keep), [])
+        for tier in tiers:
+            if tier.alone or _alike(tier.names, names):
+                tier.names = names
+                return tier
+        if len(tiers) >= MAX_IN_TURN:  # then names say nothing
+            for tier in tiers[1:]:
+                tier.drop()
+            del tiers[1:]
+            tiers[0].alone, tiers[0].names = True, names
+            return tiers[0]
+        if self._n_tiers >= MAX_TIERS:
+            self.forget()
+            tiers = self._tiers.setdefault((site, keep), [])
+        self._n_tiers += 1
+        tiers.append(Tier(self, template, program, names))
+        return tiers[-1]
+
+    def all(self) -> list[Tier]:
+        return [tier for tiers in self._tiers.values() for tier in tiers]
 
     def clear(self) -> bool:
         """Drops all graphs, to be recorded anew; whether there were any."""
-        found = any(tier.plan is not None for tier in self._tiers.values())
-        for tier in self._tiers.values():
+        found = any(tier.plan is not None for tier in self.all())
+        for tier in self.all():
             tier.drop()
         if found:
             self.recorder.give_back()
@@ -470,6 +503,7 @@ class Tiers:
         """Drops all graphs and what was seen of programs."""
         self.clear()
         self._tiers.clear()
+        self._n_tiers = 0
 
     def has_room(self) -> bool:
         return self.nbytes + PROGRAM_NBYTES <= max(0, self.room_nbytes()) // ROOM_SHARE

@@ -21,7 +21,7 @@ from remora.wire.binding import Name
 Meta = tuple[Any, ...]
 """Of a tensor: dtype, shape, strides as `_strides` gives them. Of a number: type, value, sign."""
 
-MAX_COPY_NBYTES = 32 << 20  # an input of a graph that is copied at each run
+MAX_COPY_NBYTES = 4 << 20  # an input of a graph that is copied at each run
 HEAVY_NBYTES = 1 << 20  # kernels that write so much, on average, take longer than it takes to launch them
 SAMPLE = 12  # kernels, by which that is judged
 _GRANULE = 16  # kernels look at addresses by as many bytes
@@ -81,6 +81,7 @@ class Watched:
         self.written: dict[int, list[int]] = {}
         for row in self.groups:
             self._judge(row, template, program)
+        self.unsteady: set[int] = set()  # registers that looked the same, and were not
         self.runs = 0
         self.metas: dict[int, Meta] = {}
         self.forget()
@@ -214,10 +215,10 @@ class Watched:
             self._overlapping.add(register)
 
     def rows(self) -> list[Row]:
-        found = []
+        found, changing = [], self.varying | self.unsteady
         for row, places in self.groups.items():
             touched = {*self.reads[row], *self.makes[row]}
-            same = row not in self.outcasts and row not in self.fences and not touched & self.varying
+            same = row not in self.outcasts and row not in self.fences and not touched & changing
             views = {made: self.sources[made] for made in self.makes[row] if made in self.sources}
             found.append(
                 Row(
