@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from remora.executor.worker.kernels import grows
 from remora.ir.node import Const, Node
-from remora.ops.schema import OpTraits, resolve, traits
+from remora.ops.schema import Place, resolve, traits
 
 # Kernels that are chosen by length, wait for the device, keep state on the host, or live in libraries that do.
 _NEVER = re.compile(
@@ -36,57 +36,60 @@ _ANY_ALIGNMENT = frozenset(
 )
 
 
-def capturable(node: Node) -> bool:
-    """Whether a graph may hold the row, as far as the op tells. Raises LookupError if there is no such op."""
-    op = resolve(node.op)
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What holds for a row whatever its inputs are.
+
+    capturable: a graph may hold it, as far as the op tells. fence: it stays behind all before it and before all
+    behind it: it writes, draws, or may do anything. written: the arguments that it writes, counted as an
+    instruction's reads are: positional, then keywords. launches: it runs a kernel, and does not only look at memory
+    in another way. any_alignment: the same bits come out wherever the inputs lie.
+    """
+
+    capturable: bool
+    fence: bool
+    written: tuple[int, ...]
+    launches: bool
+    any_alignment: bool
+
+
+UNKNOWN = Judgement(False, True, (), True, False)  # an op that there is not: its instruction says so
+
+
+@lru_cache(maxsize=1 << 14)
+def judge(node: Node) -> Judgement:
+    try:
+        op = resolve(node.op)
+    except LookupError:
+        return UNKNOWN
     known = traits(op)
     base = op._schema.name.split("::")[1]
-    return (
-        op.namespace == "aten"
-        and known.returns_tensor
-        and not (known.dynamic_shape or known.metadata_only_write or known.returns_scalar)
-        and not fence(node)
-        and _NEVER.match(base) is None
-    )
-
-
-def fence(node: Node) -> bool:
-    """Whether the row stays behind all before it and before all behind it: it writes, draws, or may do anything."""
-    op = resolve(node.op)
-    known = traits(op)
-    values = _constants(node)
-    return (
+    values = [
+        arg.value if isinstance(arg, Const) else ... for arg in node.args
+    ]  # as far as the template fixes them
+    written = _written_places(node, known.writes(values))
+    fence = (
         op.namespace != "aten"
         or grows(op)
         or not known.returns_tensor
         or known.draws(values)
-        or bool(written_places(node, known))
+        or bool(written)
     )
+    capturable = (
+        not fence
+        and not (known.dynamic_shape or known.metadata_only_write or known.returns_scalar)
+        and _NEVER.match(base) is None
+    )
+    pointwise = torch.Tag.pointwise in op.tags
+    return Judgement(capturable, fence, written, not known.views, pointwise or base in _ANY_ALIGNMENT)
 
 
-def written_places(node: Node, known: OpTraits) -> tuple[int, ...]:
-    """Which arguments the row writes, counted as an instruction's reads are: positional, then keywords."""
+def _written_places(node: Node, places: tuple[Place, ...]) -> tuple[int, ...]:
     names = [name for name, _ in node.kwargs]
-    places = []
-    for place in known.writes(_constants(node)):
+    found = []
+    for place in places:
         if isinstance(place, int):
-            places.append(place)
+            found.append(place)
         elif place in names:
-            places.append(len(node.args) + names.index(place))
-    return tuple(place for place in places if place < len(node.args) + len(names))
-
-
-def launches(node: Node) -> bool:
-    """Whether the row runs a kernel: it does not only look at memory in another way."""
-    return not traits(resolve(node.op)).views
-
-
-def any_alignment(node: Node) -> bool:
-    """Whether the same bits come out wherever the inputs lie."""
-    op = resolve(node.op)
-    return torch.Tag.pointwise in op.tags or op._schema.name.split("::")[1] in _ANY_ALIGNMENT
-
-
-def _constants(node: Node) -> Sequence[Any]:
-    """Positional arguments as far as the template fixes them."""
-    return [arg.value if isinstance(arg, Const) else ... for arg in node.args]
+            found.append(len(node.args) + names.index(place))
+    return tuple(place for place in found if place < len(node.args) + len(names))

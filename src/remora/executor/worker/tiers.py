@@ -14,28 +14,28 @@ made lies in memory that its next run overwrites: `make_way` moves what still ha
 
 from __future__ import annotations
 
-import math
 import operator
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from remora.executor.worker.capturable import judge
 from remora.executor.worker.failure import is_fatal, kind_of
 from remora.executor.worker.graphs import Recorder
 from remora.executor.worker.pieces import Stage, arrange
 from remora.executor.worker.program import Failure, Instruction, Program, Registers, fill, walk
+from remora.executor.worker.recorded import Holes, Piece, Pin, Plan
 from remora.executor.worker.values import Values
-from remora.executor.worker.watching import Meta, Watched, same_meta
+from remora.executor.worker.watching import Watched, same_meta
 from remora.ir.graph import Template
 from remora.wire.binding import Name
 
 WATCHED_RUNS = 2  # before a program's pieces are recorded
-MAX_MISSES = (
-    2  # runs in which a guard failed, one after another, until a program is watched and recorded anew
-)
+MAX_MISSES = 2  # runs in which a guard failed, one after another, until a program is recorded anew
 MAX_RECORDINGS = 4  # of one program that were not worth it; then it stays interpreted
 WORTH_RUNS = 32  # a recording is worth it if it is replayed so often
 MAX_TIERS = 2048  # of a session
@@ -44,109 +44,13 @@ ROOM_SHARE = 4  # graphs take at most that part of what values may still take
 PROGRAM_NBYTES = 8 << 20  # room for a program's graphs, before it is known
 
 
-@dataclass(eq=False, slots=True)
-class Pin:
-    """An input that a graph reads where it is. seen: the tensor that was last found right."""
-
-    register: int
-    address: int
-    meta: Meta
-    seen: weakref.ref[torch.Tensor]
-
-    def holds(self, tensor: Any) -> bool:
-        if self.seen() is tensor:
-            return True
-        if not (
-            isinstance(tensor, torch.Tensor)
-            and tensor.data_ptr() == self.address
-            and same_meta(tensor, self.meta)
-        ):
-            return False
-        self.seen = weakref.ref(tensor)
-        return True
-
-
-@dataclass(eq=False, slots=True)
-class Piece:
-    """A recorded stage. copies: (register, metadata, buffer) of the inputs that are copied to where it reads them;
-    `own`: those that no earlier piece of the plan copies."""
-
-    row: int
-    replay: Callable[[], None]
-    pins: tuple[Pin, ...]
-    copies: tuple[tuple[int, Meta, torch.Tensor], ...]
-    own: tuple[tuple[int, Meta, torch.Tensor], ...]
-    gives: tuple[tuple[int, torch.Tensor], ...]
-
-    def ready(self, registers: Registers) -> bool:
-        """Whether the inputs are as they were when this was recorded."""
-        for pin in self.pins:
-            tensor = registers[pin.register]
-            if pin.seen() is not tensor and not pin.holds(tensor):
-                return False
-        return all(same_meta(registers[register], meta) for register, meta, _ in self.copies)
-
-    def run(self, registers: Registers, alone: bool) -> None:
-        """alone: earlier pieces of this run have copied nothing for this one. Raises Failure."""
-        copies = self.copies if alone else self.own
-        try:
-            if len(copies) == 1:
-                ((register, _, buffer),) = copies
-                buffer.copy_(registers[register])
-            elif copies:
-                torch._foreach_copy_(
-                    [buffer for _, _, buffer in copies], [registers[r] for r, _, _ in copies]
-                )
-            self.replay()
-        except Exception as error:
-            raise Failure(self.row, error, registers) from error
-        for register, tensor in self.gives:
-            registers[register] = tensor
-
-
-class Holes:
-    """The numbers that graphs were recorded with."""
-
-    def __init__(self, fixed: tuple[tuple[int, Meta], ...], n_slots: int) -> None:
-        self._places = [register - n_slots for register, _ in fixed]
-        self._values = [meta[1] for _, meta in fixed]
-        self._signs = [
-            (place, math.copysign(1, value))
-            for place, value in zip(self._places, self._values, strict=True)
-            if isinstance(value, float) and value == 0
-        ]
-
-    def hold(self, holes: Sequence[int | float]) -> bool:
-        if len(holes) == len(self._values):
-            same = holes == self._values
-        else:
-            same = [holes[place] for place in self._places] == self._values
-        return same and all(math.copysign(1, holes[place]) == sign for place, sign in self._signs)
-
-
-@dataclass(eq=False)
-class Plan:
-    """stages, with the piece of each as far as it is recorded. holes: the numbers that pieces were recorded with.
-    buffers: register: its copy, which the pieces of one run share. outputs: identity of each storage that graphs
-    write and rows outside of them may see, with all of its bytes."""
-
-    stages: tuple[Stage, ...]
-    holes: Holes
-    pieces: list[Piece | None]
-    pool: Any
-    buffers: dict[int, torch.Tensor] = field(default_factory=dict)
-    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
-    nbytes: int = 0
-    runs: int = 0
-
-
 class Tier:
     """One site's program with one set of outputs to keep."""
 
     def __init__(self, tiers: Tiers, template: Template, program: Program, names: list[Name]) -> None:
         self.tiers, self.names = tiers, names
         self.alone = False  # the only one of its site
-        self.watched = Watched(template, program, tiers.recorder)
+        self._template, self._program = template, program
         self.plan: Plan | None = None
         self.recordings = self.misses = 0
         self.ran = False  # what runs only once is not watched
@@ -155,19 +59,27 @@ class Tier:
         self.moving: dict[int, int] = {}  # those that this made record again, and how often
         self._steps: list[tuple[Program, list[tuple[Instruction, ...]]]] = []
 
+    @cached_property
+    def watched(self) -> Watched:
+        return Watched(self._template, self._program, self.tiers.recorder)
+
     @property
     def interpreted(self) -> bool:
         """Whether it will never be otherwise."""
         return self.recordings >= MAX_RECORDINGS and self.plan is None
 
+    @cached_property
+    def _writes(self) -> bool:
+        return any(judge(node).written for node in self._template.nodes)
+
     def make_way(self, names: list[Name]) -> None:
         """Before the slots of a run, with these names, are looked up: moves values out of memory that the run
         overwrites, and those that it writes in place into memory of their own."""
         plan, lent = self.plan, self.tiers.values.lent
-        if lent and self.watched.written:
+        if lent and self._writes:
             self.tiers.own([names[slot] for slot in self.watched.written_slots()])
         if plan is None:
-            if not self.interpreted:
+            if self.ran and not self.interpreted:
                 self.watched.bind(names)
             return
         living = [storage for storage in plan.outputs if lent[storage]]

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from remora.executor.worker.capturable import any_alignment, capturable, fence, launches, written_places
+from remora.executor.worker.capturable import judge
 from remora.executor.worker.failure import kind_of
 from remora.executor.worker.graphs import Recorder
 from remora.executor.worker.pieces import Row, Stage, registers_written
 from remora.executor.worker.program import Failure, Program, Registers, walk
 from remora.ir.graph import Template
-from remora.ops.schema import resolve, traits
 from remora.wire.binding import Name
 
 Meta = tuple[Any, ...]
@@ -104,26 +103,21 @@ class Watched:
         return frozenset(register for step in steps for register in step.reads) - {s.result for s in steps}
 
     def _judge(self, row: int, template: Template, program: Program) -> None:
-        node = template.nodes[row]
-        try:
-            if fence(node):
-                self.fences.add(row)
-            if not capturable(node):
-                self.outcasts.add(row)
-            if any_alignment(node):
-                self.flexible.add(row)
-            if launches(node):
-                self.launching.add(row)
+        judged = judge(template.nodes[row])
+        if judged.fence:
+            self.fences.add(row)
+        if not judged.capturable:
+            self.outcasts.add(row)
+        if judged.any_alignment:
+            self.flexible.add(row)
+        if judged.launches:
+            self.launching.add(row)
+        if judged.written:
             steps = [program.instructions[at] for at in self.groups[row]]
             calls = [step for step in steps if not isinstance(step.call, itemgetter)]
             lists = {step.result: step.reads for step in calls[:-1]}
-            places = written_places(node, traits(resolve(node.op)))
-            written = [calls[-1].reads[place] for place in places]
-            if written:
-                self.written[row] = [r for register in written for r in lists.get(register, (register,))]
-        except LookupError:  # its instruction says so when it is reached
-            self.outcasts.add(row)
-            self.fences.add(row)
+            written = [calls[-1].reads[place] for place in judged.written if place < len(calls[-1].reads)]
+            self.written[row] = [r for register in written for r in lists.get(register, (register,))]
 
     def bind(self, names: list[Name]) -> None:
         """The values that the slots of the next run are."""
