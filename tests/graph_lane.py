@@ -66,7 +66,7 @@ class Lane:
 
     def tell(self, message):
         replies = [session.handle(message) for session in self.sessions]
-        assert plain(replies[0]) == plain(replies[1])
+        assert plain(replies[0]) == plain(replies[1]), replies
         return replies[0]
 
     def program(self, *nodes):

@@ -91,9 +91,7 @@ class WorkerEndpoint:
         replies = []
         with torch.inference_mode():
             for message in decode_to_executor(bytes(envelope.messages)):
-                reply = self.session.handle(message)
-                if reply is not None:
-                    replies.append(reply)
+                replies += [reply for reply in self.session.take(message) if reply is not None]
         out = self.stream.send(encode(replies)) if replies else self.stream.ack_frame()
         if self.port is not None:
             self.port.reply(out)
@@ -128,7 +126,7 @@ class _Port:
 
 
 class _Blobs(dict):
-    """Stored bytes; what is put is offered to the session at once."""
+    """Stored bytes; what is put, or read for a proof, is offered to the session at once."""
 
     def __init__(self, endpoint: WorkerEndpoint) -> None:
         super().__init__()
@@ -136,6 +134,14 @@ class _Blobs(dict):
 
     def __setitem__(self, digest: str, data: Any) -> None:
         super().__setitem__(digest, data)
+        (self.endpoint.folder / digest).write_bytes(data)
+        self._offer(digest, len(data))
+
+    def __getitem__(self, digest: str) -> Any:
+        data = super().__getitem__(digest)
+        self._offer(digest, len(data))
+        return data
+
+    def _offer(self, digest: str, nbytes: int) -> None:
         path = self.endpoint.folder / digest
-        path.write_bytes(data)
-        self.endpoint.session.allow_blob(BlobFile(bytes.fromhex(digest), str(path), len(data), 1))
+        self.endpoint.session.allow_blob(BlobFile(bytes.fromhex(digest), str(path), nbytes, 1))

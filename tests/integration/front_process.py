@@ -106,7 +106,7 @@ class Caller:
 
     async def open(self, **wants: object) -> Grant:
         body = msgspec.json.encode(
-            OpenSession(**{"protocol": 1, "oldest_protocol": 1, "torch": "2.11.0", **wants})
+            OpenSession(**{"protocol": 2, "oldest_protocol": 2, "torch": "2.11.0", **wants})
         )
         async with self.http.post("/v1/sessions", data=body) as answer:
             content = await answer.read()

@@ -90,8 +90,8 @@ def test_refusals_are_json_with_a_reason(front):
         status, _, body = await caller.ask("POST", "/v1/sessions", json=wants)
         assert (status, refusal(body).kind) == (426, "version")
         assert "8 to 9" in refusal(body).message
-        assert "1 to 2" in refusal(body).message
-        wants = {"protocol": 1, "oldest_protocol": 1, "torch": "2", "memory_nbytes": 1 << 35}
+        assert "2 to 3" in refusal(body).message
+        wants = {"protocol": 2, "oldest_protocol": 2, "torch": "2", "memory_nbytes": 1 << 35}
         assert (await caller.ask("POST", "/v1/sessions", json=wants))[0] == 507
         assert (await caller.ask("POST", "/v1/sessions", data=b"[1"))[0] == 400
         assert (await caller.ask("POST", "/v1/sessions", data=bytes(2 << 20)))[0] == 413
@@ -109,7 +109,7 @@ def test_a_tenant_may_not_take_all_sessions(tmp_path):
 
     async def many(caller):
         grants = [await caller.open() for _ in range(32)]
-        wants = {"protocol": 1, "oldest_protocol": 1, "torch": "2"}
+        wants = {"protocol": 2, "oldest_protocol": 2, "torch": "2"}
         status, _, body = await caller.ask("POST", "/v1/sessions", json=wants)
         assert (status, refusal(body).kind) == (429, "limit")
         assert "tenant acme has 32 sessions" in refusal(body).message

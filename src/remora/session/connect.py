@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from remora.capture.interrupts import uninterrupted
 from remora.config import ClientSettings
@@ -48,7 +49,10 @@ _instead: Callable[[], Session] | None = None
 
 
 def connect(
-    url: str | Sequence[str] | None = None, token: str | None = None, placement: str | None = None
+    url: str | Sequence[str] | None = None,
+    token: str | None = None,
+    placement: str | None = None,
+    run_ahead: bool | None = None,
 ) -> None:
     """Opens a session; from now on `device="remora"` lives there.
 
@@ -59,6 +63,8 @@ def connect(
         placement: the policy that says what goes where, see plan/policies. None: REMORA_PLACEMENT; without that,
             none on one executor and `semantic` on several. `explicit`: each executor is a device of its own, remora:0,
             remora:1, …, and "remora" is the current one of them (torch.remora.set_device).
+        run_ahead: whether executors may run what the program is about to do before it does; what comes of it is used
+            only where the program then did just that. None: yes, unless REMORA_RUN_AHEAD is 0.
 
     Raises:
         UsageError: there is a session already.
@@ -71,6 +77,8 @@ def connect(
         _opened(_instead(), time.monotonic() + 1.0)
         return
     settings = ClientSettings()
+    if run_ahead is not None:
+        settings = replace(settings, run_ahead=run_ahead)
     addresses = _listed(url if url is not None else settings.url)
     token = token if token is not None else settings.token
     placement = placement if placement is not None else settings.placement

@@ -3,6 +3,7 @@ is computed. Values that the program reads are zeros, but for the small ones tha
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -93,6 +94,7 @@ class EstimatedSession(PoolSession):
         token: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        settings = dataclasses.replace(settings, run_ahead=False)  # nobody is there to run anything
         super().__init__(absent(pool, memory_nbytes), settings, Planner(policy, pool))
         self.pool, self.sources, self.link_text, self._planned = pool, tuple(sources), link, planned
         self.clock = clock

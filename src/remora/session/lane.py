@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import CapturedTemplate
 from remora.config import ClientSettings
+from remora.session.ahead import SINCE, Ahead
 from remora.session.failures import error_from, row_text, suspects_text
 from remora.session.link import Link, to_stderr
 from remora.session.ops import ExecutorOps
@@ -49,6 +50,10 @@ class Lane:
         self._defined: dict[int, int] = {}  # captured index to the template's index on the wire
         self._sites = Sites()
         self._sent: OrderedDict[int, CapturedTemplate] = OrderedDict()
+        self.ahead: Ahead | None = None
+        if settings.run_ahead and grant.protocol >= SINCE:
+            self.ahead = Ahead(self.link)
+            self._outbox.append(self.ahead.start())
 
     def run(
         self,
@@ -67,21 +72,19 @@ class Lane:
         uploaded: gives the slots whose value came from the client.
         """
         if captured.index not in self._defined:
-            self._outbox.append(Define(len(self._defined), captured.template.body))
+            self.say(Define(len(self._defined), captured.template.body))
             self._defined[captured.index] = len(self._defined)
         template = self._defined[captured.index]
         site, new = self._sites.choose(template, number, names)
         if new:
-            self._outbox.append(Site(site.index, template))
+            self.say(Site(site.index, template))
         self.uploads.freed(number - distance for distance in frees[::3])
         if len(frees) > 3 * MAX_FREES:
             groups = zip(frees[::3], frees[1::3], frees[2::3], strict=True)
             self.free([(number - distance, row, out) for distance, row, out in groups])
             frees = ()
         stay = frozenset(uploaded()) | site.fixed if new else frozenset()
-        self._outbox.append(
-            encode_run(site.memory, number, site.index, names, holes, keep, frees, wants, ticket, stay)
-        )
+        self.say(encode_run(site.memory, number, site.index, names, holes, keep, frees, wants, ticket, stay))
         self._sent[number] = captured
         if len(self._sent) > REMEMBERED_SEGMENTS:
             self._sent.popitem(last=False)
@@ -89,21 +92,29 @@ class Lane:
     def free(self, names: Sequence[Name]) -> None:
         for start in range(0, len(names), MAX_FREES):
             group = names[start : start + MAX_FREES]
-            self._outbox.append(Free(tuple(number for name in group for number in name)))
+            self.say(Free(tuple(number for name in group for number in name)))
 
     def post(self, message: ToExecutor, nbytes: int = 0) -> None:
         """Puts a message in the outbox, which goes with the next segment or when it is full."""
-        self._outbox.append(message)
+        self.say(message)
         self._outbox_nbytes += nbytes
         if self._outbox_nbytes > OUTBOX_NBYTES or len(self._outbox) >= OUTBOX_MESSAGES:
             self.commit()
 
     def say(self, message: ToExecutor) -> None:
-        """Puts a message in the outbox."""
-        self._outbox.append(message)
+        """Puts a message in the outbox, or counts it as confirmed."""
+        if self.ahead is None:
+            self._outbox.append(message)
+        else:
+            self.ahead.say(message, self._outbox)
 
-    def commit(self) -> None:
-        """What is in the outbox will be sent from now on, whatever happens."""
+    def commit(self, asks: bool = True) -> None:
+        """What is in the outbox will be sent from now on, whatever happens.
+
+        asks: the client is going to wait; until then what is only confirmed may wait too.
+        """
+        if self.ahead is not None and (asks or self._outbox):
+            self.ahead.write(self._outbox)
         if self._outbox:
             self.link.commit(self._outbox)
             self._outbox, self._outbox_nbytes = [], 0
@@ -117,7 +128,8 @@ class Lane:
         with uninterrupted:
             self.link.failed = None
             self._sent.clear()
-            self.link.commit([Recover(failed.failure)])
+            self.say(Recover(failed.failure))
+            self.commit()
         self.link.transmit()
         raise error_from(failed, captured, self.transport.address)
 
@@ -127,12 +139,17 @@ class Lane:
 
     def stats(self) -> Stats:
         """What went over this lane."""
+        used, wasted = self.link.early_used, self.ahead.wasted if self.ahead else 0
         return Stats(
             bytes_sent=self.link.bytes_sent + self.transport.bytes_sent,
             bytes_received=self.link.bytes_received + self.transport.bytes_received,
             round_trips=self.link.round_trips + self.uploads.round_trips + self.ops.round_trips,
             weights_bytes=self.uploads.sent_nbytes,
             reconnects=self.link.reconnects,
+            speculated=used + wasted + len(self.link.early),
+            confirmed=used,
+            wasted=wasted,
+            depth=self.ahead.depth if self.ahead else 0,
         )
 
     def _story(self, segment: int, row: int, late: bool = False) -> str:

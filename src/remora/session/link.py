@@ -18,6 +18,7 @@ from remora.wire.codec import decode_envelope, decode_to_client, encode
 from remora.wire.messages import (
     DeviceFacts,
     Done,
+    Early,
     Failed,
     Grant,
     Lost,
@@ -27,6 +28,7 @@ from remora.wire.messages import (
     PushFailed,
     ToClient,
     ToExecutor,
+    Undone,
     Values,
 )
 
@@ -36,6 +38,7 @@ PING_AFTER_S = 2.0  # of silence while waiting
 SILENCE_S = 10.0  # without any sign of life: the link counts as cut
 REFUSED_S = 1.5  # an address where nobody listens any more is given up after this
 REQUEST_TRIES = 4
+FEW_EARLY = 4  # answers ahead of need; with fewer, it looks whether there are more
 PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 T = TypeVar("T")
@@ -76,6 +79,10 @@ class Link:
         self.reconnects = 0
         self.on_mark: Callable[[Marked], None] = lambda marked: None
         self.on_push: Callable[[Pushed | PushFailed], None] = lambda answer: None
+        self.early: dict[int, Values] = {}  # answers to questions that are still to be asked
+        self.early_used = 0
+        self.on_early: Callable[[Early], bool] | None = None  # whether it is one of those; None: none is
+        self.on_undone: Callable[[Undone], None] = lambda undone: None
         self.meanwhile: Callable[[], None] = lambda: None  # called now and then while it waits
         self._values: dict[int, Reply] = {}
         self._unsent: deque[bytes] = deque()  # committed frames
@@ -124,9 +131,14 @@ class Link:
         Raises:
             SessionLost: the session's state is gone.
         """
+        if self.on_early is not None and len(self.early) < FEW_EARLY:
+            self.poll()
+        early = self._early(ticket)
+        if early is not None:
+            return early
         self.round_trips += 1
         while True:
-            reply = self._values.pop(ticket, None)
+            reply = self._early(ticket) or self._values.pop(ticket, None)
             if reply is not None:
                 self._values.clear()  # older tickets belong to calls that were interrupted
                 return reply
@@ -134,6 +146,14 @@ class Link:
                 return None
             self.check_alive()
             self._carefully(self._receive_one)
+
+    def _early(self, ticket: int) -> Values | None:
+        reply = self.early.pop(ticket, None)
+        if reply is not None:
+            self.early_used += 1
+            for older in [other for other in self.early if other < ticket]:  # of calls that were interrupted
+                del self.early[older]
+        return reply
 
     def wait_until(self, known: Callable[[], bool]) -> None:
         """Blocks until `known`, which replies change, or until a failure has come: see `failed`.
@@ -249,6 +269,11 @@ class Link:
             self.on_mark(message)
         elif isinstance(message, Pushed | PushFailed):
             self.on_push(message)
+        elif isinstance(message, Early):
+            if self.on_early is not None and self.on_early(message):
+                self.early[message.ticket] = Values(message.ticket, message.values)
+        elif isinstance(message, Undone):
+            self.on_undone(message)
         elif isinstance(message, Failed):
             self.failed = message
         elif isinstance(message, Lost):

@@ -104,7 +104,8 @@ class PoolSession(Session):
 
     def _commit_segment(self, segment: Segment) -> None:
         self._place(segment)
-        self._commit()
+        for lane in self.lanes:
+            lane.commit(asks=False)
 
     def _place(self, segment: Segment, wanted: Sequence[Value] = (), ticket: int | None = None) -> int | None:
         """Returns the executor that was asked for the values with the segment, if one was.

@@ -108,7 +108,7 @@ class Session:
 
     def _commit_segment(self, segment: Segment) -> None:
         self._write(segment)
-        self.lane.commit()
+        self.lane.commit(asks=False)
 
     def _write(
         self, segment: Segment, wants: tuple[int, ...] | None = None, ticket: int | None = None

@@ -27,6 +27,9 @@ class SiteMemory:
     keep: tuple[int, ...] = ()
     frees: tuple[int, ...] = ()
 
+    def copy(self) -> SiteMemory:
+        return SiteMemory(self.template, list(self.slots), list(self.holes), self.keep, self.frees)
+
 
 def encode_run(
     memory: SiteMemory,
@@ -115,12 +118,11 @@ def _encode_holes(memory: SiteMemory, holes: list[int | float]) -> tuple[int | f
 
 @dataclass(frozen=True)
 class Bound:
-    """A Run with everything that it left out filled in."""
+    """A Run with everything that it left out filled in, but for what ended before it: see `frees_of`."""
 
     names: list[Name]
     holes: list[int | float]
     keep: tuple[int, ...]
-    frees: list[Name]
 
 
 def decode_run(memory: SiteMemory, run: Run, n_slots: int, hole_kinds: tuple[str, ...]) -> Bound:
@@ -129,16 +131,29 @@ def decode_run(memory: SiteMemory, run: Run, n_slots: int, hole_kinds: tuple[str
     Raises:
         ProtocolError: an index is out of range, a number has the wrong type, something is missing.
     """
+    apply_run(memory, run, n_slots, hole_kinds)
+    return bound_of(memory, run.segment)
+
+
+def bound_of(memory: SiteMemory, segment: int) -> Bound:
+    """What a site binds for a segment."""
+    names = [(segment - at if relative else at, row, out) for relative, at, row, out in memory.slots]
+    return Bound(names, memory.holes, memory.keep)
+
+
+def apply_run(memory: SiteMemory, run: Run, n_slots: int, hole_kinds: tuple[str, ...]) -> None:
+    """Takes into the site's memory what a Run says. Raises as `decode_run`."""
     _decode_slots(memory, run, n_slots)
     _decode_holes(memory, run, hole_kinds)
     if run.keep is not None:
         memory.keep = run.keep
     if run.frees is not None:
         memory.frees = run.frees
-    segment = run.segment
-    names = [(segment - at if relative else at, row, out) for relative, at, row, out in memory.slots]
-    frees = [(segment - distance, row, out) for distance, row, out in groups(memory.frees, 3)]
-    return Bound(names, memory.holes, memory.keep, frees)
+
+
+def frees_of(memory: SiteMemory, segment: int) -> list[Name]:
+    """Names that ended before segment `segment` of the site was sent."""
+    return [(segment - distance, row, out) for distance, row, out in groups(memory.frees, 3)]
 
 
 def _decode_slots(memory: SiteMemory, run: Run, n_slots: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-PROTOCOL = 2
-OLDEST_PROTOCOL = 1
+PROTOCOL = 3
+OLDEST_PROTOCOL = 2
 
 MAX_FRAME_NBYTES = 8 << 20
 MAX_MESSAGES = 4096  # in one frame
@@ -17,6 +17,7 @@ MAX_UNACKED_FRAMES = 4096
 MAX_UNACKED_NBYTES = 64 << 20
 MAX_BLOB_NBYTES = 1 << 40
 MAX_PEERS = 64  # executors that a session may push values to
+MAX_DEPTH = 64  # programs that an executor may be ahead of a client
 MAX_PUSHED = 4096  # values in one push
 MAX_PARCEL_HEADER_NBYTES = 1 << 20
 BULK_CHUNK_NBYTES = 1 << 20

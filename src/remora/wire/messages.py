@@ -12,6 +12,7 @@ import msgspec
 
 from remora.wire.limits import (
     MAX_BLOB_NBYTES,
+    MAX_DEPTH,
     MAX_DIMS,
     MAX_GENERATORS,
     MAX_INLINE_NBYTES,
@@ -217,6 +218,20 @@ class Await(msgspec.Struct, frozen=True, array_like=True, tag=19):
     source: Annotated[str, Meta(max_length=200)] = ""
 
 
+class RunAhead(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """From here on both ends predict what the client says next (runahead/predictor.py), and the executor may be up to
+    `depth` programs ahead of it. Since protocol 3."""
+
+    depth: Annotated[int, Meta(ge=1, le=MAX_DEPTH)]
+
+
+class Confirm(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """The client says the next `count` messages as they are predicted. lead: answers that it has ahead of need."""
+
+    count: Annotated[int, Meta(ge=1, le=1 << 20)]
+    lead: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+
+
 ToExecutor = (
     Define
     | Site
@@ -238,6 +253,8 @@ ToExecutor = (
     | Peer
     | Push
     | Await
+    | RunAhead
+    | Confirm
 )
 
 # ------------------------------------------------------------------ executor to client
@@ -347,7 +364,25 @@ class PushFailed(msgspec.Struct, frozen=True, array_like=True, tag=8):
     message: Text
 
 
-ToClient = Values | Done | Failed | Lost | Memory | DeviceFacts | Marked | Pushed | PushFailed
+class Early(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Values for a question that is predicted. Void if the client breaks a prediction before it asks, which counts
+    its epochs. depth: how many programs the executor may be ahead now."""
+
+    epoch: Segment
+    depth: Size
+    ticket: Ticket
+    values: Annotated[tuple[Payload, ...], Meta(max_length=4096)]
+
+
+class Undone(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """The client broke a prediction; so many programs, begun ones too, were undone."""
+
+    programs: Size
+
+
+ToClient = (
+    Values | Done | Failed | Lost | Memory | DeviceFacts | Marked | Pushed | PushFailed | Early | Undone
+)
 
 # ------------------------------------------------------------------ frames
 

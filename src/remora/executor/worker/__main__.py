@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import itertools
 import mmap
@@ -156,6 +157,8 @@ class Worker:
         """Until the front closes the hop."""
         packets = Packets(self.hop)
         while True:
+            while self.run_ahead(packets):
+                pass
             while self.device.marks and packets.quiet(MARKS_EVERY_S):
                 self.tell_marks()
             if self.usage_due and packets.quiet(USAGE_EVERY_S):
@@ -232,18 +235,19 @@ class Worker:
     def act(self, session: WorkerSession, messages: tuple[ToExecutor, ...]) -> None:
         """Acts on messages, as far as the session has not to wait."""
         replies: list[ToClient | None] = []
+        note = functools.partial(self.note, session)
         for place, message in enumerate(messages, 1):
-            self.note(session, message)
+            refused = self.within_quota(session, message)
             try:
-                reply = self.within_quota(session, message) or session.handle(message)
+                for reply in session.take(message, note) if refused is None else (refused,):
+                    if isinstance(reply, (Values, Failed)):  # some together may be more than a frame holds
+                        self.reply(session, [*replies, reply])
+                        replies.clear()
+                    else:
+                        replies.append(reply)
             except DeviceBroken as broken:
                 self.last_words(session, broken)
                 raise SystemExit(BROKEN) from broken
-            if isinstance(reply, (Values, Failed)):  # some of them together may be more than a frame holds
-                self.reply(session, [*replies, reply])
-                replies.clear()
-            else:
-                replies.append(reply)
             if session.transfers.waiting.missing:
                 self._held[session.number] = Held(messages[place:])
                 break
@@ -254,6 +258,26 @@ class Worker:
         self.usage_due = True
         if time.monotonic() - self.usage_at > USAGE_EVERY_S:
             self.usage()
+
+    def run_ahead(self, packets: Packets) -> bool:
+        """Runs something that a session is going to ask for, if nothing else is to be done; False: there is none."""
+        for session in list(self.sessions.values()):
+            coming = session.ahead.coming() if session.ahead is not None else None
+            if coming is None or session.ahead is None:
+                continue
+            if not packets.quiet(0):
+                return False
+            self.note(session, coming)
+            try:
+                early = session.ahead.go(coming)
+            except DeviceBroken as broken:
+                self.last_words(session, broken)
+                raise SystemExit(BROKEN) from broken
+            PROGRESS.pack_into(self.progress, 0, 0, 0, 0)
+            self.reply(session, [early])
+            self.usage_due = True
+            return True
+        return False
 
     # ---- values from other executors
 

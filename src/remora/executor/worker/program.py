@@ -16,6 +16,7 @@ import torch
 
 from remora.errors import ProtocolError, UnsupportedOp
 from remora.executor.worker.kernels import grows, kernel_of
+from remora.executor.worker.writes import GENERATOR, Write, undoable, write_of
 from remora.ir.graph import Template
 from remora.ir.node import FREE, Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.dtypes import BY_NAME
@@ -30,7 +31,7 @@ Registers = list[Any]
 @dataclass(frozen=True, slots=True)
 class Instruction:
     """call: on the registers that `read` picks, which are `reads`. layout: None, or the layout to enforce on the
-    result. drops: registers that nothing reads afterwards."""
+    result. drops: registers that nothing reads afterwards. writes: what it overwrites, which `run` does not look at."""
 
     call: Callable[..., Any]
     read: Callable[[Registers], tuple[Any, ...]]
@@ -38,12 +39,13 @@ class Instruction:
     layout: tuple[int, ...] | None
     row: int
     drops: tuple[int, ...] = ()
+    writes: Write | None = None
     reads: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
-    """Runs with `run`; `keep` gives the registers of the outputs that live on."""
+    """Runs with `run`; `keep` gives the registers of the outputs that live on. A program is equal to itself only."""
 
     instructions: tuple[Instruction, ...]
     constants: tuple[Any, ...]
@@ -51,6 +53,8 @@ class Program:
     keep: tuple[tuple[int, int, int], ...]  # (row, out, register)
     random: bool
     grows: bool  # a storage may weigh more afterwards
+    writes: bool  # an instruction has `writes`
+    undoable: bool  # `undo.py` can undo all that it does
 
 
 class Failure(Exception):
@@ -165,6 +169,8 @@ class _Compiler:
         self.next_virtual = -1  # results get negative numbers until the constants are counted
         self.random = False
         self.grows = False
+        self.undoable = True
+        self.writes: dict[int, Write] = {}  # by the number of the step
         self.row = 0
 
     def _used_outputs(self) -> dict[int, set[int]]:
@@ -203,7 +209,17 @@ class _Compiler:
         ]
         instructions = _with_drops(steps, {at for _, _, at in keep}, self.first_constant, base)
         return Program(
-            instructions, tuple(self.constants), base - self.next_virtual, keep, self.random, self.grows
+            tuple(
+                replace(step, writes=self.writes[at]) if at in self.writes else step
+                for at, step in enumerate(instructions)
+            ),
+            tuple(self.constants),
+            base - self.next_virtual,
+            keep,
+            self.random,
+            self.grows,
+            bool(self.writes),
+            self.undoable,
         )
 
     def _row(self, row: int, node: Node) -> None:
@@ -216,6 +232,7 @@ class _Compiler:
         call = kernel_of(op, node, self.exact)
         self.random = self.random or known.random
         self.grows = self.grows or grows(op)
+        self.undoable = self.undoable and undoable(op)
         generators = _generator_places(op)
         reads = [
             self._generator(arg) if argument in generators else self._arg(arg)
@@ -226,6 +243,8 @@ class _Compiler:
         used = self.picked.get(row, set())
         result = self._virtual()
         layout = _enforced(node, 0) if single and fresh else None
+        if (writes := write_of(op, node)) is not None:
+            self.writes[len(self.steps)] = writes
         self.steps.append((call, reads, result, layout, row))
         if single:
             self.results[row, 0] = result
@@ -270,6 +289,7 @@ class _Compiler:
         if arg != Hole("int") or self.generator is None:
             raise UnsupportedOp(f"a generator is bound by its number, not by {arg}")
         reads, result = [self._arg(arg)], self._virtual()
+        self.writes[len(self.steps)] = GENERATOR
         self.steps.append((self.generator, reads, result, None, self.row))
         return result
 
@@ -356,6 +376,6 @@ def _with_drops(
         drops.append(tuple(ends))
     drops.reverse()
     return tuple(
-        Instruction(call, _reader(reads), result, layout, row, drop, tuple(reads))
+        Instruction(call, _reader(reads), result, layout, row, drop, reads=tuple(reads))
         for (call, reads, result, layout, row), drop in zip(steps, drops, strict=True)
     )

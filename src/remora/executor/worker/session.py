@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from remora.errors import ProtocolError, RemoraError
 from remora.executor.hop import BlobFile, SessionTerms
+from remora.executor.worker.ahead import Ahead
 from remora.executor.worker.blobs import Blobs
 from remora.executor.worker.describe import Marks, facts, reserved_nbytes
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit, is_fatal, kind_of, message_of
@@ -24,16 +25,18 @@ from remora.executor.worker.program import Failure, Program, Registers, before, 
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.tiers import Tiers
 from remora.executor.worker.transfers import Transfers
+from remora.executor.worker.undo import UndoLog, log_limit_nbytes
 from remora.executor.worker.values import Values, checked_dtype, from_bytes, from_file
 from remora.ir.graph import Template
 from remora.ir.node import Slot
 from remora.ops.dtypes import NAMES, bytes_of
-from remora.wire.binding import Bound, Name, SiteMemory, decode_run, groups
+from remora.wire.binding import Bound, Name, SiteMemory, apply_run, bound_of, decode_run, frees_of, groups
 from remora.wire.limits import MAX_DIMS, MAX_INLINE_NBYTES
 from remora.wire.messages import (
     Adopt,
     Await,
     Barrier,
+    Confirm,
     DefaultDtype,
     Define,
     DeviceQuery,
@@ -52,6 +55,7 @@ from remora.wire.messages import (
     Put,
     Recover,
     Run,
+    RunAhead,
     SaveRng,
     Seed,
     Site,
@@ -155,6 +159,8 @@ class WorkerSession:
         self.segments = 0
         self.restrided = [0]
         self.transfers = Transfers(self)
+        self.ahead: Ahead | None = None
+        self.undo = UndoLog(self.values, device.generators, self, log_limit_nbytes(terms.memory_nbytes))
         self._last_run = 0
         self.templates_nbytes = 0
         self._bound = 0
@@ -179,6 +185,8 @@ class WorkerSession:
             Peer: self.transfers.peer,
             Push: self.transfers.push,
             Await: self.transfers.wait,
+            RunAhead: self._run_ahead,
+            Confirm: _unexpected,
         }
 
     @property
@@ -188,6 +196,22 @@ class WorkerSession:
 
     def allow_blob(self, blob: BlobFile) -> None:
         self.blobs.offer(blob)
+
+    def take(
+        self, message: ToExecutor, note: Callable[[ToExecutor], None] = lambda message: None
+    ) -> Iterator[ToClient | None]:
+        """Acts on one message of the client; gives the replies. Raises only what ends the worker.
+
+        note: told of each message before it runs.
+        """
+        if self.ahead is None or isinstance(message, Free):
+            note(message)
+            yield self.handle(message)
+            return
+        try:
+            yield from self.ahead.said(message, note)
+        except ProtocolError as error:
+            yield self.refuse(error)
 
     def handle(self, message: ToExecutor) -> ToClient | None:
         """Acts on one message; returns the reply, if it has one. Raises only what ends the worker."""
@@ -257,7 +281,7 @@ class WorkerSession:
         if not memory.slots and not memory.holes:
             self._count_bound(defined.template)
         bound = decode_run(memory, message, defined.template.n_slots, defined.template.holes)
-        for name in bound.frees:
+        for name in frees_of(memory, message.segment):
             self._free_one(name)
         if self.failed is not None:
             self._skip(message.segment)
@@ -268,6 +292,45 @@ class WorkerSession:
             return None
         names = [(message.segment, row, out) for row, out in groups(message.wants, 2)]
         return self._values(message.ticket or 0, names, describe=False)
+
+    # -- run-ahead
+
+    def _run_ahead(self, message: RunAhead) -> None:
+        self.ahead = Ahead(self, message.depth, self.undo)
+
+    def foresee(self, message: ToExecutor, overlay: dict[int, SiteMemory]) -> list[torch.Tensor] | None:
+        """Does what a message that is still to be said asks for; the values that it asks for, if it does.
+
+        What ends with it is freed when it is said, and sites are as in `overlay` until then. Raises what went wrong.
+        """
+        if isinstance(message, Put):
+            self._put(message)
+            return None
+        if isinstance(message, Fetch):
+            return self.look_up([(segment, row, out) for segment, row, out in groups(message.names, 3)])
+        assert isinstance(message, Run)
+        memory = overlay.get(message.site) or self.sites[message.site]
+        defined = self.templates[memory.template]
+        if (message.slots, message.holes, message.keep) != (None, None, None):
+            memory = memory.copy()
+            apply_run(memory, message, defined.template.n_slots, defined.template.holes)
+        self._execute(message.segment, defined, bound_of(memory, message.segment))
+        if memory is not self.sites[message.site]:
+            overlay[message.site] = memory
+        if message.wants is None:
+            return None
+        return self.look_up([(message.segment, row, out) for row, out in groups(message.wants, 2)])
+
+    def confirm(self, message: ToExecutor) -> None:
+        """What was foreseen has been said."""
+        if isinstance(message, Run):
+            memory = self.sites[message.site]
+            template = self.templates[memory.template].template
+            apply_run(memory, message, template.n_slots, template.holes)
+            for name in frees_of(memory, message.segment):
+                self._free_one(name)
+            self._last_run = message.segment
+            self.segments += 1
 
     def _count_bound(self, template: Template) -> None:
         """Raises MemoryLimit: a binding takes much more memory than its bytes on the wire."""
@@ -280,6 +343,8 @@ class WorkerSession:
         program = defined.programs.get(bound.keep)
         if program is None:
             program = self._compile(defined, bound.keep)
+        if self.undo.active:
+            program = self.undo.guarded(program)
         run_program = partial(run, program)
         tensors = self.values.tensors
         if self.tiers is not None:
@@ -398,9 +463,13 @@ class WorkerSession:
     def _values(self, ticket: int, names: list[Name], describe: bool) -> ValuesReply:
         if len(names) > MAX_FETCHED:
             raise ProtocolError(f"{len(names)} values asked for at once; the limit is {MAX_FETCHED}")
+        return self.reply(ticket, self.look_up(names), describe)
+
+    def reply(self, ticket: int, tensors: Sequence[torch.Tensor], describe: bool = False) -> ValuesReply:
+        """The bytes of values, or their descriptions, for the client."""
         inline_nbytes = 0
         payloads = []
-        for tensor in self.look_up(names):
+        for tensor in tensors:
             payload = self._payload(tensor, describe, MAX_REPLY_INLINE_NBYTES - inline_nbytes)
             inline_nbytes += len(payload.data or b"")
             payloads.append(payload)
@@ -449,6 +518,8 @@ class WorkerSession:
         self._forget_graphs()
 
     def _seed(self, message: Seed) -> None:
+        if self.undo.active:
+            self.undo.save_generator(message.generator)
         self.device.generators.seed(self, message.seed, message.generator)
 
     def _save_rng(self, message: SaveRng) -> None:
@@ -465,6 +536,8 @@ class WorkerSession:
     def _load_rng(self, message: LoadRng) -> None:
         if self.failed is None:
             (state,) = self.look_up([message.name])
+            if self.undo.active:
+                self.undo.save_generator(message.generator)
             self.device.generators.restore(self, state.cpu(), message.generator)
 
     def _generator(self, index: int) -> torch.Generator:
@@ -508,6 +581,7 @@ class WorkerSession:
         return facts(self.device.device, message.ticket) if self.failed is None else None
 
     def close(self) -> None:
+        self.undo.close()
         if self.tiers is not None:
             self.tiers.forget()
             self.device.tiers.remove(self.tiers)
@@ -515,6 +589,10 @@ class WorkerSession:
         self.device.generators.leave(self)
         self.device.flags.leave(self)
         self.templates.clear()
+
+
+def _unexpected(message: Confirm) -> None:
+    raise ProtocolError("a Confirm, and no RunAhead before it")
 
 
 def _first_reader(template: Template, slots: list[Any]) -> int:

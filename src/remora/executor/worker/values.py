@@ -35,6 +35,10 @@ class Values:
     def storages(self) -> int:
         return len(self._storages)
 
+    def names(self, storage: int) -> bool:
+        """Whether a name views the storage with this identity (`_cdata`)."""
+        return storage in self._storages
+
     def reset_peak(self) -> None:
         self.peak_nbytes = self.held_nbytes
 

@@ -1,0 +1,218 @@
+"""Predictions of messages, and the depth that is worth it."""
+
+from __future__ import annotations
+
+import pytest
+
+from remora.runahead.ahead import RunningAhead
+from remora.runahead.depth import Depth
+from remora.runahead.form import are_one, continued
+from remora.runahead.predictor import LASTING, Agreement, Predictor
+from remora.wire.messages import Barrier, Put, Run
+
+SAME, ALIKE, OTHER = Agreement.SAME, Agreement.ALIKE, Agreement.OTHER
+
+
+class Stream:
+    """Messages as a client numbers them."""
+
+    def __init__(self) -> None:
+        self.segment = self.ticket = 0
+
+    def run(self, site=0, holes=None, frees=None, asks=False):
+        self.segment += 1
+        self.ticket += asks
+        wants = (0, 0) if asks else None
+        return Run(self.segment, site, None, holes, None, frees, wants, self.ticket if asks else None)
+
+    def program(self, **kw):
+        return [self.run(0), self.run(1, asks=True, **kw)]
+
+
+def taken(predictor, messages):
+    return [predictor.take(message) for message in messages]
+
+
+def settled(predictor, stream, **kw):
+    """After two programs that are known from their first message on."""
+    for _ in range(3):
+        taken(predictor, stream.program(**kw))
+
+
+def test_what_came_twice_is_expected_a_third_time():
+    predictor, stream = Predictor(), Stream()
+    assert taken(predictor, stream.program()) == [OTHER, OTHER]
+    assert taken(predictor, stream.program()) == [OTHER, OTHER]
+    assert taken(predictor, stream.program()) == [SAME, SAME]
+    assert predictor.epoch == 0
+
+
+def test_names_that_ended_are_not_predicted():
+    predictor, stream = Predictor(), Stream()
+    settled(predictor, stream)
+    assert taken(predictor, stream.program(frees=(1, 0, 0))) == [SAME, ALIKE]
+    assert taken(predictor, stream.program()) == [SAME, SAME]
+
+
+def test_a_number_that_grows_by_a_fixed_step_is_predicted():
+    predictor, stream = Predictor(), Stream()
+    for at in range(4):
+        taken(predictor, stream.program(holes=(0, 10 + 3 * at)))
+    assert taken(predictor, stream.program(holes=(0, 22))) == [SAME, SAME]
+    assert taken(predictor, stream.program(holes=(0, 26))) == [SAME, OTHER]
+    assert predictor.epoch == 1
+
+
+def test_two_numbers_make_no_step():
+    predictor, stream = Predictor(), Stream()
+    taken(predictor, stream.program(holes=(0, 7)))
+    for value in (1, 2):
+        taken(predictor, stream.program(holes=(0, value)))
+    assert predictor.expected is None
+
+
+def test_a_period_of_two_programs():
+    predictor, stream = Predictor(), Stream()
+    for _ in range(3):
+        taken(predictor, [stream.run(0), stream.run(1, asks=True), stream.run(2, asks=True)])
+    assert taken(predictor, [stream.run(0), stream.run(1, asks=True), stream.run(2, asks=True)]) == [SAME] * 3
+
+
+def test_numbers_are_compared_by_their_bits():
+    one, other = Run(1, 0, holes=(0, 0.0)), Run(1, 0, holes=(0, -0.0))
+    assert one == other
+    assert not are_one(one, other)
+    nan = float("nan")
+    assert are_one(Run(1, 0, holes=(0, nan)), Run(1, 0, holes=(0, float("nan"))))
+    assert str(continued((nan, 1, 0.0), (float("nan"), 3, -0.0))) == "(nan, 5, -0.0)"
+
+
+def test_bytes_that_change_are_never_predicted():
+    predictor, stream = Predictor(), Stream()
+    for at in range(9):
+        stream.segment += 1
+        assert predictor.take(Put(stream.segment, "uint8", (1,), bytes([at]))) is OTHER
+        assert taken(predictor, stream.program()) == [OTHER, OTHER]
+
+
+def test_a_message_that_is_never_predicted_ends_what_was():
+    predictor, stream = Predictor(), Stream()
+    settled(predictor, stream)
+    assert predictor.expected is not None
+    assert predictor.take(Barrier(99)) is OTHER
+    assert (predictor.epoch, predictor.expected) == (1, None)
+
+
+def test_what_keeps_breaking_has_to_repeat_for_longer_each_time():
+    predictor, stream = Predictor(), Stream()
+    needed = []
+    for _ in range(3):
+        count = 0
+        while predictor.expected is None:
+            taken(predictor, stream.program())
+            count += 1
+        needed.append(count)
+        taken(predictor, [stream.run(5, asks=True)])
+    assert needed[0] < needed[1] < needed[2]
+
+
+def test_a_prediction_that_lasted_is_forgiven():
+    predictor, stream = Predictor(), Stream()
+    settled(predictor, stream)
+    for _ in range(LASTING):
+        assert taken(predictor, stream.program()) == [SAME, SAME]
+    taken(predictor, [stream.run(5, asks=True)])
+    settled(predictor, stream)
+    assert predictor.expected is not None
+
+
+def running(depth=8):
+    ahead, stream = RunningAhead(depth), Stream()
+    for _ in range(3):
+        for message in stream.program():
+            ahead.said(message)
+        ahead.answered(1)
+    return ahead, stream
+
+
+def go(ahead, answer=1):
+    """Runs one program ahead; its messages."""
+    messages = []
+    while True:
+        message = ahead.coming()
+        if message is None:
+            return messages
+        ahead.ran(None)
+        messages.append(message)
+        if message.ticket is not None:
+            ahead.answered(answer)
+            return messages
+
+
+def test_it_runs_what_the_client_will_say_and_no_further_than_its_depth():
+    ahead, stream = running()
+    assert go(ahead) + go(ahead) == stream.program() + stream.program()
+    assert ahead.coming() is None
+    stream.segment -= 4
+    stream.ticket -= 2
+    for message in stream.program():
+        ran, undone = ahead.said(message)
+        assert (ran.message, undone) == (message, [])
+    assert ahead.coming() is not None
+
+
+def test_another_answer_than_always_stops_it_until_the_client_goes_beyond():
+    ahead, stream = running()
+    assert len(go(ahead, answer=2)) == 2
+    assert ahead.coming() is None
+    for message in stream.program():
+        ahead.said(message)
+    assert ahead.coming() is None
+    ahead.said(stream.run(0))
+    assert ahead.coming() is not None
+
+
+def test_answers_that_always_differ_stop_nothing():
+    ahead, stream = RunningAhead(8), Stream()
+    for at in range(3):
+        for message in stream.program():
+            ahead.said(message)
+        ahead.answered(at)
+    assert len(go(ahead, answer=7)) == len(go(ahead, answer=8)) == 2
+
+
+def test_a_message_that_differs_undoes_all_that_is_unconfirmed():
+    ahead, stream = running()
+    first = go(ahead)
+    second = go(ahead)
+    _, undone = ahead.said(stream.run(9))
+    assert [was.message for was in undone] == [*reversed(second), *reversed(first)]
+    assert (ahead.epoch, ahead.coming()) == (1, None)
+
+
+def test_a_confirmation_of_nothing_is_refused():
+    with pytest.raises(LookupError):
+        RunningAhead(8).confirmed()
+
+
+def test_the_depth_grows_where_the_client_waits_for_an_executor_that_stands_still():
+    depth = Depth(16)
+    depth.confirmed(lead=0, stalled=False)
+    assert depth.programs == 2
+    for expected in (4, 8, 16, 16):
+        depth.confirmed(lead=0, stalled=True)
+        assert depth.programs == expected
+    for expected in (15, 14):
+        depth.confirmed(lead=5, stalled=True)
+        assert depth.programs == expected
+    depth.confirmed(lead=2, stalled=True)
+    assert depth.programs == 14
+    assert Depth(1).programs == 1
+
+
+def test_what_was_coming_and_was_said_instead_is_not_coming_again():
+    ahead, stream = running()
+    first, second = stream.program()
+    assert ahead.coming() == first
+    assert ahead.said(first) == (None, [])
+    assert ahead.coming() == second
