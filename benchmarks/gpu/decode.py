@@ -1,9 +1,12 @@
-"""Decode on a GPU: local eager, HF's static compiled cache, and Remora with client and executor as two processes.
+"""Decode on a GPU: local eager and Remora, client and executor as two processes, behind round trips that a proxy makes.
 
-    python benchmarks/gpu/decode.py --models gpt2,llama-8b --out results.json
+    python benchmarks/gpu/decode.py --models gpt2,llama-8b --rtt 0,50 --out results.json
 
-Every arm of a model runs in this process's one session, one after another, on the same GPU, with random bf16
-weights, batch 1 and the same prompt. `--device cpu --tiny` checks the script where there is no GPU.
+Random bf16 weights, made on the device; batch 1; greedy `generate` of Hugging Face, unmodified. In this order: what
+bounds it (weights over memory's rate); local eager, and how far it is from itself when fed the same tokens; for each
+round trip a session: upload, first call, warm-up, trials, the same tokens fed; then first tokens of new processes; with
+`--compiled` Hugging Face's own static cache, which compiles for a minute. A part that would not end within
+`--budget-s` is left out, and named. `--device cpu --tiny` tries all of it where there is no GPU, without bars on time.
 """
 
 from __future__ import annotations
@@ -11,10 +14,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,100 +28,109 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import torch
 import transformers
+from shapes import SHAPES, make, prompt, sharing
 
 import remora
+from remora.bench import ceiling
+from remora.bench.harness import Report, check_physics, versions
+from remora.bench.links import Link, proxied
+from remora.bench.ways import Numbers, Stamps, connect, counters, measured, spent
+from remora.cli.bench import round_trips
 from remora.pool.embedded import EmbeddedExecutor
 from remora.session.connect import current
 
-PROMPT = 512
-NEW_TOKENS = 64
 FORCED = 24  # teacher-forced steps
-TRIALS = 5
-# hidden size, inner size, layers, heads
-SHAPES = {
-    "llama-8b": (4096, 14336, 32, 32),
-    "llama-1b": (2048, 8192, 16, 32),
-    "tiny": (64, 128, 2, 8),
-}
+EAGER_RUNS = 3  # of them, whose distances from each other are eager's own
+WARM_UPS, WARM_S = 2, 60.0
+FIRSTS_WITHIN_S = 120.0
+COPIED_NBYTES = 1 << 30
+FAR_BAR, FIRST_BAR_MS, MEMORY_BAR = 0.95, 30.0, 1.05  # beside ms a token, which each shape has
 
 
-def log(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+@dataclass
+class Bench:
+    """What all parts share. urls: by round trip in ms. left_out: parts that the budget had no room for."""
+
+    args: argparse.Namespace
+    report: Report
+    urls: dict[float, str]
+    round_trips_ms: dict[float, float]
+    started: float = field(default_factory=time.perf_counter)
+    left_out: list[str] = field(default_factory=list)
+
+    def log(self, text: str) -> None:
+        self.report.say(text)
+
+    def left_s(self) -> float:
+        return self.args.budget_s - (time.perf_counter() - self.started)
+
+    def has_time(self, part: str, needs_s: float) -> bool:
+        """Whether a part that takes about so long ends within the budget of its model."""
+        if needs_s <= self.left_s():
+            return True
+        self.left_out.append(part)
+        self.log(f"left out, no time: {part}")
+        return False
+
+    @property
+    def timed(self) -> bool:
+        """Whether times mean anything: those of a tiny model or of a CPU do not."""
+        return str(self.args.device).startswith("cuda") and not self.args.tiny
 
 
-def make(name: str, device: str, tiny: bool) -> Any:
-    """Random bf16 weights, made on the device."""
-    if name == "gpt2":
-        config: Any = transformers.GPT2Config(bos_token_id=0, eos_token_id=50256)
-        if tiny:
-            config = transformers.GPT2Config(n_layer=2, n_embd=48, bos_token_id=0, eos_token_id=50256)
-        kind: Any = transformers.GPT2LMHeadModel
-    else:
-        hidden, inner, layers, heads = SHAPES["tiny" if tiny else name]
-        config = transformers.LlamaConfig(
-            hidden_size=hidden,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=8,
-            vocab_size=128256,
-            max_position_embeddings=8192,
-            bos_token_id=0,
-            eos_token_id=128255,
-        )
-        kind = transformers.LlamaForCausalLM
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = kind(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    model.eval()
-    model.generation_config.pad_token_id = 0
-    return model
-
-
-def sync(device: str) -> None:
+def settle(device: str) -> None:
     if device == "remora":
         torch.remora.synchronize()  # type: ignore[attr-defined]
     elif device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
-def timed_generate(model: Any, ids: torch.Tensor, device: str, **kwargs: Any) -> dict[str, Any]:
-    """Seconds of one generate, split at the first token, and the tokens."""
-    stamps: list[float] = []
+@dataclass(frozen=True)
+class Trial:
+    """One generate. first_ms: of a call for one token alone. spent: counters of the session."""
 
-    class Stamps(transformers.StoppingCriteria):
-        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-            stamps.append(time.perf_counter())
-            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+    ms: float
+    cpu_ms: float
+    nbytes: float
+    first_ms: float
+    tokens: torch.Tensor
+    spent: Numbers
 
-    sync(device)
+
+def generate(model: Any, ids: torch.Tensor, tokens: int, **options: Any) -> torch.Tensor:
+    """The new tokens, on the CPU."""
+    mask = torch.ones_like(ids)
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, **options)
+    return out[:, ids.shape[1] :].cpu()
+
+
+def trial(model: Any, ids: torch.Tensor, device: str, tokens: int, **options: Any) -> Trial:
+    settle(device)
     started = time.perf_counter()
-    tokens = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        stopping_criteria=transformers.StoppingCriteriaList([Stamps()]),
-        **kwargs,
-    ).cpu()
-    ended = time.perf_counter()
-    # the first stamp is only the first token's time where the program waits for it; steps are measured from it
-    steady = (ended - stamps[8]) / (len(stamps) - 9)
-    return {"ttft_ms": (stamps[0] - started) * 1e3, "ms_per_token": steady * 1e3, "tokens": tokens}
+    generate(model, ids, 1, **options)
+    first_ms = (time.perf_counter() - started) * 1e3
+    stamps = Stamps()
+    settle(device)
+    before = counters()
+    made = generate(model, ids, tokens, logits_processor=[stamps], **options)
+    settle(device)
+    if made.shape[1] != tokens:
+        raise RuntimeError(
+            f"{made.shape[1]} of {tokens} tokens: the model ended early, so trials are not alike"
+        )
+    steady = measured(stamps.stamps)
+    passed = spent(before, counters())
+    return Trial(steady["steady_ms"], steady["steady_cpu_ms"], steady["nbytes"], first_ms, made, passed)
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    ms = [run["ms_per_token"] for run in runs]
+def summary(trials: list[Trial]) -> dict[str, Any]:
+    ms = [one.ms for one in trials]
     return {
         "ms_per_token": round(statistics.median(ms), 3),
         "min": round(min(ms), 3),
         "max": round(max(ms), 3),
-        "ttft_ms": round(statistics.median(run["ttft_ms"] for run in runs), 2),
+        "client_cpu_ms_per_token": round(statistics.median(one.cpu_ms for one in trials), 3),
+        "ttft_ms": round(statistics.median(one.first_ms for one in trials), 2),
         "trials": len(ms),
     }
 
@@ -125,100 +140,166 @@ def forced_logits(model: Any, ids: torch.Tensor, tokens: torch.Tensor) -> torch.
     """Last-position logits [steps, vocabulary] on the CPU, feeding the given tokens."""
     out = model(input_ids=ids, use_cache=True)
     rows = [out.logits[0, -1].float().cpu()]
-    for step in range(FORCED):
+    for step in range(min(FORCED, tokens.shape[1])):
         out = model(input_ids=tokens[:, step : step + 1], past_key_values=out.past_key_values, use_cache=True)
         rows.append(out.logits[0, -1].float().cpu())
     return torch.stack(rows)
 
 
-def spread(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
-    """How far two teacher-forced runs are apart."""
+def apart(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
+    """How far two teacher-forced runs are from each other."""
     difference = (first - second).abs().amax(dim=1)
     return {
         "first_step_equal": bool(torch.equal(first[0], second[0])),
         "equal_steps": int((difference == 0).sum()),
         "steps": first.shape[0],
-        "max_abs": round(float(difference.max()), 5),
-        "median_abs": round(float(difference.median()), 5),
+        "max_abs": float(difference.max()),
+        "median_abs": float(difference.median()),
     }
 
 
-def measure(name: str, device: str, tiny: bool, compiled: bool) -> dict[str, Any]:
-    log(f"{name}: making the model")
-    model = make(name, device, tiny)
-    nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    result: dict[str, Any] = {"model": name, "weights_bytes": nbytes}
-    ids = torch.randint(1, 50000, (1, PROMPT), generator=torch.Generator().manual_seed(1))
-    local_ids = ids.to(device)
-    timed_generate(model, local_ids, device)
-    local = [timed_generate(model, local_ids, device) for _ in range(TRIALS)]
-    expected = local[0]["tokens"]
-    result["local_eager"] = summary(local)
-    result["local_eager"]["same_tokens_as_itself"] = sum(
-        torch.equal(run["tokens"], expected) for run in local
-    )
-    log(f"{name}: local eager {result['local_eager']}")
-    forced = expected[:, PROMPT:]
-    first = forced_logits(model, local_ids, forced.to(device))
-    result["eager_spread"] = spread(first, forced_logits(model, local_ids, forced.to(device)))
-    log(f"{name}: eager against itself {result['eager_spread']}")
+def furthest(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(runs, key=lambda run: (run["max_abs"], -run["equal_steps"]))
 
-    result["remora"] = remote(name, model.to("cpu"), ids, first, forced, expected)
-    del model
+
+def copied_bytes_per_s(device: str) -> float:
+    """Bytes read and written a second by a copy on the device, at best."""
+    source = torch.ones(
+        COPIED_NBYTES >> (0 if device.startswith("cuda") else 3), dtype=torch.uint8, device=device
+    )
+    target, seconds = torch.empty_like(source), []
+    for _ in range(6):
+        settle(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        settle(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * source.nbytes / min(seconds)
+
+
+# -- one model
+
+
+def measure(bench: Bench, name: str) -> dict[str, Any]:
+    args, bench.started, bench.left_out = bench.args, time.perf_counter(), []
+    model = make(name, args.device, args.tiny)
+    ids = prompt(args.prompt)
+    rate, nbytes = copied_bytes_per_s(args.device), ceiling.weights_nbytes(model)
+    floor_ms = nbytes / rate * 1e3
+    bench.log(f"{name}: ceiling: {nbytes / 1e9:.2f} GB at {rate / 1e9:.0f} GB/s: {floor_ms:.3g} ms a token")
+    result: dict[str, Any] = {"model": name, "weights_bytes": nbytes, "floor_ms": round(floor_ms, 3)}
+
+    local, logits = eager(bench, model, ids)
+    result["local_eager"] = local["summary"]
+    result["eager_apart"] = local["apart"]
+    host = sharing(model).to("cpu")
+    if not args.compiled:
+        del model
     gc.collect()
-    if compiled:
-        result["local_static_compiled"] = static_compiled(make(name, device, tiny), local_ids, device)
-        log(f"{name}: static compiled {result['local_static_compiled']}")
+    result["remora"] = {}
+    for rtt in bench.urls:
+        if bench.has_time(f"RTT {rtt:g} ms", 45 * nbytes / 16e9 + 15):
+            found = remote(bench, name, host, ids, rtt, local, logits)
+            result["remora"][f"{rtt:g}"] = found
+            check_physics(f"{name}, RTT {rtt:g}", nbytes, found["min"] / 1e3, rate)
+    if bench.has_time("first tokens", 45):
+        result["first_token_ms"] = first_tokens(bench, name)
+    if args.compiled and bench.has_time("static compiled", 90):
+        result["local_static_compiled"] = static_compiled(bench, model, ids)
+    result["left_out"], result["wall_s"] = bench.left_out, round(time.perf_counter() - bench.started, 1)
+    if bench.timed:
+        judge_times(bench, name, result)
     return result
 
 
-def static_compiled(model: Any, ids: torch.Tensor, device: str) -> dict[str, Any]:
-    """Hugging Face's own fast path, which compiles the decode step."""
-    started = time.perf_counter()
-    for _ in range(2):
-        timed_generate(model, ids, device, cache_implementation="static")
-    warm_up_s = time.perf_counter() - started
-    runs = [timed_generate(model, ids, device, cache_implementation="static") for _ in range(TRIALS)]
-    return {**summary(runs), "warm_up_s": round(warm_up_s, 1)}
+def eager(bench: Bench, model: Any, ids: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
+    """Local PyTorch as a user has it: its times, memory, tokens, and how far it is from itself."""
+    args, on_gpu = bench.args, bench.args.device.startswith("cuda")
+    there = ids.to(args.device)
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    trial(model, there, args.device, args.tokens)
+    trials = [trial(model, there, args.device, args.tokens) for _ in range(args.trials)]
+    expected = trials[0].tokens
+    found = summary(trials)
+    found["same_tokens_as_itself"] = sum(torch.equal(one.tokens, expected) for one in trials)
+    if on_gpu:
+        found["peak_bytes"], found["reserved_bytes"] = (
+            torch.cuda.max_memory_allocated(),
+            torch.cuda.max_memory_reserved(),
+        )
+    bench.log(f"local eager {found}")
+    runs = [forced_logits(model, there, expected.to(args.device)) for _ in range(EAGER_RUNS)]
+    pairs = [apart(a, b) for at, a in enumerate(runs) for b in runs[at + 1 :]]
+    bench.log(f"eager against itself {furthest(pairs)}")
+    return {"summary": found, "apart": furthest(pairs), "expected": expected}, torch.stack(runs)
 
 
 def remote(
+    bench: Bench,
     name: str,
-    model: Any,
+    host: Any,
     ids: torch.Tensor,
-    local_logits: torch.Tensor,
-    forced: torch.Tensor,
-    expected: torch.Tensor,
+    rtt: float,
+    local: dict[str, Any],
+    logits: torch.Tensor,
 ) -> dict[str, Any]:
-    """The same weights on the executor."""
-    before = remora.stats()
+    """A session of its own behind a round trip, the same weights in it."""
+    args = bench.args
+    connect(bench.urls[rtt], not args.no_run_ahead)
+    try:
+        before, started = counters_of_weights(), time.perf_counter()
+        model = sharing(host).to("remora")
+        settle("remora")
+        upload_s, sent = time.perf_counter() - started, counters_of_weights() - before
+        bench.log(f"{name}, RTT {rtt:g}: weights there in {upload_s:.1f} s, {sent / 1e9:.2f} GB sent")
+        there = ids.to("remora")
+        cold = trial(model, there, "remora", args.tokens)
+        waited = wait_warm(min(WARM_S, bench.left_s() / 3))
+        for _ in range(WARM_UPS - 1):
+            trial(model, there, "remora", args.tokens)
+        torch.remora.reset_peak_memory_stats()  # type: ignore[attr-defined]
+        worked_s = executor_s()
+        trials = [trial(model, there, "remora", args.tokens) for _ in range(args.trials)]
+        worked_s = executor_s() - worked_s
+        forced = forced_logits(model, there, local["expected"].to("remora"))
+        found = {
+            **summary(trials),
+            "cold_ms_per_token": round(cold.ms, 3),
+            "cold_ttft_ms": round(cold.first_ms, 2),
+            "waited_for_fast_routes_s": waited,
+            "executor_host_ms_per_token": round(worked_s / args.trials / (args.tokens + 1) * 1e3, 3),
+            "bytes_per_token": round(statistics.median(one.nbytes for one in trials)),
+            "spent_a_call": trials[-1].spent,
+            "upload_s": round(upload_s, 2),
+            "uploaded_bytes": sent,
+            "peak_bytes": torch.remora.max_memory_allocated(),  # type: ignore[attr-defined]
+            "reserved_bytes": torch.remora.memory_reserved(),  # type: ignore[attr-defined]
+            "same_tokens_as_local": int((trials[0].tokens == local["expected"]).sum()),
+            "against_eager": furthest([apart(run, forced) for run in logits]),
+        }
+        del model
+    finally:
+        remora.disconnect()
+        gc.collect()
+    bench.log(f"{name}, RTT {rtt:g}: {found}")
+    judge_exact(bench, f"{name}, RTT {rtt:g} ms", found, local["apart"])
+    return found
+
+
+def counters_of_weights() -> int:
+    return int(remora.stats().weights_bytes)
+
+
+def wait_warm(timeout_s: float) -> float | None:
+    """Seconds until the fast routes were in; None: this Remora has none to wait for."""
+    wait = getattr(remora, "wait_warm", None)
+    if wait is None:
+        return None
     started = time.perf_counter()
-    model.to("remora")
-    sync("remora")
-    upload_s = time.perf_counter() - started
-    sent = (remora.stats() - before).weights_bytes
-    log(f"{name}: {sent / 1e9:.2f} GB uploaded in {upload_s:.1f} s")
-    remote_ids = ids.to("remora")
-    cold = timed_generate(model, remote_ids, "remora")
-    timed_generate(model, remote_ids, "remora")
-    before, cpu, worked = remora.stats(), time.process_time(), executor_s()
-    runs = [timed_generate(model, remote_ids, "remora") for _ in range(TRIALS)]
-    cpu_ms = (time.process_time() - cpu) / (TRIALS * NEW_TOKENS) * 1e3
-    spent, worked = remora.stats() - before, executor_s() - worked
-    logits = forced_logits(model, remote_ids, forced.to("remora"))
-    result = {
-        **summary(runs),
-        "cold_first_generate_s": round(cold["ttft_ms"] / 1e3 + cold["ms_per_token"] * NEW_TOKENS / 1e3, 2),
-        "client_cpu_ms_per_token": round(cpu_ms, 2),
-        "executor_host_ms_per_token": round(worked / (TRIALS * NEW_TOKENS) * 1e3, 2),
-        "bytes_per_token": round((spent.bytes_sent + spent.bytes_received) / (TRIALS * NEW_TOKENS)),
-        "round_trips_per_token": round(spent.round_trips / (TRIALS * NEW_TOKENS), 3),
-        "upload_bytes_per_s": round(sent / upload_s),
-        "same_tokens_as_local": int((runs[0]["tokens"] == expected).sum() - PROMPT),
-        "against_eager": spread(local_logits, logits),
-    }
-    log(f"{name}: remora {result}")
-    return result
+    wait(timeout_s)
+    return round(time.perf_counter() - started, 2)
 
 
 def executor_s() -> float:
@@ -226,43 +307,113 @@ def executor_s() -> float:
     time.sleep(0.3)  # the worker reports now and then
     session = current()
     assert session is not None
-    return sum(counters["device_s"] for counters in session.transport.status(5.0).principals.values())
+    return sum(counted["device_s"] for counted in session.transport.status(5.0).principals.values())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default="gpt2,llama-8b")
+def static_compiled(bench: Bench, model: Any, ids: torch.Tensor) -> dict[str, Any]:
+    """Hugging Face's own fast path, which compiles the decode step."""
+    args, there, started = bench.args, ids.to(bench.args.device), time.perf_counter()
+    run: Callable[[], Trial] = lambda: trial(  # noqa: E731
+        model, there, args.device, args.tokens, cache_implementation="static"
+    )
+    for _ in range(2):
+        run()
+    warm_up_s = time.perf_counter() - started
+    return {**summary([run() for _ in range(args.trials)]), "warm_up_s": round(warm_up_s, 1)}
+
+
+# -- first tokens of new processes
+
+
+def first_tokens(bench: Bench, name: str) -> dict[str, list[float]]:
+    """Milliseconds by round trip, in a process that has no GPU of its own, as a remote client has none."""
+    args = bench.args
+    asked = {"name": name, "tiny": args.tiny, "tokens": args.prompt, "run_ahead": not args.no_run_ahead}
+    asked["urls"] = {f"{rtt:g}": url for rtt, url in bench.urls.items()}
+    command = [sys.executable, str(Path(__file__).with_name("first_tokens.py")), json.dumps(asked)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=FIRSTS_WITHIN_S)
+    found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    bench.log(f"{name}: first tokens of new processes, ms: {found}")
+    return found
+
+
+# -- bars
+
+
+def judge_exact(bench: Bench, what: str, found: dict[str, Any], eager_apart: dict[str, Any]) -> None:
+    """The exact tier: first step equal to the bit, later ones within what eager is from itself."""
+    against = found["against_eager"]
+    bench.report.bar(f"{what}: first step equal to eager", against["first_step_equal"], "==", 1)
+    bench.report.bar(f"{what}: fed logits, most from eager", against["max_abs"], "<=", eager_apart["max_abs"])
+
+
+def judge_times(bench: Bench, name: str, result: dict[str, Any]) -> None:
+    """A round trip that was left out misses its bars."""
+    report, found, local = bench.report, result["remora"], result["local_eager"]
+    none = float("nan")
+    for rtt in bench.urls:
+        what, one = f"{name}, RTT {rtt:g} ms", found.get(f"{rtt:g}", {})
+        report.bar(f"{what}: ms per token", one.get("ms_per_token", none), "<=", SHAPES[name].bar_ms)
+        peak = one.get("peak_bytes", none) / local["peak_bytes"]
+        report.bar(f"{what}: peak memory over eager's", peak, "<=", MEMORY_BAR)
+        firsts = result.get("first_token_ms", {}).get(f"{rtt:g}", ())
+        over = statistics.median(firsts) - local["ttft_ms"] - bench.round_trips_ms[rtt] if firsts else none
+        report.bar(f"{what}: first token, ms over eager's and a round trip", over, "<=", FIRST_BAR_MS)
+    if len(bench.urls) > 1:
+        near, far = (
+            found.get(f"{rtt:g}", {}).get("ms_per_token", none) for rtt in (min(bench.urls), max(bench.urls))
+        )
+        report.bar(f"{name}: tokens/s at the longest round trip over the shortest", near / far, ">=", FAR_BAR)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="gpt2,llama-8b", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--rtt", default="0,50", type=round_trips, help="ms, with commas")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--no-compiled", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="two thin layers")
+    parser.add_argument("--prompt", default=512, type=int)
+    parser.add_argument("--tokens", default=64, type=int)
+    parser.add_argument("--trials", default=5, type=int)
+    parser.add_argument("--compiled", action="store_true", help="Hugging Face's static compiled cache, too")
+    parser.add_argument("--no-run-ahead", action="store_true")
+    parser.add_argument("--budget-s", default=240.0, type=float, help="for each model")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parsed()
     transformers.logging.set_verbosity_error()
+    report = Report("gpu-decode")
     executor = EmbeddedExecutor("--device", args.device)
-    report: dict[str, Any] = {
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "remora": remora.__version__,
-        },
-        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
-        "prompt": PROMPT,
-        "new_tokens": NEW_TOKENS,
-        "dtype": "bfloat16",
-        "models": [],
-    }
-    try:
-        remora.connect(executor.start())
+    with ExitStack() as stack:
+        stack.callback(executor.stop)
+        url = executor.start()
+        urls = {
+            rtt: stack.enter_context(proxied(url, Link(0.0, rtt / 2e3))) if rtt else url for rtt in args.rtt
+        }
+        bench = Bench(args, report, urls, {rtt: ceiling.round_trip_ms(rtt) for rtt in args.rtt})
+        results: dict[str, Any] = {
+            "versions": versions(),
+            "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
+            "prompt": args.prompt,
+            "new_tokens": args.tokens,
+            "dtype": "bfloat16",
+            "run_ahead": not args.no_run_ahead,
+            "round_trips_ms": bench.round_trips_ms,
+            "models": [],
+        }
         for name in args.models.split(","):
-            report["models"].append(measure(name, args.device, args.tiny, not args.no_compiled))
+            results["models"].append(measure(bench, name))
+            results["bars"] = report.content()["bars"]
             if args.out:
-                args.out.write_text(json.dumps(report, indent=1) + "\n")
-    finally:
-        remora.disconnect()
-        executor.stop()
-    print(json.dumps(report))
+                args.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results))
+    return 0 if report.ok else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,7 +15,8 @@ HEAD = """
 import os, signal, sys, time
 import torch
 from remora.bench import arms, links, workloads
-from remora.bench.arms import LOCAL, ONE, Arm, ArmFailed, forked
+from remora.bench.arms import LOCAL, ONE, Arm, forked
+from remora.bench.forks import ArmFailed
 torch.set_num_threads(1)
 """
 

@@ -120,7 +120,7 @@ def test_blind_moves_the_cache_at_every_step(executors, disconnected):
 
 def test_uploads_show_as_what_they_turned_out_to_be(executors, disconnected, monkeypatch):
     """Too many to wait for their first use: they are bound, and sent, before anybody knows what they are."""
-    monkeypatch.setattr("remora.session.placement.PINNED_NBYTES", 1 << 20)
+    monkeypatch.setattr("remora.session.pinned.PINNED_NBYTES", 1 << 20)
     remora.connect(executors[:1], placement="semantic")
     layers = [torch.nn.Linear(256, 256).to("remora") for _ in range(8)]
     ignored = torch.ones(1000, 100).to("remora")

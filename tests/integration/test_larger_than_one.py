@@ -9,7 +9,7 @@ from executor_process import executor_process
 import remora
 from remora.bench import models
 from remora.errors import PlanError
-from remora.session import placement
+from remora.session import pinned
 from remora.session.connect import current
 
 SIZE = {"width": 256, "heads": 4, "kv_heads": 4, "inner": 688, "vocabulary": 1024}
@@ -45,7 +45,7 @@ def connected(executors):
 
 @pytest.mark.parametrize("pinned_nbytes", [256 << 20, 1 << 20], ids=["used first", "uploaded first"])
 def test_a_model_of_2_3_executors_runs_on_three(connected, monkeypatch, pinned_nbytes):
-    monkeypatch.setattr(placement, "PINNED_NBYTES", pinned_nbytes)
+    monkeypatch.setattr(pinned, "PINNED_NBYTES", pinned_nbytes)
     expected = tokens(make(), "cpu")
     connected(3)
     model = make()
@@ -65,7 +65,7 @@ def test_a_model_of_2_3_executors_runs_on_three(connected, monkeypatch, pinned_n
 
 @pytest.mark.parametrize("pinned_nbytes", [256 << 20, 1 << 20], ids=["used first", "uploaded first"])
 def test_a_pool_that_is_too_small_refuses_it_with_the_arithmetic(connected, monkeypatch, pinned_nbytes):
-    monkeypatch.setattr(placement, "PINNED_NBYTES", pinned_nbytes)
+    monkeypatch.setattr(pinned, "PINNED_NBYTES", pinned_nbytes)
     connected(2)
     before = torch.arange(4, device="remora")
     assert before.sum().item() == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from typing import ClassVar
@@ -65,6 +66,11 @@ def test_random_programs_with_rows_anywhere(executors, record_property, n):
         for number in range(PROGRAMS):
             check(Program(seed * 1000 + number))
         assert (remora.stats() - before).peer_bytes > 0
+        gc.collect()
+        torch.remora.synchronize()
+        current().idle()
+        holdings = current().placement.holdings
+        assert (holdings.places, holdings.held_nbytes) == ({}, [0] * n)
     finally:
         remora.disconnect()
 
@@ -232,6 +238,39 @@ def test_the_error_about_a_dead_executor_names_what_only_it_had(executors):
             assert "among them weights of Sequential (1.weight, 1.bias)" in str(lost.value)
         finally:
             remora.disconnect()
+
+
+class InTurn(Policy):
+    """Each row on the other executor than the one before, so everything made is renamed."""
+
+    name: ClassVar[str] = "in turn"
+
+    def place(self, graph, situation, costs):
+        executors = tuple(row % 2 for row in range(len(graph.rows)))
+        return Wish(executors, "in turn", "as the test wants it")
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+def test_memory_is_known_by_what_it_was_first_called(executors):
+    open_pool([HttpTransport(url, None) for url in executors[:2]], ClientSettings(), InTurn())
+    try:
+        other = torch.arange(3, device="remora").neg()
+        x = torch.arange(3.0, device="remora")
+        view = x[:1]
+        x.resize_(2, 3)
+        address, nbytes = x.untyped_storage()._cdata, x.untyped_storage().nbytes()
+        y = x.detach()
+        y.data = other
+        assert nbytes == 24
+        assert (x * 2).tolist()[0] == [0, 2, 4]
+        assert x._value.born is not None
+        for same in (x, view):
+            assert same.untyped_storage().nbytes() == nbytes
+            assert same.untyped_storage()._cdata == address
+        assert y.untyped_storage()._cdata == other.untyped_storage()._cdata
+        assert len(x.untyped_storage().cpu()) == nbytes
+    finally:
+        remora.disconnect()
 
 
 class Wrong(Policy):

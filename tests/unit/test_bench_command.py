@@ -49,3 +49,29 @@ def test_an_unknown_experiment_is_refused_with_the_list() -> None:
     result = CliRunner().invoke(app, ["bench", "speed-of-light"])
     assert result.exit_code == 2
     assert "there is: decode" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "rtts"), [("0,10,50", (0.0, 10.0, 50.0)), ("50,0,50", (0.0, 50.0)), ("2.5", (2.5,))]
+)
+def test_round_trips_are_a_list_of_milliseconds(
+    text: str, rtts: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ending_with(0.5, monkeypatch)
+    assert CliRunner().invoke(app, ["bench", "decode", "--rtt", text]).exit_code == 0
+    assert asked == [("decode", Options(rtts=rtts))]
+
+
+@pytest.mark.parametrize("text", ["", "ten", "0,,5", "-1", "0,1e9", "nan"])
+def test_other_round_trips_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ending_with(0.5, monkeypatch)
+    result = CliRunner().invoke(app, ["bench", "decode", "--rtt", text])
+    assert result.exit_code == 2
+    assert f"--rtt {text!r} is no list of milliseconds" in result.stderr.replace("\n", " ")
+    assert asked == []
+
+
+def test_round_trips_are_of_decode_alone() -> None:
+    result = CliRunner().invoke(app, ["bench", "train", "--rtt", "0"])
+    assert result.exit_code == 2
+    assert "--rtt is of decode" in result.stderr

@@ -147,6 +147,15 @@ def test_a_broken_promise_misses_its_bar(change: Callable[[Results], None], miss
     assert all(part in name for part, name in zip(misses, names, strict=True)), names
 
 
+@pytest.mark.parametrize(("messages", "agrees"), [(512, True), (128, False)])
+def test_small_pushes_are_mostly_heads_and_frames(messages: int, agrees: bool) -> None:
+    """512 pushes of 467 bytes passed as 442,588; for 128 of them that is too much."""
+    found = results("deep-decode")
+    passed = trial(80.0, 442_588, peer_bytes=239_104, peer_messages=messages)
+    found.policies[Arm("split", 2)].trials[0] = passed
+    assert (not any("peer_bytes" in name for name in missed(found))) is agrees
+
+
 def test_the_own_cost_is_that_of_deep_decode() -> None:
     found = results("deep-decode")
     alone = found.duel[Arm("semantic", 1)]

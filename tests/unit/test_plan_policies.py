@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 
 from remora.errors import PlanError, UsageError
 from remora.ir.annotated_text import parse_graph
 from remora.ops.cost import Kind
 from remora.plan.devices import Device, Link, Pool, Rates, flat
+from remora.plan.duration import difference
 from remora.plan.estimate import costs
 from remora.plan.policies import POLICIES, policy_named
+from remora.plan.policies.semantic import DOUBT, SIGMAS
 from remora.plan.situation import Situation
 
 MB = 1 << 20
@@ -42,6 +47,10 @@ def pool(*rates: float) -> Pool:
         links,
         (Link(10.0 * MB, 1e-3),) * n,
     )
+
+
+def replace_links(of: Pool, link: Link) -> Pool:
+    return Pool(of.devices, dict.fromkeys(of.links, link), (link,) * len(of.devices))
 
 
 def situation(owners, rates=(100, 100), limit=1 << 30, held=None, **more) -> Situation:
@@ -97,6 +106,25 @@ def test_semantic_never_moves_state_for_a_gain_within_the_error():
     assert set(place("semantic", (1,) * 4, rates=(104, 100)).executors) == {1}
 
 
+def test_noise_of_the_calibration_moves_nothing_and_costs_no_more_than_its_error():
+    """Two equal devices, measured with the error that they declare, on links that cost almost nothing."""
+    rng, moved, trials = random.Random(1), 0, 400
+    graph = parse_graph(LAYERS)
+    for _ in range(trials):
+        measured = [100.0 * rng.lognormvariate(0.0, 0.1) for _ in range(2)]
+        near = replace_links(pool(*measured), Link(1e6 * MB, 1e-9))
+        home = rng.randrange(2)
+        at = replace(situation((home,) * 4), pool=near)
+        table = costs(graph, near.devices)
+        wish = policy_named("semantic").place(graph, at, table)
+        moved += set(wish.executors) != {home}
+        best, taken = (table.part(executor).duration for executor in (0, 1)), table.part(wish.executors[0])
+        fastest = min(best, key=lambda took: took.seconds)
+        gain = difference(taken.duration, fastest)
+        assert gain.seconds <= SIGMAS * gain.sigma_s + DOUBT * fastest.seconds + 1e-6
+    assert moved <= trials / 100
+
+
 def test_a_model_that_no_executor_holds_is_cut_between_its_layers():
     wish = place("semantic", (None, None, None, 1), limit=7 * MB, held=(4 * MB, 2 * MB), rates=(100, 100))
     assert wish.executors == (0, 0, 1, 1, 1, 1)
@@ -110,6 +138,14 @@ def test_a_pool_that_is_too_small_says_the_arithmetic():
     assert "2,097,152 more from the client" in text
     assert "grant 8,388,608 together" in text
     assert "missing" in text
+
+
+def test_what_has_to_get_somewhere_leaves_room_there_for_what_is_computed():
+    """All on the faster executor would take 9 MB there: of 10 that fits, but is more than uploads may fill."""
+    owners = (None, None, None, 1)
+    for limit, executor in ((11 * MB, 0), (10 * MB, 1)):
+        wish = place("semantic", owners, limit=limit, held=(3 * MB, 4 * MB), rates=(1000, 1))
+        assert wish.executors[3] == executor  # the row of the cache
 
 
 def test_split_puts_the_cache_and_its_attention_on_the_last():

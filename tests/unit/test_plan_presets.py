@@ -6,7 +6,7 @@ import pytest
 
 from remora.errors import UsageError
 from remora.ops.cost import Kind, Work
-from remora.plan.presets import DEVICES, parse_devices, parse_link, parse_pool, preset
+from remora.plan.presets import DEVICES, parse_link, preset
 
 
 @pytest.mark.parametrize("name", DEVICES)
@@ -59,14 +59,7 @@ def test_no_links(text):
         parse_link(text)
 
 
-def test_devices():
-    assert [device.name for device in parse_devices(" H100, a10 ")] == ["h100", "a10"]
+def test_an_unknown_device_names_the_known_ones():
+    assert preset(" H100").name == "h100"
     with pytest.raises(UsageError, match=r"'h300'.*there is: h100"):
-        parse_devices("h100,h300")
-    with pytest.raises(UsageError, match="names no device"):
-        parse_devices(" , ")
-
-
-def test_pool():
-    pool = parse_pool("h100,a10", "10gbit,5ms")
-    assert pool.link(0, 1) == pool.link(1, 0) == pool.client[0] == parse_link("10gbit,5ms")
+        preset("h300")

@@ -80,7 +80,7 @@ def plan(
     template = Template(tuple(row.node for row in graph.rows))
     captured = CapturedTemplate(template, 0, (None,) * len(graph.rows))
     made = plan_of(
-        decision, captured, (len(graph.rows) - 1, 0), 10, homes, itertools.count(-1, -1).__next__, 0.25
+        decision, captured, (len(graph.rows) - 1, 0), 1000, homes, itertools.count(-1, -1).__next__, 0.25
     )
     made.phases.clear()
     made.phases.update({"decode": len(graph.rows)} if phases is None else phases)

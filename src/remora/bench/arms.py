@@ -1,25 +1,21 @@
 """Arms: one workload under several placements at once, each in a process of its own, stepped in turn.
 
-A session belongs to a process, and arms that take turns need one each that stays warm. The processes are forks of
-this one, so the workload's model is made once and shared until it is moved; this process itself never connects.
+A session belongs to a process, and arms that take turns need one each that stays warm (bench/forks.py); the
+workload's model is made once and shared until it is moved.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import os
-import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from blake3 import blake3
 
+from remora.bench.forks import Fork
 from remora.bench.links import Executors
 from remora.bench.netns import Traffic
 from remora.bench.workloads import Build, Outputs
@@ -29,10 +25,6 @@ _WARM_UPS = (
     4  # as many for all, since steps build on each other: on two executors, what turns has been twice on each
 )
 OPEN_S, STEP_S = 180.0, 90.0  # an arm that takes longer hangs: it is ended, and counts as failed
-
-
-class ArmFailed(Exception):
-    """An arm that did not do what it was asked; holds its own error."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +88,11 @@ class ArmProcess:
 
     def __init__(self, arm: Arm, build: Build, pool: Executors) -> None:
         self.arm, self.pool = arm, pool
-        ours, theirs = socket.socketpair()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self._pid = os.fork()
-        if self._pid == 0:
-            _child(theirs, arm, build, pool)
-        theirs.close()
-        self._socket = ours
-        self._lines = ours.makefile("r")
+        self._fork = Fork(arm.name, lambda: _Session(arm, build, pool))
 
     def open(self) -> tuple[str, ...]:
         """Connects, builds the workload, and warms up; digests of those first steps."""
-        return tuple(self._ask({"do": "open"}, OPEN_S)["digests"])
+        return tuple(self._fork.ask("open", OPEN_S)["digests"])
 
     def step(self, progress: float) -> Trial:
         """One step, timed; `progress` as in Running.prepare.
@@ -117,9 +101,9 @@ class ArmProcess:
             ArmFailed: with the arm's error.
             Impossible: the links carried more than they can.
         """
-        self._ask({"do": "prepare", "progress": progress}, OPEN_S)
+        self._fork.ask("prepare", OPEN_S, progress=progress)
         before = self.pool.traffic() if self.pool.traffic else None
-        done = self._ask({"do": "step"}, STEP_S)
+        done = self._fork.ask("step", STEP_S)
         passed = None
         if self.pool.traffic and before is not None:
             passed = self.pool.traffic() - before
@@ -127,42 +111,14 @@ class ArmProcess:
         return Trial(done["seconds"], done["cpu_s"], tuple(done["digests"]), done["spent"], passed)
 
     def explain(self) -> Explanation:
-        return from_json(self._ask({"do": "explain"}, STEP_S)["explanation"])
+        return from_json(self._fork.ask("explain", STEP_S)["explanation"])
 
     @property
     def pid(self) -> int:
-        return self._pid
-
-    def _ask(self, request: dict[str, Any], within_s: float) -> dict[str, Any]:
-        self._socket.settimeout(within_s)
-        try:
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
-            line = self._lines.readline()
-        except TimeoutError:
-            os.kill(self._pid, 9)
-            raise ArmFailed(f"no answer to {request['do']} within {within_s:.0f} s") from None
-        except OSError as error:
-            raise ArmFailed(f"its process is gone: {error}") from None
-        if not line:
-            raise ArmFailed(f"its process ended while it was asked to {request['do']}")
-        reply: dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            raise ArmFailed(reply["error"])
-        return reply
+        return self._fork.pid
 
     def close(self) -> None:
-        """The end of its socket ends it; what does not end by itself is ended."""
-        self._lines.close()
-        self._socket.close()
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            with suppress(ChildProcessError):
-                if os.waitpid(self._pid, os.WNOHANG)[0] == 0:
-                    time.sleep(0.005)
-                    continue
-            return
-        os.kill(self._pid, 9)
-        os.waitpid(self._pid, 0)
+        self._fork.close()
 
 
 @contextmanager
@@ -182,40 +138,6 @@ def digest(tensor: torch.Tensor) -> str:
     """Of dtype, shape and every bit."""
     bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{tensor.dtype} {list(tensor.shape)} {blake3(memoryview(bits)).hexdigest(16)}"
-
-
-def _child(asked: socket.socket, arm: Arm, build: Build, pool: Executors) -> None:
-    """Never returns: what lies above on the stack is the parent's."""
-    try:
-        gc.freeze()  # what is inherited closes nothing here
-        os.dup2(2, 1)  # the parent's stdout is for its own JSON
-        _close_all_but(0, 1, 2, asked.fileno())
-        with asked.makefile("rw") as lines:
-            _answer(lines, _Session(arm, build, pool))
-    except BaseException as error:
-        print(f"arm {arm.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    finally:
-        os._exit(0)
-
-
-def _close_all_but(*kept: int) -> None:
-    """The executors' input among them: they end when the last copy of it closes."""
-    for name in os.listdir("/dev/fd"):
-        if int(name) not in kept:
-            with suppress(OSError):  # the listing's own
-                os.close(int(name))
-
-
-def _answer(lines: Any, session: _Session) -> None:
-    for line in lines:
-        request = json.loads(line)
-        try:
-            reply = getattr(session, request.pop("do"))(**request) or {}
-        except Exception as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        lines.write(json.dumps(reply) + "\n")
-        lines.flush()
-    session.close()
 
 
 class _Session:

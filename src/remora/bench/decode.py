@@ -1,4 +1,7 @@
-"""The experiment `decode`: unmodified generate on an executor over loopback, against the local CPU."""
+"""The experiment `decode`: unmodified generate on an executor over loopback, against the local CPU.
+
+With round trips to measure at (`--rtt`) it is bench/run_ahead.py.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,16 @@ def run(options: Options, report: Report) -> None:
     """One thread in the client, one in the executor; the arms take turns in random order."""
     load = os.getloadavg()[0]
     report.say(f"order of trials from seed {options.seed}; load average {load:.2f}")
+    if options.rtts:
+        from remora.bench import run_ahead
+
+        run_ahead.run(options, report)
+    else:
+        _loopback(options, report)
+    report.row("load average", "before, after", "processes", [load, os.getloadavg()[0]])
+
+
+def _loopback(options: Options, report: Report) -> None:
     importing.measure(report, options.quick)  # while nothing else is in memory
     executor = EmbeddedExecutor("--threads", "1")
     try:
@@ -27,7 +40,6 @@ def run(options: Options, report: Report) -> None:
         _measure(report, options, url.result() if url else str(options.url))
     finally:
         executor.stop()
-    report.row("load average", "before, after", "processes", [load, os.getloadavg()[0]])
 
 
 def _measure(report: Report, options: Options, url: str) -> None:

@@ -37,7 +37,7 @@ class Options:
 
     only: one architecture of `zoo`, op of `compat`, program of `semantics`. write: the file whose table `compat` makes
     anew, the folder of the golden graphs of `semantics`.
-    workloads, policies: of `placement`; none: all.
+    workloads, policies: of `placement`; none: all. rtts: of `decode`, ms, ascending; with some it measures run-ahead.
     """
 
     quick: bool = False
@@ -47,6 +47,7 @@ class Options:
     write: Path | None = None
     workloads: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
+    rtts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

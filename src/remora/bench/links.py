@@ -105,7 +105,7 @@ def executors(
         urls = [one.address for one in started]
         link = link or Link(0.0)
         if chosen == "proxy":
-            urls = [stack.enter_context(_proxied(url, link)) for url in urls]
+            urls = [stack.enter_context(proxied(url, link)) for url in urls]
         rates = _calibrate_one(link if chosen == "proxy" else Link(0.0)) if calibrate else _asked(link)
         yield Executors(urls, None, chosen, f"{chosen}: {why}", link, rates, None, started)
 
@@ -157,7 +157,8 @@ def _start(stack: ExitStack, made: list[EmbeddedExecutor]) -> list[EmbeddedExecu
 
 
 @contextmanager
-def _proxied(url: str, link: Link) -> Iterator[str]:
+def proxied(url: str, link: Link) -> Iterator[str]:
+    """The address of an executor behind a proxy of its own."""
     where = urlsplit(url)
     assert where.hostname is not None
     assert where.port is not None

@@ -1,6 +1,7 @@
 """Models of known shape with random weights, made from a seed: no download, the same everywhere.
 
-All have an end token, as real ones do, so `generate` looks at every token.
+All have an end token, as real ones do, so `generate` looks at every token. With the usual spread of weights, random
+models say one token again and again; with VARIED they do not, so that wrong tokens cannot look like right ones.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from typing import Any
 
 import torch
 
+USUAL, VARIED = 0.02, 0.2  # standard deviations of weights
 
-def gpt2(layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 50257) -> Any:
+
+def gpt2(
+    layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 50257, spread: float = USUAL
+) -> Any:
     """GPT-2; the defaults are the 124M model."""
     import transformers
 
@@ -19,6 +24,7 @@ def gpt2(layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 
         n_embd=width,
         n_head=heads,
         vocab_size=vocabulary,
+        initializer_range=spread,
         bos_token_id=0,
         eos_token_id=vocabulary - 1,
     )
@@ -33,6 +39,7 @@ def llama(
     inner: int = 128,
     vocabulary: int = 512,
     dtype: torch.dtype = torch.float32,
+    spread: float = USUAL,
 ) -> Any:
     """A Llama; the defaults are deep and thin: all capture, no compute."""
     import transformers
@@ -44,6 +51,7 @@ def llama(
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=width // heads,
+        initializer_range=spread,
         vocab_size=vocabulary,
         bos_token_id=0,
         eos_token_id=vocabulary - 1,

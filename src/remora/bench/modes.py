@@ -60,15 +60,19 @@ MODES: dict[str, Mode] = {
 }
 
 
+def families() -> dict[str, Any]:
+    """The models that go through all modes."""
+    return {
+        "GPT-2": models.gpt2(3, 48, 12, VOCABULARY, models.VARIED),
+        "Llama": models.llama(3, vocabulary=VOCABULARY, spread=models.VARIED),
+    }
+
+
 def measure(report: Report, quick: bool) -> None:
     """The bar on tokens: how many modes differ from local. A mode that raises differs."""
     n, repeats = (12, 1) if quick else (32, 2)
-    families = {
-        "GPT-2": models.gpt2(3, 48, 12, VOCABULARY),
-        "Llama": models.llama(3, vocabulary=VOCABULARY),
-    }
     differ = 0
-    for family, local in families.items():
+    for family, local in families().items():
         remote = copy.deepcopy(local).to("remora")
         for name, mode in MODES.items():
             expected = mode(local, "cpu", n)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import torch
 
 from remora.bench import placement_bars, workloads
-from remora.bench.arms import LOCAL, ONE, Arm, ArmFailed, ArmProcess, Measured, forked
+from remora.bench.arms import LOCAL, ONE, Arm, ArmProcess, Measured, forked
+from remora.bench.forks import ArmFailed
 from remora.bench.harness import Options, Report
 from remora.bench.links import Executors, Link, executors
 from remora.bench.workloads import Build, Workload

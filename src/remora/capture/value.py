@@ -18,6 +18,7 @@ class Value(msgspec.Struct, eq=False, gc=False):
     meta: shape, stride, offset, dtype; interned, compared by identity.
     shadow: a copy on the client while it is known to be equal, else None (device/shadow.py).
     uploaded: it came from the client and was not computed.
+    born: segment and code that it had first, if a placement has renamed it: what its memory is known by.
     """
 
     home: Any
@@ -26,6 +27,7 @@ class Value(msgspec.Struct, eq=False, gc=False):
     meta: Any
     shadow: Any = None
     uploaded: bool = False
+    born: tuple[int, int] | None = None
 
     @property
     def name(self) -> tuple[int, int, int]:

@@ -13,13 +13,15 @@ from remora.cli.failure import fail, failures_in_one_line
 if TYPE_CHECKING:
     from remora.bench.harness import Report
 
+LONGEST_RTT_MS = 1000.0
+
 
 def bench(
     experiment: Annotated[
         str,
         typer.Argument(help="Which one: decode, train, zoo, compat, semantics, placement, calibration."),
     ] = "decode",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: a minute or so.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
     url: Annotated[
         str | None, typer.Option(help="An executor that runs with --threads 1; none: one is started.")
@@ -39,6 +41,10 @@ def bench(
     policy: Annotated[
         list[str] | None, typer.Option(help="One policy, for placement; repeatable. None: all.")
     ] = None,
+    rtt: Annotated[
+        str | None,
+        typer.Option(help="Round trips in ms, such as 0,10,50: decode measures run-ahead behind each."),
+    ] = None,
 ) -> None:
     """Measure remote against local; the last line of output is JSON, exit code 1 means a bar was missed."""
     from remora.bench.experiments import EXPERIMENTS, run
@@ -46,14 +52,38 @@ def bench(
 
     if experiment not in EXPERIMENTS:
         raise fail("bench", f"there is no experiment {experiment!r}; there is: {', '.join(EXPERIMENTS)}", 2)
+    if rtt is not None and experiment != "decode":
+        raise fail("bench", f"--rtt is of decode; {experiment} has no round trips to choose", 2)
+    try:
+        rtts = round_trips(rtt) if rtt is not None else ()
+    except ValueError as error:
+        raise fail("bench", str(error), 2) from None
     with failures_in_one_line("bench"):
         report = run(
-            experiment, Options(quick, url, seed, only, write, tuple(workload or ()), tuple(policy or ()))
+            experiment,
+            Options(quick, url, seed, only, write, tuple(workload or ()), tuple(policy or ()), rtts),
         )
     if not as_json:
         _print_tables(report)
     typer.echo(json.dumps(report.content()))
     raise typer.Exit(0 if report.ok else 1)
+
+
+def round_trips(text: str) -> tuple[float, ...]:
+    """Milliseconds of a list with commas, ascending, each once.
+
+    Raises:
+        ValueError: it is no such list; quotes it.
+    """
+    try:
+        found = {float(part) for part in text.split(",")}
+    except ValueError:
+        found = set()
+    if not found or not all(0 <= rtt <= LONGEST_RTT_MS for rtt in found):
+        raise ValueError(
+            f"--rtt {text!r} is no list of milliseconds from 0 to {LONGEST_RTT_MS:g}, such as 0,10,50"
+        )
+    return tuple(sorted(found))
 
 
 def _print_tables(report: Report) -> None:

@@ -27,13 +27,14 @@ _COMPARERS = frozenset(
 
 _SPAN = 1 << 48  # more than any value has bytes
 _loaded = itertools.count(1)
-# By a root's name, the bytes of its memory where they have become more than the root has.
+# By a root's first name, the bytes of its memory where they have become more than the root has.
 _grown: dict[tuple[int, int], int] = {}
 
 
 def address_of_root(root: Value) -> int:
     """No two values have addresses less than _SPAN apart: names are never used twice."""
-    return _FIRST + (root.segment << 32 | root.code) * _SPAN
+    segment, code = _born(root)
+    return _FIRST + (segment << 32 | code) * _SPAN
 
 
 def address_of_bytes() -> int:
@@ -54,23 +55,28 @@ def reshaped(tensor: RemoraTensor, value: Value) -> None:
     if owner is tensor:
         tensor._root = root
     if _end(value) > nbytes_of(root):
-        _grown[root.segment, root.code] = _end(value)
+        _grown[_born(root)] = _end(value)
 
 
 def nbytes_of(root: Value) -> int:
     """How much memory a root value has."""
-    return max(_end(root), _grown.get((root.segment, root.code), 0))
+    return max(_end(root), _grown.get(_born(root), 0))
 
 
 def _owner(tensor: RemoraTensor) -> RemoraTensor:
     """Itself or one of those that it is a view of: whose memory was made, or taken over, for it."""
     while "_root" not in tensor.__dict__ and tensor._is_view():
         base: RemoraTensor = tensor._base  # type: ignore[assignment]
-        at = tensor._value.segment, tensor._value.code
+        at = _born(tensor._value)
         if at < base.__dict__.get("_since", at):  # made before the base took over other memory
             return tensor
         tensor = base
     return tensor
+
+
+def _born(value: Value) -> tuple[int, int]:
+    """The name under which it was recorded, whatever it is called since."""
+    return value.born or (value.segment, value.code)
 
 
 def _end(value: Value) -> int:

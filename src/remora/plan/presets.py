@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from remora.errors import UsageError
 from remora.ops.cost import Kind
-from remora.plan.devices import Curve, Device, Link, Pool, Rates, flat
+from remora.plan.devices import Curve, Device, Link, Rates, flat
 
 GB, TB, TERA = 10**9, 10**12, 10**12
 GIB = 1 << 30
@@ -121,18 +121,6 @@ def preset(name: str) -> Device:
     return _device(published)
 
 
-def parse_devices(text: str) -> tuple[Device, ...]:
-    """`h100,a10` to devices, in order.
-
-    Raises:
-        UsageError: a name is unknown, or there is none.
-    """
-    names = [name for name in text.split(",") if name.strip()]
-    if not names:
-        raise UsageError(f"--device {text!r} names no device; there is: {', '.join(DEVICES)}")
-    return tuple(preset(name) for name in names)
-
-
 def parse_link(text: str) -> Link:
     """`10gbit`, `10gbit,5ms`, `800mbit,200us` to a link; the delay is one way.
 
@@ -148,13 +136,6 @@ def parse_link(text: str) -> Link:
     bits_per_s = float(found["rate"]) * _PER_UNIT[found["unit"]]
     latency_s = float(found["delay"]) * _SECONDS[found["time"]] if found["delay"] else SWITCHED_S
     return Link(ETHERNET_SHARE * bits_per_s / 8, latency_s, MESSAGE_S, LINK_SIGMA)
-
-
-def parse_pool(devices: str, link: str) -> Pool:
-    """Devices that are all joined, and joined to the client, by links of one kind."""
-    found, same = parse_devices(devices), parse_link(link)
-    pairs = [(a, b) for a in range(len(found)) for b in range(len(found)) if a != b]
-    return Pool(found, dict.fromkeys(pairs, same), (same,) * len(found))
 
 
 def _device(published: Published) -> Device:

@@ -30,7 +30,7 @@ from remora.plan.policies.policy import Policy
 from remora.session.account import Account, Unmeasured
 from remora.session.link import Reply
 from remora.session.lint import place
-from remora.session.placement import Upload
+from remora.session.pinned import Upload
 from remora.session.plans import Plan
 from remora.session.pooled import PoolSession
 from remora.session.session import Question
@@ -99,7 +99,10 @@ class EstimatedSession(PoolSession):
         self.pool, self.sources, self.link_text, self._planned = pool, tuple(sources), link, planned
         self.clock = clock
         self.account = Account(pool, clock)
-        self.ledger = self.placement.ledger = Unmeasured(self.account, lambda: next(self._tickets))
+        self.ledger = self.placement.ledger = self.placement.pinned.ledger = Unmeasured(
+            self.account, lambda: next(self._tickets)
+        )
+        self.placement.plans.anew = True
         self.imagination = Imagination(token)
         self.refused: PlanError | None = None
         self.caps_nbytes = [lane.grant.memory_nbytes for lane in self.lanes]

@@ -7,12 +7,9 @@ for a template, a size and a whereabouts of its inputs.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from remora.capture.recorder import Segment
 from remora.capture.value import OUT_BITS, OUT_MASK, Value
@@ -21,42 +18,24 @@ from remora.ir.annotated import Facts, Residency
 from remora.ir.node import Ref, Slot
 from remora.plan.parts import Part
 from remora.plan.planner import Planner
-from remora.plan.policies.policy import ROOM
 from remora.plan.policies.semantic import STAYS
 from remora.plan.situation import Situation
 from remora.session.graphs import (
-    dropout_holes,
     facts_at,
     facts_of,
-    graph_of,
-    module_values,
-    random_rows,
     size_of,
 )
-from remora.session.holdings import Holdings, Key, Place, Storage
+from remora.session.holdings import Batch, Holdings, Key, Place, Storage
+from remora.session.known_plans import KnownPlans
 from remora.session.lane import Lane
 from remora.session.ledger import UNUSED, Ledger
-from remora.session.plans import UNKNOWN, Plan, Use, plan_of
-from remora.wire.messages import Adopt, Await, Mark, Push, Put
+from remora.session.pinned import Pinned, Upload
+from remora.session.plans import UNKNOWN, Plan, Use
+from remora.session.wirings import Wiring, Wirings, ended
+from remora.wire.messages import Await, Mark, Push
 
 Name = tuple[int, int, int]
 SETTLED = 16  # runs of a plan after which they teach nothing new about what it reads
-MAX_PLANS = 512  # the oldest goes first, and is made again if it is needed
-PINNED_NBYTES = (
-    256 << 20
-)  # of uploads that wait for their first use; they are copies, since the program may write on
-
-
-@dataclass(frozen=True)
-class Upload:
-    """Bytes of the client that no executor has yet. digest: None for what is small enough to go in a message.
-    nbytes: that they weigh; where nothing is computed, `data` is empty."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-    digest: bytes | None
-    nbytes: int
 
 
 class Placement:
@@ -78,18 +57,14 @@ class Placement:
         self.lanes, self.planner, self.policy = lanes, planner, planner.policy
         self.holdings = Holdings(len(lanes))
         self.ledger = Ledger(planner.pool, ticket)
-        self.plans: dict[tuple[object, ...], Plan] = {}
-        self.plans_made = 0
         self.generators: int | None = None  # where random numbers are drawn; None: anywhere, as in Situation
         self.programs = 0
         self.graphs = 0
         self._graphs_before = 0  # this program
         self._number, self._renumber = number, renumber
-        self._captured = itertools.count(-1, -1)
-        self._uploads: dict[int, Upload] = {}  # oldest first
-        self._pinned_nbytes = 0
-        self._bulk: deque[tuple[Lane, int, bytes, memoryview]] = deque()
-        self._gates: dict[bytes, tuple[int, ...]] = {}
+        self.pinned = Pinned(lanes, self.holdings, self.ledger)
+        self.wirings = Wirings(self.holdings)
+        self.plans = KnownPlans(planner, self.holdings, self._situation, self.wirings.forget)
         self._unknown: set[Key] = set()  # values whose shape nobody had described when they were made
         self._refused: dict[Key, PlanError] = {}  # values of segments that could not be placed
 
@@ -97,12 +72,10 @@ class Placement:
 
     def uploaded(self, segment: int, upload: Upload, facts: Facts) -> None:
         """The client has a value; it goes where it is used first, or when too much waits."""
-        self._uploads[segment] = upload
-        self._pinned_nbytes += upload.nbytes
-        self.holdings.uploaded((segment, 0), facts)
+        self.pinned.add(segment, upload, facts)
         try:
-            while self._pinned_nbytes > PINNED_NBYTES:
-                self._bind_somewhere(next(iter(self._uploads)))
+            while self.pinned.is_full:
+                self._bind_somewhere(self.pinned.oldest)
         except PlanError:
             self.free([(segment, 0)])  # nobody will hear of it
             raise
@@ -124,7 +97,7 @@ class Placement:
         """Makes sure that an executor has a value."""
         place = self._place(key)
         if place.storage.owner is None:
-            self._bind(key[0], executor)
+            self.pinned.bind(key[0], executor)
         elif executor not in place.homes:
             kinds = Counter({place.meaning.residency or "": place.facts.nbytes})
             self._push(self.home(key), executor, [_name(key)], kinds)
@@ -134,7 +107,9 @@ class Placement:
         refused = self._refused.get(key)
         if refused is not None:
             raise refused
-        return self.holdings.places[key]
+        place = self.holdings.find(key)
+        assert place is not None
+        return place
 
     def _bind_somewhere(self, segment: int) -> None:
         """Sends an upload that nothing has used to where it is likely to be used.
@@ -153,51 +128,17 @@ class Placement:
                 f"{sum(situation.held_nbytes):,} of {sum(situation.limits_nbytes):,}; add an executor, or give them "
                 "more --memory"
             )
-        self._bind(segment, home)
-
-    def _bind(self, segment: int, executor: int) -> None:
-        """Sends an upload to the executor that owns it from then on."""
-        upload, lane = self._uploads.pop(segment), self.lanes[executor]
-        self.ledger.uploads(segment, executor, upload.nbytes, upload.digest is not None)
-        self._pinned_nbytes -= upload.nbytes
-        if upload.digest is None:
-            lane.post(Put(segment, upload.dtype, upload.shape, upload.data), upload.nbytes)
-        else:
-            self._bulk.append((lane, segment, upload.digest, memoryview(upload.data)))
-            lane.say(Adopt(segment, upload.dtype, upload.shape, upload.digest))
-        self.holdings.arrived((segment, 0), executor)
+        self.pinned.bind(segment, home)
 
     def returned(self, value: Value, executor: int, nbytes: int) -> None:
         """The client got a value's bytes."""
-        place = self.holdings.places.get((value.segment, value.code))
-        what = place.meaning.residency if place is not None else None
+        what = self.holdings.residency((value.segment, value.code))
         self.ledger.returns(executor, what if what in STAYS else Residency.OUTPUT, nbytes)
 
     def program_ends(self) -> None:
         """A sync is asked for. A program of nothing is none."""
         self.programs += self.graphs > self._graphs_before
         self._graphs_before = self.graphs
-
-    @property
-    def waiting_nbytes(self) -> int:
-        """Of uploads that no executor has yet."""
-        return self._pinned_nbytes
-
-    @property
-    def has_bulk(self) -> bool:
-        """Whether bytes have to go before the messages that name them."""
-        return bool(self._bulk)
-
-    def send_bulk(self) -> None:
-        """Sends the bytes of uploads that were bound. May be interrupted, and goes on then when it is called again."""
-        while self._bulk:
-            lane, segment, digest, data = self._bulk[0]
-            sent_nbytes, started_s = lane.uploads.sent_nbytes, time.perf_counter()
-            lane.link.persist(functools.partial(lane.uploads.ensure, digest, data))
-            took_s = time.perf_counter() - started_s
-            self.ledger.sent(segment, lane.uploads.sent_nbytes - sent_nbytes, took_s)
-            lane.uploads.adopted(segment, digest)
-            self._bulk.popleft()
 
     # -- segments
 
@@ -213,11 +154,57 @@ class Placement:
             PlanError: it cannot be placed. What it was to make raises that from now on; all else is as before.
         """
         self.graphs += 1
-        frees = self._freed(segment)
+        gates = self.plans.gates(segment)
+        known = self.wirings.find(segment, self.generators, gates) if self._may_repeat else None
+        if known is None:
+            return self._write_anew(segment, gates, wanted, ticket)
+        self._write_again(segment, known, wanted, ticket)
+        return known.executor if ticket is not None else None
+
+    @property
+    def _may_repeat(self) -> bool:
+        """Whether nothing waits to be learned of values, and the policy goes by what a wiring knows."""
+        return not (
+            self._unknown or self._refused or self.ledger.uploading or self.policy.turns or self.plans.anew
+        )
+
+    def _write_again(
+        self, segment: Segment, known: Wiring, wanted: Sequence[int], ticket: int | None
+    ) -> None:
+        """As `write`, for what ran so before, straight and settled: what a run changes, and nothing else."""
+        plan, executor = known.plan, known.executor
+        left = self.wirings.ends(segment, known)
+        frees = self._frees_here(segment, left, self._end(left), executor) if left else segment.frees
+        marks = self.ledger.runs(known.use, time.perf_counter())
+        if marks:
+            self._mark(plan, 0, marks, 0)
+        self._run_straight(segment, plan, frees, wanted, ticket)
+        if marks:
+            self._mark(plan, 0, marks, 1)
+        holdings, graph = self.holdings, self.graphs
+        if known.kind is not None:
+            sizes: list[tuple[Facts, int] | None] = [size_of(value.meta) for value in segment.kept]
+            holdings.made_together(segment.number, Batch(known.kind, graph, sizes))
+            return
+        places = [self._place((value.segment, value.code)) for value in segment.slots]
+        self._rename(segment, known.use, [segment.number], places)
+        for slot in plan.writes:
+            self._free_at(holdings.wrote(places[slot].storage))
+
+    def _write_anew(
+        self,
+        segment: Segment,
+        gates: tuple[int, ...],
+        wanted: Sequence[int],
+        ticket: int | None,
+    ) -> int | None:
+        """As `write`, for what may never have run, or not so."""
         keys = [(value.segment, value.code) for value in segment.slots]
+        gone, generators = ended(segment), self.generators
+        frees = self._end(gone)
         try:
             places = self._places(segment, keys)
-            use = self._use(segment, keys, places, wanted)
+            use = self.plans.use(segment, keys, places, self.graphs, gates, wanted)
             plan = use.plan
         except PlanError as error:
             self._free_at(frees)
@@ -225,7 +212,7 @@ class Placement:
             raise
         for slot, executor in plan.moves:
             if places[slot].storage.owner is None:
-                self._bind(keys[slot][0], executor)
+                self.pinned.bind(keys[slot][0], executor)
             else:
                 self._move(places[slot].storage, executor)
         if plan.draws is not None:
@@ -235,7 +222,8 @@ class Placement:
             numbers = [segment.number]
             self._transfer(segment, plan, 0, numbers, keys)
             self._mark(plan, 0, marks, 0)
-            self._run_straight(segment, plan, frees, wanted, ticket)
+            here = self._frees_here(segment, gone, frees, plan.parts[0].executor)
+            self._run_straight(segment, plan, here, wanted, ticket)
             self._mark(plan, 0, marks, 1)
         else:
             self._free_at(frees)
@@ -258,6 +246,8 @@ class Placement:
             for place, slot_of in zip(places, plan.graph.slots, strict=True):
                 place.reads += 1
                 place.meaning = slot_of.meaning
+        elif plan.straight and not plan.moves and not plan.gets_nbytes and not self.policy.turns:
+            self.wirings.learn(segment, use, places, generators, gates)
         return plan.parts[0].executor if plan.straight and ticket is not None else None
 
     def _places(self, segment: Segment, keys: list[Key]) -> list[Place]:
@@ -265,7 +255,7 @@ class Placement:
             for key in keys:
                 self._place(key)
         known = self.holdings.places
-        places = [known[key] for key in keys]
+        places = [known.get(key) or self._place(key) for key in keys]
         if self._unknown:
             for key, place, value in zip(keys, places, segment.slots, strict=True):
                 if key in self._unknown:
@@ -277,27 +267,38 @@ class Placement:
         if marks:
             self.lanes[plan.parts[at].executor].say(Mark(marks[at][end], settle=True))
 
+    def _frees_here(
+        self, segment: Segment, keys: Sequence[Key], held: list[tuple[int, Key]], executor: int
+    ) -> tuple[int, ...]:
+        """The frees of a segment without those that are not on its executor, where they are freed if they are held.
+
+        keys: to be looked at; of the others it is known. held: of these, where.
+        """
+        here = [key for at, key in held if at == executor]
+        if len(here) < len(held):
+            self._free_at([pair for pair in held if pair[0] != executor])
+        if len(here) == len(keys):
+            return segment.frees
+        number, gone = segment.number, set(keys).difference(here)
+        left = [key for key in ended(segment) if key not in gone]
+        return tuple([n for at, code in left for n in (number - at, code >> OUT_BITS, code & OUT_MASK)])
+
     def _run_straight(
         self,
         segment: Segment,
         plan: Plan,
-        frees: list[tuple[int, Key]],
+        frees: tuple[int, ...],
         wanted: Sequence[int],
         ticket: int | None,
     ) -> None:
         """The whole segment on one executor, under its own number, with what ended there since the last one."""
-        executor = plan.parts[0].executor
-        here = [key for at, key in frees if at == executor]
-        if len(here) < len(frees):
-            self._free_at([pair for pair in frees if pair[0] != executor])
-        number = segment.number
-        self.lanes[executor].run(
+        self.lanes[plan.parts[0].executor].run(
             plan.captured[0],
-            number,
+            segment.number,
             segment.names(),
             segment.holes,
             segment.keep,
-            tuple([n for at, code in here for n in (number - at, code >> OUT_BITS, code & OUT_MASK)]),
+            frees,
             segment.uploaded,
             None
             if ticket is None
@@ -350,7 +351,7 @@ class Placement:
                     continue
                 owner = place.storage.owner
                 if owner is None:
-                    self._bind(key[0], target)
+                    self.pinned.bind(key[0], target)
                     continue
                 source, name = owner if owner in place.homes else min(place.homes), _name(key)
                 nbytes = place.facts.nbytes
@@ -380,12 +381,13 @@ class Placement:
         self.lanes[source].say(Push(ticket, target, flat, whole))
         self.lanes[target].say(Await(flat, self.lanes[source].transport.address[:200]))
 
-    def _rename(self, segment: Segment, use: Use, numbers: list[int], places: list[Place]) -> None:
+    def _rename(self, segment: Segment, use: Use, numbers: list[int], places: Sequence[Place]) -> None:
         """The values that live on are called what they are called where they were made."""
         plan, storages = use.plan, list[Storage]()
         holdings, graph, straight = self.holdings, self.graphs, plan.straight
         for value, (made, shared) in zip(segment.kept, plan.made, strict=True):
             if not straight:
+                value.born = value.segment, value.code
                 value.segment, value.code = numbers[made.part], made.code
             if shared is None:
                 memory: Storage | None = None
@@ -419,27 +421,17 @@ class Placement:
 
     # -- ends
 
-    def _freed(self, segment: Segment) -> list[tuple[int, Key]]:
-        """Takes note of what ended since the last segment; (executor, name) of what executors hold of it."""
-        number, frees = segment.number, iter(segment.frees)
-        keys = [
-            (number - distance, row << OUT_BITS | out)
-            for distance, row, out in zip(frees, frees, frees, strict=True)
-        ]
-        return self._end(keys)
-
     def free(self, keys: Sequence[Key]) -> None:
         """Values that the program has dropped."""
         self._free_at(self._end(keys))
 
     def _end(self, keys: Sequence[Key]) -> list[tuple[int, Key]]:
-        self._unknown.difference_update(keys)
-        if self._uploads or self._refused:
-            for key in keys:
-                upload = self._uploads.pop(key[0], None)
-                self._refused.pop(key, None)
-                if upload is not None:
-                    self._pinned_nbytes -= upload.nbytes
+        """Takes note of values that ended; (executor, name) of what executors hold of them."""
+        if self._unknown:
+            self._unknown.difference_update(keys)
+        for key in keys if self._refused else ():
+            self._refused.pop(key, None)
+        self.pinned.ended(keys)
         if self.ledger.uploading:
             for number, _ in keys:
                 self.ledger.used(number, UNUSED)
@@ -463,71 +455,10 @@ class Placement:
             tuple([lane.grant.memory_nbytes for lane in self.lanes]),
             tuple([lane.link.stream.kept_frames for lane in self.lanes]),
             self.programs,
-            self._pinned_nbytes,
+            self.pinned.nbytes,
             self.generators,
             random=random,
             pool=self.planner.pool,
-        )
-
-    def _use(self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int]) -> Use:
-        """The plan for a segment as values lie now: from its template, a size, whose memory is where and shared with
-        whom, what lives on, whether and where random numbers are drawn, and the policy's turn."""
-        template = segment.captured.template
-        gates = self._gates.get(template.id)
-        if gates is None:
-            gates = self._gates[template.id] = dropout_holes(template)
-        bucket = sum([place.nbytes for place in places]).bit_length()
-        storages = [place.storage for place in places]
-        numbers = [storage.number for storage in storages]
-        key = (
-            template.id,
-            bucket,
-            tuple([storage.owner for storage in storages]),
-            tuple([place.homes for place in places]),
-            tuple(map(numbers.index, numbers)) if len(set(numbers)) < len(numbers) else None,
-            segment.keep,
-            tuple([segment.holes[hole] != 0 for hole in gates]),
-            self.policy.turn(self._situation(())) if self.policy.turns else 0,
-            self.generators,
-        )
-        plan = self.plans.get(key)
-        if plan is None or (plan.gets_nbytes and not self._fits(plan)):
-            plan = self._made(segment, keys, places, wanted, bucket)
-            if len(self.plans) >= MAX_PLANS:
-                del self.plans[next(iter(self.plans))]
-            self.plans[key] = plan
-        return Use(plan, tuple(numbers))
-
-    def _fits(self, plan: Plan) -> bool:
-        """Whether executors still have room for what they have to get before it runs."""
-        return all(
-            self.holdings.held_nbytes[executor] + nbytes <= self.lanes[executor].grant.memory_nbytes * ROOM
-            for executor, nbytes in plan.gets_nbytes
-        )
-
-    def _made(
-        self, segment: Segment, keys: list[Key], places: list[Place], wanted: Sequence[int], bucket: int
-    ) -> Plan:
-        started_s = time.perf_counter()
-        slots = [self.holdings.outside(key, self.graphs) for key in keys]
-        graph = graph_of(segment, slots, frozenset((code >> OUT_BITS, code & OUT_MASK) for code in wanted))
-        situation = self._situation(places, random_rows(graph))
-        knew = self.planner.memory
-        decision = self.planner.decide(graph, situation)
-        if self.planner.memory is not knew:
-            for key in [key for key, plan in self.plans.items() if self.planner.is_outdated(plan.graph)]:
-                del self.plans[key]  # made again when it is needed, with what is known now
-        for module, value in module_values(segment.captured):
-            self.holdings.called((value.segment, value.code), module)
-        self.plans_made += 1
-        return plan_of(
-            decision,
-            segment.captured,
-            segment.keep,
-            bucket,
-            situation.homes,
-            lambda: next(self._captured),
-            time.perf_counter() - started_s,
         )
 
 

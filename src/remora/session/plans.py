@@ -6,12 +6,14 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from remora.capture.recorder import CapturedTemplate
 from remora.capture.value import OUT_BITS
 from remora.ir.annotated import Facts, Graph
 from remora.ir.node import Ref, Slot
 from remora.plan.duration import Duration
-from remora.plan.memory import need
+from remora.plan.memory import Need, need
 from remora.plan.parts import Part, Parts, Transfer
 from remora.plan.planner import Decision
 from remora.plan.policies.policy import Wish
@@ -48,7 +50,8 @@ class Plan:
     slot (0 or more), of an earlier one of them (its position less their number: below 0), or, None, its own.
     straight: all of it runs as it is, on one executor. drops: after each part, (executor, row, out) of what only
     travelled and ends.
-    gets_nbytes: by executor, what has to get there first. draws: where random numbers are drawn, if any are.
+    nbytes: of the slots, when the plan was made. gets_nbytes, makes_nbytes: by executor, what has to get there first,
+    and what is made there, at most at one time. draws: where random numbers are drawn, if any are.
     predicted: of each part, by the model alone. phases: what the graph does, in how many of its rows.
     homes: executors that had each slot when the plan was made.
     """
@@ -65,7 +68,9 @@ class Plan:
     straight: bool
     facts: dict[tuple[int, int], Facts]
     drops: tuple[tuple[tuple[int, int, int], ...], ...]
+    nbytes: int
     gets_nbytes: tuple[tuple[int, int], ...]
+    makes_nbytes: tuple[tuple[int, int], ...]
     draws: int | None
     predicted: tuple[Duration, ...]
     whole: Duration
@@ -87,8 +92,7 @@ class Plan:
         return self.graph.rows[value.row].meaning.residency or ""
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One run of a plan. storages: the memories (holdings.Storage.number) of its slots, which other runs have others
     of: equal layers may share a plan."""
 
@@ -100,7 +104,7 @@ def plan_of(
     decision: Decision,
     whole: CapturedTemplate,
     keep: tuple[int, ...],
-    bucket: int,
+    nbytes: int,
     homes: tuple[frozenset[int], ...],
     number: Callable[[], int],
     planning_s: float,
@@ -108,7 +112,8 @@ def plan_of(
     """The plan for a template.
 
     Args:
-        keep: what lives on, flat (row, out). number: gives the captured template of a part a number of its own.
+        keep: what lives on, flat (row, out). nbytes: of all slots. number: gives the captured template of a part a
+            number of its own.
     """
     graph, parts = decision.graph, decision.parts
     found = {row: (at, here) for at, part in enumerate(parts.parts) for here, row in enumerate(part.rows)}
@@ -121,10 +126,11 @@ def plan_of(
         for out, known in enumerate(row.outs)
         if known is not None
     }
+    needs = _needs(decision, homes)
     straight = len(parts.parts) == 1 and parts.parts[0].template.id == whole.template.id
     return Plan(
         whole.template.id,
-        bucket,
+        nbytes.bit_length(),
         parts.parts,
         (whole,)
         if straight
@@ -143,7 +149,9 @@ def plan_of(
         straight,
         facts,
         drops,
-        _gets(decision, homes),
+        nbytes,
+        tuple((executor, of.missing_nbytes) for executor, of in needs if of.missing_nbytes),
+        tuple((executor, of.peak_nbytes - of.missing_nbytes) for executor, of in needs),
         decision.draws,
         tuple(estimate.duration for estimate in decision.predicted.parts),
         decision.predicted.estimate.duration,
@@ -155,15 +163,13 @@ def plan_of(
     )
 
 
-def _gets(decision: Decision, homes: tuple[frozenset[int], ...]) -> tuple[tuple[int, int], ...]:
-    """Plan.gets_nbytes, without executors that get nothing."""
+def _needs(decision: Decision, homes: tuple[frozenset[int], ...]) -> list[tuple[int, Need]]:
+    """Of each executor that runs some of it, what it needs beside what it holds."""
     found = []
     for executor in sorted({part.executor for part in decision.parts.parts}):
         rows = [row for row, at in enumerate(decision.graph.executors) if at == executor]
-        missing_nbytes = need(decision.graph, rows, [executor in home for home in homes], 0).missing_nbytes
-        if missing_nbytes:
-            found.append((executor, missing_nbytes))
-    return tuple(found)
+        found.append((executor, need(decision.graph, rows, [executor in home for home in homes], 0)))
+    return found
 
 
 def _phases(graph: Graph) -> dict[str, int]:

@@ -8,9 +8,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from math import prod
-
-from blake3 import blake3
 
 from remora.capture.interrupts import uninterrupted
 from remora.capture.recorder import Segment
@@ -20,45 +17,34 @@ from remora.device.census import living
 from remora.device.counters import counters
 from remora.device.sink import Fetched, Moment
 from remora.errors import ExecutorError, RemoraError
-from remora.ir.annotated import NOTHING, Facts
-from remora.ir.node import Node
 from remora.plan.planner import Planner
 from remora.session.explaining import Observed
-from remora.session.holdings import Made
+from remora.session.given import Given
 from remora.session.lane import Lane
 from remora.session.link import Reply
-from remora.session.placement import Placement, Upload
-from remora.session.session import Question, Session
+from remora.session.placement import Placement
+from remora.session.session import Question
 from remora.session.stats import Stats
 from remora.transport.interface import Transport
 from remora.wire.messages import (
-    Adopt,
     Barrier,
-    DefaultDtype,
     DeviceQuery,
     Fetch,
-    Flag,
     Grant,
-    LoadRng,
     Marked,
     Memory,
     MemoryQuery,
     Peer,
     Pushed,
     PushFailed,
-    Put,
-    Seed,
-    ToExecutor,
     Values,
 )
 
 ABANDON_S = 2.0
 PUSH_ANSWER_S = 0.05
-_STATE = Facts("uint8", (0,), 1)  # of a generator; only its device knows the size
-_SAVING = Node("remora.save_rng.default"), 0
 
 
-class PoolSession(Session):
+class PoolSession(Given):
     """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
     of the executor where the place in the op stream is marked."""
 
@@ -70,9 +56,9 @@ class PoolSession(Session):
         self.placement = Placement(
             self.lanes, planner, recorder.number, recorder.renumber, lambda: next(self._tickets)
         )
-        self._indexed = planner.policy.indexed  # each executor is a device of its own
-        self._generators = {0}  # those that were seeded, and the default one
-        self._peer_nbytes = 0
+        self._indexed = planner.policy.indexed
+        self._generators = {0}
+        self._peer_nbytes, self._peer_messages = 0, 0
         self._push_failure: PushFailed | None = None
         self._watching = False
         for index, lane in enumerate(self.lanes):
@@ -91,10 +77,10 @@ class PoolSession(Session):
 
     def _living_at(self, executor: int) -> str:
         """What the program still holds that no other executor has."""
-        places = self.placement.holdings.places
+        find = self.placement.holdings.find
 
         def is_there_alone(value: Value) -> bool:
-            place = places.get((value.segment, value.code))
+            place = find((value.segment, value.code))
             return place is not None and place.homes == {executor}
 
         found = living(self.grant.session, is_there_alone)
@@ -125,7 +111,7 @@ class PoolSession(Session):
             lane.commit()
 
     def _transmit(self) -> None:
-        self.placement.send_bulk()
+        self.placement.pinned.send_bulk()
         for lane in self.lanes:  # all first: one that waits for another's values acknowledges late
             lane.link.send()
         for lane in self.lanes:
@@ -204,7 +190,7 @@ class PoolSession(Session):
             self._commit()
             self.recorder.program_ends()
             self.placement.program_ends()
-        self.placement.send_bulk()
+        self.placement.pinned.send_bulk()
         for lane in self.lanes:
             lane.link.send()
         replies: dict[int, Reply] = {}
@@ -261,6 +247,7 @@ class PoolSession(Session):
     def _pushed(self, answer: Pushed | PushFailed) -> None:
         if isinstance(answer, Pushed):
             self._peer_nbytes += answer.nbytes
+            self._peer_messages += 1
             self.placement.ledger.pushed(answer)
             return
         if answer.kind != "value":  # else its row has failed, and says so itself
@@ -308,106 +295,7 @@ class PoolSession(Session):
         for lane in self.lanes:
             lane.link.check_alive()
 
-    # -- uploads
-
-    def put(self, dtype: str, shape: tuple[int, ...], data: bytes, index: int = 0) -> int:
-        if self._indexed:
-            return self._bound(
-                index, dtype, shape, len(data), lambda segment: Put(segment, dtype, shape, data)
-            )
-        return self._pin(Upload(dtype, shape, data, None, len(data)))
-
-    def store(self, dtype: str, shape: tuple[int, ...], data: memoryview, index: int = 0) -> int:
-        digest = blake3(data).digest()
-        if self._indexed:
-            uploads, link = self.lanes[index].uploads, self.lanes[index].link
-            with self.recorder.lock:
-                self._check()
-                link.persist(lambda: uploads.ensure(digest, data))
-
-                def adopt(segment: int) -> Adopt:
-                    uploads.adopted(segment, digest)
-                    return Adopt(segment, dtype, shape, digest)
-
-                return self._bound(index, dtype, shape, data.nbytes, adopt)
-        return self._pin(Upload(dtype, shape, bytes(data), digest, data.nbytes))
-
-    def _bound(
-        self,
-        index: int,
-        dtype: str,
-        shape: tuple[int, ...],
-        nbytes: int,
-        message: Callable[[int], Put | Adopt],
-    ) -> int:
-        """A value on the device that the program has said. message: makes it, of a segment number."""
-        with self.recorder.lock:
-            self._check()
-            with uninterrupted:
-                segment = self.recorder.number()
-                said = message(segment)
-                self.lanes[index].post(said, nbytes if isinstance(said, Put) else 0)
-                self.placement.holdings.uploaded((segment, 0), _facts(dtype, shape, nbytes))
-                self.placement.holdings.arrived((segment, 0), index)
-                self.placement.ledger.uploads(segment, index, nbytes, False)
-            self._transmit()
-            return segment
-
-    def _pin(self, upload: Upload) -> int:
-        with self.recorder.lock:
-            self._check()
-            segment = self.recorder.number()
-            self.placement.uploaded(segment, upload, _facts(upload.dtype, upload.shape, upload.nbytes))
-            return segment
-
-    # -- generator and order
-
-    def seed(self, seed: int, generator: int = 0, index: int = 0) -> None:
-        """Where all executors are one device, all of them seed, and whoever is asked for numbers first draws from then
-        on: state never has to travel."""
-        if self._indexed:
-            super().seed(seed, generator, index)
-            return
-        self._to_all(Seed(seed, generator))
-        self._generators.add(generator)
-        if self._generators == {0}:
-            self.placement.generators = None
-
-    def save_rng(self, generator: int = 0, index: int = 0) -> int:
-        with self.recorder.lock:
-            if not self._indexed:
-                self._in_order(lambda: None)
-                index = self.placement.generators or 0
-            segment = super().save_rng(generator, index)
-            made = Made(0, 0, index, _STATE, 0, _SAVING, NOTHING, "")
-            self.placement.holdings.made((segment, 0), made, None, 0)
-            return segment
-
-    def load_rng(self, value: Value, generator: int = 0, index: int = 0) -> None:
-        if value.home is not self.recorder:
-            raise self.recorder.foreign(value)
-
-        def post() -> None:
-            at = index
-            if not self._indexed:
-                at = self.placement.generators = self.placement.generators or 0
-            self.placement.bring((value.segment, value.code), at)
-            self.lanes[at].post(LoadRng(generator, value.name))
-
-        self._in_order(post)
-
-    def default_dtype(self, name: str) -> None:
-        self._to_all(DefaultDtype(name))
-
-    def flag(self, setter: str, values: tuple[bool | int | str | None, ...]) -> None:
-        self._to_all(Flag(setter, values))  # type: ignore[arg-type]
-
-    def _to_all(self, message: ToExecutor) -> None:
-        def post() -> None:
-            for lane in self.lanes:
-                lane.post(message)
-
-        self._in_order(post)
+    # -- order
 
     def passed(self, moment: Moment, wait: bool) -> bool:
         with self.recorder.lock:
@@ -447,7 +335,7 @@ class PoolSession(Session):
         if not self.recorder.lock.acquire(blocking=False):
             return
         try:
-            if self.recorder.closed is None and not self.placement.has_bulk:
+            if self.recorder.closed is None and not self.placement.pinned.has_bulk:
                 self._free_ended()
                 self._commit()
                 for lane in self.lanes:
@@ -479,8 +367,9 @@ class PoolSession(Session):
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
                 eager_frames=counters.eager_frames,
-                plans=self.placement.plans_made,
+                plans=self.placement.plans.made,
                 peer_bytes=self._peer_nbytes,
+                peer_messages=self._peer_messages,
             )
 
     def observed(self) -> Observed:
@@ -496,7 +385,7 @@ class PoolSession(Session):
                 placement.planner.pool,
                 placement.holdings,
                 placement.ledger,
-                placement.waiting_nbytes,
+                placement.pinned.nbytes,
                 self.stats(),
             )
 
@@ -522,11 +411,6 @@ def _under(question: Question, ticket: int) -> Question:
 def _summed(replies: list[Memory]) -> Memory:
     fields = Memory.__struct_fields__[1:]
     return Memory(0, *(sum(getattr(reply, name) for reply in replies) for name in fields))
-
-
-def _facts(dtype: str, shape: tuple[int, ...], nbytes: int) -> Facts:
-    numel = prod(shape)
-    return Facts(dtype, tuple(shape), nbytes // numel if numel else 1)
 
 
 def _failed_segment(lane: Lane) -> int:

@@ -10,10 +10,10 @@ class Stats:
     """bytes_sent, bytes_received: at the socket, framing included. round_trips: times the client blocked on a
     reply. segments, templates, ops: captured. weights_bytes: sent as bulk. reconnects: cut links resumed.
     eager_frames: frames under torch.compile that ran under capture instead, in the whole process. plans: made, one
-    for a template, a size and a whereabouts of its inputs. peer_bytes: from executor to executor.
-    speculated: programs (up to a sync each) that executors ran before they were told to. confirmed: of them, those
-    that the program then asked for. wasted: those that were undone. depth: programs that an executor may be ahead by
-    now; of several, the most. A difference keeps the later depth."""
+    for a template, a size and a whereabouts of its inputs. peer_bytes: from executor to executor; peer_messages: in
+    how many pushes. speculated: programs (up to a sync each) that executors ran before they were told to. confirmed:
+    of them, those that the program then asked for. wasted: those that were undone. depth: programs that an executor
+    may be ahead by now; of several, the most. A difference keeps the later depth."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -26,6 +26,7 @@ class Stats:
     eager_frames: int = 0
     plans: int = 0
     peer_bytes: int = 0
+    peer_messages: int = 0
     speculated: int = 0
     confirmed: int = 0
     wasted: int = 0

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from remora.errors import ProtocolError, UnsupportedOp
+from remora.executor.worker.append import growing_kernel
 from remora.executor.worker.kernels import grows, kernel_of
+from remora.executor.worker.readers import readers
 from remora.executor.worker.writes import GENERATOR, Write, undoable, write_of
 from remora.ir.graph import Template
 from remora.ir.node import FREE, Arg, Const, Hole, Items, Node, Ref, Slot, Symbol
@@ -45,7 +47,10 @@ class Instruction:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Runs with `run`; `keep` gives the registers of the outputs that live on. A program is equal to itself only."""
+    """Runs with `run`; `keep` gives the registers of the outputs that live on. A program is equal to itself only.
+
+    growing: those of them that may be views into a larger buffer (append.py). strict: slots that must not be.
+    """
 
     instructions: tuple[Instruction, ...]
     constants: tuple[Any, ...]
@@ -55,6 +60,8 @@ class Program:
     grows: bool  # a storage may weigh more afterwards
     writes: bool  # an instruction has `writes`
     undoable: bool  # `undo.py` can undo all that it does
+    growing: frozenset[int] = frozenset()
+    strict: tuple[int, ...] = ()
 
 
 class Failure(Exception):
@@ -135,17 +142,19 @@ def compile_program(
     keep: tuple[tuple[int, int], ...],
     device: torch.device,
     generator: Callable[[int], torch.Generator] | None = None,
+    room_nbytes: Callable[[], int] | None = None,
     exact: bool = True,
 ) -> Program:
     """A row that cannot be compiled raises when it is reached, so that the rows before it run.
 
     generator: gives the session's generator of an index, which is what rows bind for one.
+    room_nbytes: what values may still take; without it, no tensor grows in place.
     exact: with the kernels that PyTorch itself would choose.
 
     Raises:
         ProtocolError: `keep` names an output that the template does not have.
     """
-    return _Compiler(template, keep, device, generator, exact).compile()
+    return _Compiler(template, keep, device, generator, room_nbytes, exact).compile()
 
 
 class _Compiler:
@@ -155,10 +164,11 @@ class _Compiler:
         keep: tuple[tuple[int, int], ...],
         device: torch.device,
         generator: Callable[[int], torch.Generator] | None,
+        room_nbytes: Callable[[], int] | None,
         exact: bool,
     ) -> None:
         self.template, self.keep, self.device, self.generator = template, keep, device, generator
-        self.exact = exact
+        self.room_nbytes, self.readers, self.exact = room_nbytes, readers(template, keep), exact
         self.n_slots = template.n_slots
         self.hole = self.n_slots
         self.constants: list[Any] = []
@@ -208,6 +218,7 @@ class _Compiler:
             for call, reads, result, layout, row in self.steps
         ]
         instructions = _with_drops(steps, {at for _, _, at in keep}, self.first_constant, base)
+        growing = frozenset(at for row, _, at in keep if row in self.readers.growing)
         return Program(
             tuple(
                 replace(step, writes=self.writes[at]) if at in self.writes else step
@@ -220,6 +231,8 @@ class _Compiler:
             self.grows,
             bool(self.writes),
             self.undoable,
+            growing,
+            self.readers.strict,
         )
 
     def _row(self, row: int, node: Node) -> None:
@@ -245,6 +258,8 @@ class _Compiler:
         layout = _enforced(node, 0) if single and fresh else None
         if (writes := write_of(op, node)) is not None:
             self.writes[len(self.steps)] = writes
+        if self.room_nbytes is not None and row in self.readers.growing:
+            call, layout = growing_kernel(node, call, self.room_nbytes), None
         self.steps.append((call, reads, result, layout, row))
         if single:
             self.results[row, 0] = result

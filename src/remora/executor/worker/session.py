@@ -314,7 +314,7 @@ class WorkerSession:
         if (message.slots, message.holes, message.keep) != (None, None, None):
             memory = memory.copy()
             apply_run(memory, message, defined.template.n_slots, defined.template.holes)
-        self._execute(message.segment, defined, bound_of(memory, message.segment))
+        self._execute(message, defined, bound_of(memory, message.segment))
         if memory is not self.sites[message.site]:
             overlay[message.site] = memory
         if message.wants is None:
@@ -345,6 +345,8 @@ class WorkerSession:
             program = self._compile(defined, bound.keep)
         if self.undo.active:
             program = self.undo.guarded(program)
+        if self.values.loose:
+            self._copy_out([bound.names[slot] for slot in program.strict])
         run_program = partial(run, program)
         tensors = self.values.tensors
         if self.tiers is not None:
@@ -394,19 +396,32 @@ class WorkerSession:
             tensor = registers[register]
             if tensor is None:
                 continue
-            values.keep((segment, row, out), tensor)
+            if register in program.growing:
+                values.keep_grown((segment, row, out), tensor)
+            else:
+                values.keep((segment, row, out), tensor)
             if values.used_nbytes > limit_nbytes and self.device.drop_graphs():
                 limit_nbytes = values.used_nbytes + self.device.room_nbytes()
+            if values.used_nbytes > limit_nbytes and values.loose:
+                values.trim()
             if values.used_nbytes > limit_nbytes or values.count > MAX_VALUES:
                 values.free((segment, row, out))
                 raise Failure(row, _over_limit(tensor), registers)
+
+    def _copy_out(self, names: list[Name]) -> None:
+        """Before rows that must not read a view into a buffer that grows."""
+        values = self.values
+        for name in names:
+            if name in values.loose:
+                self.admit(values.tensors[name].nbytes)
+                values.copy_out(name)
 
     def _compile(self, defined: _Defined, keep: tuple[int, ...]) -> Program:
         if len(defined.programs) >= MAX_PROGRAMS:
             defined.programs.pop(next(iter(defined.programs)))
         pairs = tuple((row, out) for row, out in groups(keep, 2))
-        device, exact = self.device.device, self.exact
-        program = compile_program(defined.template, pairs, device, self._generator, exact)
+        device, room_nbytes = self.device.device, self.device.room_nbytes
+        program = compile_program(defined.template, pairs, device, self._generator, room_nbytes, self.exact)
         defined.programs[keep] = program
         return program
 
@@ -417,7 +432,7 @@ class WorkerSession:
         for name in names:
             if name not in tensors:
                 raise RemoraError(self._story(name))
-        return [tensors[name] for name in names]
+        return [self.values.exact(name) for name in names]
 
     def _story(self, name: Name) -> str:
         did_not_come = self.transfers.waiting.story(name)
@@ -451,6 +466,8 @@ class WorkerSession:
         """Raises MemoryLimit: the session, or the device, cannot take so many more values and bytes."""
         if nbytes > self.device.room_nbytes():
             self.device.drop_graphs()
+        if self.values.loose and nbytes > self.device.room_nbytes():
+            self.values.trim()
         if nbytes > self.device.room_nbytes() or self.values.count + values > MAX_VALUES:
             raise MemoryLimit(f"asked for {nbytes:,} bytes")
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from remora.errors import ProtocolError
+from remora.executor.worker.append import copied_out, exact, in_buffer, spares
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.parked import Parked
 from remora.ops.dtypes import BY_NAME, tensor_from
@@ -15,10 +16,14 @@ from remora.wire.binding import Name
 
 
 class Values:
-    """Named tensors. A storage counts once, however many names view it."""
+    """Named tensors. A storage counts once, however many names view it.
+
+    loose: those that are views into a buffer that grows (append.py), which the program does not know.
+    """
 
     def __init__(self) -> None:
         self.tensors: dict[Name, torch.Tensor] = {}
+        self.loose: set[Name] = set()
         self._storages: dict[int, list[int]] = {}  # identity: [names, nbytes that count, nbytes]
         self.lent: dict[int, set[Name]] = {}  # identity of a storage that is somebody else's: the names in it
         self.parked = Parked()
@@ -61,6 +66,33 @@ class Values:
         else:
             entry[0] += 1
 
+    def keep_grown(self, name: Name, tensor: torch.Tensor) -> None:
+        """Keeps what a growing row made."""
+        self.keep(name, tensor)
+        if in_buffer(tensor):
+            self.loose.add(name)
+
+    def copy_out(self, name: Name) -> None:
+        """Makes a loose value what the program believes it to be. Raises RuntimeError if there is no memory."""
+        self._replace(name, copied_out(self.tensors[name]))
+
+    def exact(self, name: Name) -> torch.Tensor:
+        """A value as the program believes it to be, for a reader that changes nothing."""
+        tensor = self.tensors[name]
+        return exact(tensor) if name in self.loose else tensor
+
+    def trim(self) -> None:
+        """Gives back the room that loose values have to spare, as far as there is memory to do it with."""
+        for name in [name for name in self.loose if spares(self.tensors[name])]:
+            try:
+                self._replace(name, exact(self.tensors[name]))
+            except RuntimeError:  # it was tried because memory is short: who wants more will say so
+                return
+
+    def _replace(self, name: Name, tensor: torch.Tensor) -> None:
+        self.free(name)
+        self.keep(name, tensor)
+
     def free(self, name: Name) -> None:
         """Unknown names are ignored: a skipped segment never made its values."""
         tensor = self.tensors.pop(name, None)
@@ -68,6 +100,7 @@ class Values:
             if self.parked.places:
                 self._count_parked(partial(self.parked.free, name))
             return
+        self.loose.discard(name)
         storage = tensor.untyped_storage()._cdata
         if storage in self.lent:
             self.lent[storage].discard(name)
@@ -142,6 +175,7 @@ class Values:
 
     def clear(self) -> None:
         self.tensors.clear()
+        self.loose.clear()
         self._storages.clear()
         self.lent.clear()
         self.parked.clear()

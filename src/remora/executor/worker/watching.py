@@ -14,6 +14,7 @@ from remora.executor.worker.failure import kind_of
 from remora.executor.worker.graphs import Recorder
 from remora.executor.worker.pieces import Row, Stage, registers_written
 from remora.executor.worker.program import Failure, Program, Registers, walk
+from remora.executor.worker.readers import readers
 from remora.ir.graph import Template
 from remora.wire.binding import Name
 
@@ -78,6 +79,10 @@ class Watched:
             for row, places in self.groups.items()
         }
         self.written: dict[int, list[int]] = {}
+        kept_outputs = tuple((row, out) for row, out, _ in program.keep)
+        self.outcasts |= readers(
+            template, kept_outputs
+        ).growing  # what they do depends on who else reads a buffer
         for row in self.groups:
             self._judge(row, template, program)
         self.unsteady: set[int] = set()  # registers that looked the same, and were not

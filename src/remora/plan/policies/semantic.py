@@ -23,6 +23,7 @@ from remora.plan.situation import Situation
 
 STAYS = frozenset({Residency.WEIGHT, Residency.KV_CACHE, Residency.OPTIMIZER_STATE})
 DOUBT = 0.1  # relative error of comparing two plans that their common sources do not show
+SIGMAS = 2.0  # standard deviations that a gain must exceed: state that left for noise stays away for the whole session
 CLEARLY_FASTER = 1.3  # of devices, for what nobody has used yet
 
 
@@ -82,7 +83,7 @@ def chosen(options: Sequence[Option]) -> tuple[Option, str]:
     gain = difference(still.took, fastest.took)
     if len(options) == 1:
         return still, "nothing else was possible"
-    if gain.seconds > gain.sigma_s + DOUBT * fastest.took.seconds:
+    if gain.seconds > SIGMAS * gain.sigma_s + DOUBT * fastest.took.seconds:
         return fastest, f"it is predicted faster than moving fewest bytes ({still.what}) by {gain}"
     return still, f"it moves the fewest bytes, {still.estimate.wire_nbytes:,}, and nothing is clearly faster"
 
@@ -175,9 +176,10 @@ def _most(nbytes: Counter[int]) -> int:
 
 
 def _has_room(option: Option, situation: Situation) -> bool:
-    """Whether what is computed on the way holds too, beside what lives on."""
+    """Whether what is computed on the way holds too, beside what lives on; where something has to get first, room for
+    what is computed later is left, as it is when the plan is used again."""
     return all(
-        needed.peak_nbytes <= limit
+        needed.peak_nbytes <= limit and (not needed.missing_nbytes or needed.lasting_nbytes <= ROOM * limit)
         for needed, limit in zip(option.needs, situation.limits_nbytes, strict=True)
     )
 
