@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from graph_lane import Lane
 from remora.ir.node import Hole, Items, Node, Ref, Slot
-from remora.wire.messages import Failed, Free, Recover
+from remora.wire.messages import Failed, Free, Put, Recover
 from worker_endpoint import LIMIT_NBYTES
 
 
@@ -163,6 +163,23 @@ def test_a_failure_names_its_row_and_leaves_what_was_made_before(lane):
     for session in lane.sessions:
         assert (100, 9, 0) not in session.values.tensors
     decode(lane, 3, first=200, site=site)
+
+
+def test_a_row_that_fails_inside_of_a_piece_is_the_one_that_is_named(lane):
+    start(lane)
+    for name, index in ((40, 0), (41, 7)):
+        lane.tell(Put(name, "int64", (1,), index.to_bytes(8, "little")))
+    look_up = Node("aten.embedding.default", (Slot(0), Slot(1)))
+    site = lane.program(mul(Slot(0), Slot(0)), add(Ref(0), Slot(0)), look_up, add(Ref(2), Ref(1)))
+    for segment in range(10, 16):
+        lane.run(segment, site, [(1, 0, 0), (40, 0, 0)], (3, 0))
+    assert lane.recorder.replayed
+    failed = lane.run(20, site, [(1, 0, 0), (41, 0, 0)], (1, 0, 3, 0))
+    failed = lane.run(21, site, [(1, 0, 0), (41, 0, 0)], (3, 0)) or failed
+    assert (failed.row, failed.op, failed.kind) == (2, "aten.embedding.default", "index")
+    lane.tell(Recover(failed.failure))
+    lane.run(30, site, [(1, 0, 0), (40, 0, 0)], (3, 0))
+    lane.same((30, 3, 0))
 
 
 def test_a_write_in_place_shows_in_what_shares_the_memory_and_nowhere_else(lane):

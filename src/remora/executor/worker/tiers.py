@@ -166,7 +166,8 @@ class Tier:
                     if register >= first_result:
                         registers[register] = None
             except Failure as failure:
-                self._resume(program, failure, self._done(plan, at, failure), progress, restrided)
+                done = self._done(plan, at, failure)
+                self._resume(program, failure, done, progress, restrided, stage.piece)
                 return registers
         if missed:
             self._missed(changed=any(missed))
@@ -313,18 +314,27 @@ class Tier:
         return done
 
     def _resume(
-        self, program: Program, failure: Failure, done: set[int], progress: Any, restrided: list[int]
+        self,
+        program: Program,
+        failure: Failure,
+        done: set[int],
+        progress: Any,
+        restrided: list[int],
+        piece: bool = False,
     ) -> None:
-        """After a failure, the rows that have not run, in their order, up to the one that fails again; if memory
-        was short, without graphs. Raises Failure, with the registers as the program alone would have left them."""
-        registers, number = failure.registers, failure.row
+        """After a failure, the rows that have not run, in their order, up to the one that fails again.
+
+        If memory was short, without graphs; a piece does not know which of its rows it was. Raises Failure, with the
+        registers as the program alone would have left them.
+        """
+        registers, number, fatal = failure.registers, failure.row, is_fatal(failure.cause)
         short = kind_of(failure.cause) == "memory" and self.tiers.clear_all()
-        again = short and number not in self.watched.fences
+        again = (short or piece) and number not in self.watched.fences and not fatal
         rest = [step for at, step in enumerate(program.instructions) if at not in done]
         if not again:
             rest = [step for step in rest if step.row < number]
         try:
-            if not is_fatal(failure.cause):
+            if not fatal:
                 walk(rest, registers, progress, restrided)
         except Failure as later:
             failure, again = later, False
