@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remora.errors import ProtocolError
-from remora.wire.binding import Name, SiteMemory, decode_run, encode_run
+from remora.wire.binding import Name, SiteMemory, decode_run, encode_run, frees_of
 from remora.wire.codec import decode_to_executor, encode
 from remora.wire.messages import Run
 
@@ -47,7 +47,7 @@ def test_binding_arrives_bit_for_bit(
         assert bound.names == names
         assert [_bits(value) for value in bound.holes] == [_bits(value) for value in holes]
         assert bound.keep == keep
-        assert [segment - number for number, _, _ in bound.frees] == list(frees[:1])
+        assert [segment - number for number, _, _ in frees_of(far, segment)] == list(frees[:1])
 
 
 def _bits(value: int | float) -> int | bytes:

@@ -23,8 +23,8 @@ from remora.transport.stream import Stream
 from remora.wire.codec import decode_envelope, decode_to_executor, encode
 from remora.wire.messages import Barrier, BlobAnswer, Done, Grant, Lost, OpenSession, Status
 
-STATUS = Status("e1", "0.1.0", 1, "2.13.0", "cpu", 1.0, 1 << 30, 0, 0, 1, {})
-GRANT = Grant("s", "secret", 1, "e1", 1, "2.13.0", "cpu", "", 900.0, 1 << 30, 64, 1 << 20, "ann")
+STATUS = Status("e1", "0.1.0", 2, "2.13.0", "cpu", 1.0, 1 << 30, 0, 0, 1, {})
+GRANT = Grant("s", "secret", 1, "e1", 2, "2.13.0", "cpu", "", 900.0, 1 << 30, 64, 1 << 20, "ann")
 
 
 class Answering:

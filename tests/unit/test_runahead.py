@@ -7,7 +7,7 @@ import pytest
 from remora.runahead.ahead import RunningAhead
 from remora.runahead.depth import Depth
 from remora.runahead.form import are_one, continued
-from remora.runahead.predictor import LASTING, Agreement, Predictor
+from remora.runahead.predictor import LASTING, WORTH, Agreement, Predictor
 from remora.wire.messages import Barrier, Put, Run
 
 SAME, ALIKE, OTHER = Agreement.SAME, Agreement.ALIKE, Agreement.OTHER
@@ -216,3 +216,40 @@ def test_what_was_coming_and_was_said_instead_is_not_coming_again():
     assert ahead.coming() == first
     assert ahead.said(first) == (None, [])
     assert ahead.coming() == second
+
+
+def long_settled():
+    predictor, stream = Predictor(), Stream()
+    settled(predictor, stream)
+    for _ in range(WORTH):
+        assert taken(predictor, stream.program()) == [SAME, SAME]
+    return predictor, stream
+
+
+def test_a_loop_goes_on_behind_what_broke_it_off():
+    predictor, stream = long_settled()
+    assert taken(predictor, [stream.run(7, asks=True)]) == [OTHER]
+    assert taken(predictor, stream.program()) == [OTHER, SAME]  # the first time it has to be seen
+    for _ in range(WORTH):
+        assert taken(predictor, stream.program()) == [SAME, SAME]
+    assert taken(predictor, [stream.run(7), stream.run(8, asks=True)]) == [OTHER, OTHER]
+    assert taken(predictor, stream.program()) == [SAME, SAME]
+    assert predictor.epoch == 2
+
+
+def test_a_loop_that_does_not_go_on_is_left():
+    predictor, stream = long_settled()
+    taken(predictor, [stream.run(7, asks=True)])
+    for _ in range(WORTH):
+        taken(predictor, stream.program())
+    taken(predictor, [stream.run(7, asks=True)])
+    assert predictor.expected is not None
+    assert taken(predictor, [stream.run(9, asks=True), stream.run(9, asks=True)]) == [OTHER, OTHER]
+    assert (predictor.expected, predictor.epoch) == (None, 3)
+
+
+def test_a_loop_that_breaks_off_often_is_not_looked_for():
+    predictor, stream = Predictor(), Stream()
+    settled(predictor, stream)
+    taken(predictor, [stream.run(7, asks=True)])
+    assert taken(predictor, stream.program()) == [OTHER, OTHER]

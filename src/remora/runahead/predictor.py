@@ -20,6 +20,7 @@ MAX_PROGRAM = 512  # messages
 MIN_REPEATS = 2  # times that a period is seen before it is believed
 MAX_REPEATS = 32  # of a program that keeps breaking its predictions
 LASTING = 8  # periods; a prediction that held for so long was a good one
+WORTH = 4  # programs; a loop that was predicted for so long in one go is looked for again
 
 
 class Agreement(enum.Enum):
@@ -41,12 +42,13 @@ class Cursor:
         self._next = 0
         self.at = at
         self.turns = 0  # periods walked through
+        self.returns = False  # a program that broke it off was followed by its next one before
         self.questions = sum(form.ends for form in self._forms)
 
     def copy(self) -> Cursor:
         other = Cursor((), self.at)
         other._forms, other._next, other.turns = self._forms, self._next, self.turns
-        other.questions = self.questions
+        other.questions, other.returns = self.questions, self.returns
         other._before, other._last = list(self._before), list(self._last)
         return other
 
@@ -69,6 +71,14 @@ class Cursor:
             self.turns += 1
         return message
 
+    def skip_program(self) -> None:
+        """Goes to the first message of the program behind the coming message's."""
+        while True:
+            ends = self.ends
+            self._next = (self._next + 1) % len(self._forms)
+            if ends:
+                return
+
     def _coming(self) -> tuple[ToExecutor, Place, Numbers]:
         here = self._next
         last = self._last[here]
@@ -89,6 +99,11 @@ class Predictor:
         self._whole = True  # the open program is known from its first message on
         self._programs: deque[tuple[Form, ...]] = deque(maxlen=MAX_PERIOD * MAX_REPEATS)
         self._repeats = MIN_REPEATS
+        # Where something else came, the walk may go on with the program behind that:
+        self._left: Cursor | None = None
+        self._watching = False  # that is so if it is what is said next
+        self._returned = False  # that was taken for granted, and nothing has been said since
+        self._held = 0  # programs that came as predicted, one after another
 
     @property
     def expected(self) -> ToExecutor | None:
@@ -102,7 +117,8 @@ class Predictor:
         assert not isinstance(message, Free)
         expected = self.expected
         if expected is None:
-            self._learn(message)
+            if not self._comes_back(message):
+                self._learn(message)
             return Agreement.OTHER
         agreement = _agreement(message, expected)
         if agreement is Agreement.OTHER:
@@ -114,18 +130,42 @@ class Predictor:
     def go_on(self) -> ToExecutor:
         """The expected message was said."""
         assert self.cursor is not None
-        self._coming = None
+        self._coming, self._returned = None, False
+        self._held += self.cursor.ends
         return self.cursor.advance()
 
     def _break(self, message: ToExecutor) -> None:
         assert self.cursor is not None
         self.epoch += 1
-        lasted = self.cursor.turns >= LASTING
-        self._repeats = MIN_REPEATS if lasted else min(2 * self._repeats, MAX_REPEATS)
         self._at = self.cursor.at
+        if self._returned:  # it did not come back this time
+            self._left = None
+        else:
+            lasted = self.cursor.turns >= LASTING
+            self._repeats = MIN_REPEATS if lasted else min(2 * self._repeats, MAX_REPEATS)
+            self._left = self.cursor if self._held >= WORTH else None
+            self.cursor.skip_program()
         self.cursor = self._coming = None
+        self._held = 0
+        self._watching = self._returned = False
         self._forget()
         self._learn(message)
+
+    def _comes_back(self, message: ToExecutor) -> bool:
+        """Whether a message goes on where the last prediction broke off, one program later."""
+        left, watching = self._left, self._watching
+        self._watching = False
+        if left is None or not watching:
+            return False
+        self._left = None
+        left.at = self._at
+        if _agreement(message, left.peek()) is Agreement.OTHER:
+            return False
+        left.advance()
+        left.returns = True
+        self.cursor = left
+        self._forget()
+        return True
 
     def _forget(self) -> None:
         self._programs.clear()
@@ -148,6 +188,14 @@ class Predictor:
             self.cursor = self._settled()
         self._program.clear()
         self._whole = True
+        left = self._left
+        if self.cursor is not None:
+            self._left = None
+        elif left is not None and left.returns:
+            self._left, self._returned = None, True
+            left.at, self.cursor = self._at, left
+        else:
+            self._watching = left is not None
 
     def _settled(self) -> Cursor | None:
         """A walk from here on, if enough programs have repeated."""
