@@ -20,9 +20,12 @@ from remora.wire.codec import decode_envelope, decode_to_executor, encode
 from remora.wire.messages import Grant, OpenSession, Status
 
 LIMIT_NBYTES = 64 << 20
+CPU = torch.device("cpu")
 
 
-def worker_device(limit_nbytes: int = LIMIT_NBYTES) -> tuple[Device, list[WorkerSession], dict[str, bytes]]:
+def worker_device(
+    limit_nbytes: int = LIMIT_NBYTES, device: torch.device = CPU
+) -> tuple[Device, list[WorkerSession], dict[str, bytes]]:
     """A device, the sessions that count against its limit, and the bulk values that were spilled."""
     sessions: list[WorkerSession] = []
     bulks: dict[str, bytes] = {}
@@ -32,7 +35,6 @@ def worker_device(limit_nbytes: int = LIMIT_NBYTES) -> tuple[Device, list[Worker
         bulks[name] = bytes(data)
         return name
 
-    device = torch.device("cpu")
     return (
         Device(
             device,
@@ -41,7 +43,7 @@ def worker_device(limit_nbytes: int = LIMIT_NBYTES) -> tuple[Device, list[Worker
             Maps(),
             spill,
             lambda principal: f"Held by: {principal}",
-            lambda: limit_nbytes - sum(s.values.used_nbytes for s in sessions),
+            lambda: limit_nbytes - sum(s.used_nbytes for s in sessions),
             lambda number, digest, times: None,
             Outbox(Buffers(Path(tempfile.gettempdir()), "test-push"), limit_nbytes, lambda *packet: None),
         ),

@@ -382,14 +382,14 @@ class Worker:
         self.usage_at = time.monotonic()
         self.usage_due = False
         per_session = {
-            number: (session.values.used_nbytes, session.device_s, session.segments)
+            number: (session.used_nbytes, session.device_s, session.segments)
             for number, session in self.sessions.items()
         }
         self.hop.sendall(packet(Kind.USAGE, 0, Usage(self.used_nbytes(), per_session)))
 
     def used_nbytes(self) -> int:
-        """By values, less what the front counts as blobs."""
-        return sum(session.values.used_nbytes for session in self.sessions.values())
+        """By values and graphs, less what the front counts as blobs."""
+        return sum(session.used_nbytes for session in self.sessions.values())
 
     def room_nbytes(self) -> int:
         left_nbytes = min(self.limit_nbytes - self.others_nbytes, self.tenant_nbytes)
@@ -440,7 +440,7 @@ class Worker:
         by_name: Counter[str] = Counter()
         for session in self.sessions.values():
             ours = session.principal.partition("/")[0] == tenant
-            by_name[session.principal if ours else "other tenants"] += session.values.used_nbytes
+            by_name[session.principal if ours else "other tenants"] += session.used_nbytes
         if self.others_nbytes:
             by_name["other tenants"] = self.others_nbytes
         if blobs_nbytes := self.blobs_nbytes():

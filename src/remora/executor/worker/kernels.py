@@ -19,8 +19,11 @@ Kernel = Callable[..., Any]
 _UNSET = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
 
 
-def kernel_of(op: Any, node: Node) -> Kernel:
-    """What a row calls, with its arguments in the node's order: positional, then keywords."""
+def kernel_of(op: Any, node: Node, exact: bool = True) -> Kernel:
+    """What a row calls, with its arguments in the node's order: positional, then keywords.
+
+    exact: the kernels that PyTorch itself would choose.
+    """
     base = op._schema.name.split("::")[1]
     known = traits(op)
     # `_op` is what an OpOverload calls: a third of the time of a small op is the call around it
@@ -31,6 +34,8 @@ def kernel_of(op: Any, node: Node) -> Kernel:
         call = _zero_filled(op)
     elif base in _SEGMENTS:
         call = _checked_segments(op)
+    elif base == "scaled_dot_product_attention" and not exact:
+        call = _attention(op)
     names = tuple(name for name, _ in node.kwargs)
     if names:
         call = _with_keywords(call, names, len(node.args))
@@ -43,6 +48,25 @@ def kernel_of(op: Any, node: Node) -> Kernel:
 def grows(op: Any) -> bool:
     """Whether the op may make the storage of an input larger, which then weighs more."""
     return op is RESIZED
+
+
+def _attention(op: Any) -> Kernel:
+    """cuDNN makes a plan, in some 40 ms, for each length of keys that it has not seen, and a decode step has a new one
+    each time: queries of one token go to the kernel that comes next."""
+    call = op._op
+    by_cudnn, by_flash = torch._C._get_cudnn_sdp_enabled, torch._C._get_flash_sdp_enabled
+    set_cudnn = torch._C._set_sdp_use_cudnn
+
+    def attend(query: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        if query.shape[-2] != 1 or not by_cudnn() or not by_flash():
+            return call(query, *rest, **named)  # type: ignore[no-any-return]
+        set_cudnn(False)
+        try:
+            return call(query, *rest, **named)  # type: ignore[no-any-return]
+        finally:
+            set_cudnn(True)
+
+    return attend
 
 
 def _scalar(op: Any) -> Kernel:

@@ -7,7 +7,7 @@ instructions of their own, so that the loop has one form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -32,8 +32,8 @@ Registers = list[Any]
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """call: on the registers that `read` picks. layout: None, or the layout to enforce on the result.
-    drops: registers that nothing reads afterwards. writes: what it overwrites, which `run` does not look at."""
+    """call: on the registers that `read` picks, which are `reads`. layout: None, or the layout to enforce on the
+    result. drops: registers that nothing reads afterwards. writes: what it overwrites, which `run` does not look at."""
 
     call: Callable[..., Any]
     read: Callable[[Registers], tuple[Any, ...]]
@@ -42,6 +42,7 @@ class Instruction:
     row: int
     drops: tuple[int, ...] = ()
     writes: Write | None = None
+    reads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +76,25 @@ def run(
     program: Program, slots: list[Any], holes: list[int | float], progress: Any, restrided: list[int]
 ) -> Registers:
     """Executes a program. Raises Failure. `restrided[0]` counts results that had to be laid out anew."""
+    registers = fill(program, slots, holes)
+    walk(program.instructions, registers, progress, restrided)
+    return registers
+
+
+def fill(program: Program, slots: list[Any], holes: list[int | float]) -> Registers:
+    """The registers as a program finds them."""
     registers: Registers = [*slots, *holes, *program.constants]
     registers += [None] * (program.n_registers - len(registers))
+    return registers
+
+
+def walk(
+    instructions: Sequence[Instruction], registers: Registers, progress: Any, restrided: list[int]
+) -> None:
+    """Executes instructions, in this order. Raises Failure."""
     instruction = None
     try:
-        for instruction in program.instructions:
+        for instruction in instructions:
             progress[0] = instruction.row
             result = instruction.call(*instruction.read(registers))
             layout = instruction.layout
@@ -95,7 +110,6 @@ def run(
         assert instruction is not None
         shapes = _shapes(instruction.read(registers))[:MAX_SHAPES_CHARS]
         raise Failure(instruction.row, error, registers, shapes) from error
-    return registers
 
 
 def before(program: Program, row: int) -> Program:
@@ -129,16 +143,18 @@ def compile_program(
     device: torch.device,
     generator: Callable[[int], torch.Generator] | None = None,
     room_nbytes: Callable[[], int] | None = None,
+    exact: bool = True,
 ) -> Program:
     """A row that cannot be compiled raises when it is reached, so that the rows before it run.
 
     generator: gives the session's generator of an index, which is what rows bind for one.
     room_nbytes: what values may still take; without it, no tensor grows in place.
+    exact: with the kernels that PyTorch itself would choose.
 
     Raises:
         ProtocolError: `keep` names an output that the template does not have.
     """
-    return _Compiler(template, keep, device, generator, room_nbytes).compile()
+    return _Compiler(template, keep, device, generator, room_nbytes, exact).compile()
 
 
 class _Compiler:
@@ -149,9 +165,10 @@ class _Compiler:
         device: torch.device,
         generator: Callable[[int], torch.Generator] | None,
         room_nbytes: Callable[[], int] | None,
+        exact: bool,
     ) -> None:
         self.template, self.keep, self.device, self.generator = template, keep, device, generator
-        self.room_nbytes, self.readers = room_nbytes, readers(template, keep)
+        self.room_nbytes, self.readers, self.exact = room_nbytes, readers(template, keep), exact
         self.n_slots = template.n_slots
         self.hole = self.n_slots
         self.constants: list[Any] = []
@@ -225,7 +242,7 @@ class _Compiler:
         if refused is not None:
             raise UnsupportedOp(f"{node.op} is not allowed on this executor {refused}")
         known = traits(op)
-        call = kernel_of(op, node)
+        call = kernel_of(op, node, self.exact)
         self.random = self.random or known.random
         self.grows = self.grows or grows(op)
         self.undoable = self.undoable and undoable(op)
@@ -374,6 +391,6 @@ def _with_drops(
         drops.append(tuple(ends))
     drops.reverse()
     return tuple(
-        Instruction(call, _reader(reads), result, layout, row, drop)
+        Instruction(call, _reader(reads), result, layout, row, drop, reads=tuple(reads))
         for (call, reads, result, layout, row), drop in zip(steps, drops, strict=True)
     )

@@ -18,10 +18,12 @@ from remora.executor.worker.blobs import Blobs
 from remora.executor.worker.describe import Marks, facts, reserved_nbytes
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit, is_fatal, kind_of, message_of
 from remora.executor.worker.flags import Flags
+from remora.executor.worker.graphs import Recorder, recorder_of
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
 from remora.executor.worker.rng import Generators
+from remora.executor.worker.tiers import Tiers
 from remora.executor.worker.transfers import Transfers
 from remora.executor.worker.undo import UndoLog, log_limit_nbytes
 from remora.executor.worker.values import Values, checked_dtype, from_bytes, from_file
@@ -94,9 +96,24 @@ class Device:
     returned: list[str] = field(default_factory=list)
     flags: Flags = field(default_factory=Flags)
     marks: Marks = field(init=False)
+    recorder: Recorder | None = field(init=False)
+    tiers: list[Tiers] = field(default_factory=list)  # of the sessions, if the device has graphs
 
     def __post_init__(self) -> None:
         self.marks = Marks(self.device)
+        self.recorder = recorder_of(self.device)
+
+    def tiers_of(self, values: Values) -> Tiers | None:
+        """A new session's."""
+        if self.recorder is None:
+            return None
+        made = Tiers(values, self.recorder, self.room_nbytes, self.drop_graphs)
+        self.tiers.append(made)
+        return made
+
+    def drop_graphs(self) -> bool:
+        """Makes room: graphs are recorded again when there is enough. Whether there were any."""
+        return sum(tiers.clear() for tiers in self.tiers) > 0
 
     def adopt(self, path: str, nbytes: int) -> torch.Tensor:
         """What another executor sent, as uint8 in a storage of its own: mapped on a CPU. Raises OSError."""
@@ -127,8 +144,10 @@ class WorkerSession:
         self.generators: dict[int, torch.Generator] = {}
         self.flags: dict[tuple[str, ...], tuple[bool | int | str | None, ...]] = {}
         self.default_dtype = torch.float32
+        self.exact = True  # only kernels that PyTorch itself would choose
         self.device = device
         self.values = Values()
+        self.tiers = device.tiers_of(self.values)
         self.blobs = Blobs()
         self.templates: list[_Defined] = []
         self.sites: list[SiteMemory] = []
@@ -169,6 +188,11 @@ class WorkerSession:
             RunAhead: self._run_ahead,
             Confirm: _unexpected,
         }
+
+    @property
+    def used_nbytes(self) -> int:
+        """Of the device's memory, by values and what is kept to run programs fast."""
+        return self.values.used_nbytes + (self.tiers.nbytes if self.tiers is not None else 0)
 
     def allow_blob(self, blob: BlobFile) -> None:
         self.blobs.offer(blob)
@@ -262,7 +286,7 @@ class WorkerSession:
         if self.failed is not None:
             self._skip(message.segment)
             return None
-        self._execute(message.segment, defined, bound)
+        self._execute(message, defined, bound)
         self.segments += 1
         if message.wants is None:
             return None
@@ -290,7 +314,7 @@ class WorkerSession:
         if (message.slots, message.holes, message.keep) != (None, None, None):
             memory = memory.copy()
             apply_run(memory, message, defined.template.n_slots, defined.template.holes)
-        self._execute(message.segment, defined, bound_of(memory, message.segment))
+        self._execute(message, defined, bound_of(memory, message.segment))
         if memory is not self.sites[message.site]:
             overlay[message.site] = memory
         if message.wants is None:
@@ -314,7 +338,8 @@ class WorkerSession:
         if self._bound > MAX_BOUND:
             raise MemoryLimit(f"the session's sites bind more than {MAX_BOUND:,} values and numbers")
 
-    def _execute(self, segment: int, defined: _Defined, bound: Bound) -> None:
+    def _execute(self, message: Run, defined: _Defined, bound: Bound) -> None:
+        segment = message.segment
         program = defined.programs.get(bound.keep)
         if program is None:
             program = self._compile(defined, bound.keep)
@@ -322,7 +347,14 @@ class WorkerSession:
             program = self.undo.guarded(program)
         if self.values.loose:
             self._copy_out([bound.names[slot] for slot in program.strict])
+        run_program = partial(run, program)
         tensors = self.values.tensors
+        if self.tiers is not None:
+            names = bound.names
+            tier = self.tiers.find(message.site, bound.keep, names, defined.template, program)
+            tier.make_way(names)
+            self.values.unpark(names)
+            run_program = partial(tier.run, program)
         missing, lost = None, 0
         slots: list[Any]
         try:
@@ -332,6 +364,7 @@ class WorkerSession:
             slots = [tensors.get(name) for name in bound.names]
             lost = _first_reader(defined.template, slots)
             program = before(program, lost)
+            run_program = partial(run, program)
         if program.random:
             self.device.generators.enter(self)
         if torch.get_default_dtype() is not self.default_dtype:  # another session's
@@ -339,7 +372,7 @@ class WorkerSession:
         self.device.flags.enter(self)
         started = time.perf_counter()
         try:
-            registers = run(program, slots, bound.holes, self.device.progress, self.restrided)
+            registers = run_program(slots, bound.holes, self.device.progress, self.restrided)
         except Failure as failure:
             self._keep(segment, program, failure.registers)
             raise
@@ -367,9 +400,11 @@ class WorkerSession:
                 values.keep_grown((segment, row, out), tensor)
             else:
                 values.keep((segment, row, out), tensor)
+            if values.used_nbytes > limit_nbytes and self.device.drop_graphs():
+                limit_nbytes = values.used_nbytes + self.device.room_nbytes()
             if values.used_nbytes > limit_nbytes and values.loose:
                 values.trim()
-            if values.used_nbytes > limit_nbytes or len(values.tensors) > MAX_VALUES:
+            if values.used_nbytes > limit_nbytes or values.count > MAX_VALUES:
                 values.free((segment, row, out))
                 raise Failure(row, _over_limit(tensor), registers)
 
@@ -385,14 +420,15 @@ class WorkerSession:
         if len(defined.programs) >= MAX_PROGRAMS:
             defined.programs.pop(next(iter(defined.programs)))
         pairs = tuple((row, out) for row, out in groups(keep, 2))
-        device = self.device
-        program = compile_program(defined.template, pairs, device.device, self._generator, device.room_nbytes)
+        device, room_nbytes = self.device.device, self.device.room_nbytes
+        program = compile_program(defined.template, pairs, device, self._generator, room_nbytes, self.exact)
         defined.programs[keep] = program
         return program
 
     def look_up(self, names: list[Name]) -> list[torch.Tensor]:
         """Raises RemoraError with what is known about one that is not there."""
         tensors = self.values.tensors
+        self.values.unpark(names)
         for name in names:
             if name not in tensors:
                 raise RemoraError(self._story(name))
@@ -428,9 +464,11 @@ class WorkerSession:
 
     def admit(self, nbytes: int, values: int = 1) -> None:
         """Raises MemoryLimit: the session, or the device, cannot take so many more values and bytes."""
+        if nbytes > self.device.room_nbytes():
+            self.device.drop_graphs()
         if self.values.loose and nbytes > self.device.room_nbytes():
             self.values.trim()
-        if nbytes > self.device.room_nbytes() or len(self.values.tensors) + values > MAX_VALUES:
+        if nbytes > self.device.room_nbytes() or self.values.count + values > MAX_VALUES:
             raise MemoryLimit(f"asked for {nbytes:,} bytes")
 
     def _fetch(self, message: Fetch) -> ToClient | None:
@@ -485,9 +523,16 @@ class WorkerSession:
         if not dtype.is_floating_point:
             raise ProtocolError(f"{message.dtype} cannot be a default dtype")
         self.default_dtype = dtype
+        self._forget_graphs()
+
+    def _forget_graphs(self) -> None:
+        """Kernels are chosen by settings that have changed."""
+        if self.tiers is not None:
+            self.tiers.forget()
 
     def _flag(self, message: Flag) -> None:
         self.device.flags.set(self, message.setter, message.values)
+        self._forget_graphs()
 
     def _seed(self, message: Seed) -> None:
         if self.undo.active:
@@ -554,6 +599,9 @@ class WorkerSession:
 
     def close(self) -> None:
         self.undo.close()
+        if self.tiers is not None:
+            self.tiers.forget()
+            self.device.tiers.remove(self.tiers)
         self.values.clear()
         self.device.generators.leave(self)
         self.device.flags.leave(self)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 import torch
 
 from remora.errors import ProtocolError
 from remora.executor.worker.append import copied_out, exact, in_buffer, spares
 from remora.executor.worker.memory import Maps
+from remora.executor.worker.parked import Parked
 from remora.ops.dtypes import BY_NAME, tensor_from
 from remora.wire.binding import Name
 
@@ -21,10 +25,16 @@ class Values:
         self.tensors: dict[Name, torch.Tensor] = {}
         self.loose: set[Name] = set()
         self._storages: dict[int, list[int]] = {}  # identity: [names, nbytes that count, nbytes]
+        self.lent: dict[int, set[Name]] = {}  # identity of a storage that is somebody else's: the names in it
+        self.parked = Parked()
         self.used_nbytes = 0
         self.held_nbytes = 0  # with mapped blobs
         self.peak_nbytes = 0  # of held_nbytes
         self.total_nbytes = 0  # ever kept
+
+    @property
+    def count(self) -> int:
+        return len(self.tensors) + len(self.parked.places)
 
     @property
     def storages(self) -> int:
@@ -43,6 +53,9 @@ class Values:
             raise ProtocolError(f"value {name} exists already")
         storage = tensor.untyped_storage()
         self.tensors[name] = tensor
+        if storage._cdata in self.lent:
+            self.lent[storage._cdata].add(name)
+            counts = False
         entry = self._storages.get(storage._cdata)  # its address may change while it grows
         if entry is None:
             nbytes = storage.nbytes()
@@ -84,15 +97,58 @@ class Values:
         """Unknown names are ignored: a skipped segment never made its values."""
         tensor = self.tensors.pop(name, None)
         if tensor is None:
+            if self.parked.places:
+                self._count_parked(partial(self.parked.free, name))
             return
         self.loose.discard(name)
         storage = tensor.untyped_storage()._cdata
+        if storage in self.lent:
+            self.lent[storage].discard(name)
         entry = self._storages[storage]
         entry[0] -= 1
         if not entry[0]:
             del self._storages[storage]
             self.used_nbytes -= entry[1]
             self.held_nbytes -= entry[2]
+
+    def lend(self, storage: int) -> None:
+        """From here on a storage, by its identity, counts as its owner's, who may want it back (`move`)."""
+        self.lent[storage] = set()
+
+    def given(self, storage: int) -> None:
+        """The owner of a storage that was lent has no more claim to it: what is left in it counts as the session's."""
+        self.lent.pop(storage, None)
+        entry = self._storages.get(storage)
+        if entry is not None:
+            self.used_nbytes += entry[2] - entry[1]
+            entry[1] = entry[2]
+
+    def park(self, storages: list[torch.Tensor]) -> None:
+        """Copies all that has a name in these storages, each given as its bytes, out of them: until somebody reads
+        it (`unpark`), only its bytes are kept. Raises OutOfMemoryError."""
+        found = []
+        for storage in storages:
+            names = list(self.lent[storage.untyped_storage()._cdata])
+            found.append({name: self.tensors[name] for name in names})
+        self._count_parked(partial(self.parked.park, storages, found))
+        for tensors in found:
+            for name in tensors:
+                self.free(name)
+        self._count_parked(partial(self.parked.trim, self.keep))
+
+    def unpark(self, names: Iterable[Name]) -> None:
+        """Before values are read."""
+        places = self.parked.places
+        for name in names:
+            if name in places:
+                self._count_parked(partial(self.parked.take, name, self.keep))
+
+    def _count_parked(self, change: Callable[[], None]) -> None:
+        peak_nbytes, total_nbytes, nbytes = self.peak_nbytes, self.total_nbytes, self.parked.nbytes
+        change()
+        self.used_nbytes += self.parked.nbytes - nbytes
+        self.held_nbytes += self.parked.nbytes - nbytes
+        self.peak_nbytes, self.total_nbytes = peak_nbytes, total_nbytes
 
     def weigh_again(self) -> list[Name]:
         """After a program in which storages may have grown: the values whose storage did."""
@@ -121,6 +177,8 @@ class Values:
         self.tensors.clear()
         self.loose.clear()
         self._storages.clear()
+        self.lent.clear()
+        self.parked.clear()
         self.used_nbytes = self.held_nbytes = 0
 
 

@@ -1,0 +1,446 @@
+"""How a session's programs run on a device that has graphs: interpreted at first, and once they repeat, in pieces.
+
+A `Tier` is one site with one set of outputs to keep, and the weights of one layer. Its first runs are interpreted,
+and watched (watching.py); then `pieces.arrange` says which rows form graphs, and the run after that records them.
+From then on a piece is replayed where its guards hold, and interpreted where they do not, each time anew:
+
+- numbers and metadata are those that were seen;
+- an input that has always been in the same place still is (weights, what other graphs made); others are copied to
+  where the graph reads them.
+
+So a graph reads only memory that is alive and of the right kind, and holds on to nothing but its own. What it
+made lies in memory that its next run overwrites: `make_way` moves what still has a name.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from remora.executor.worker.capturable import judge
+from remora.executor.worker.failure import is_fatal, kind_of
+from remora.executor.worker.graphs import Recorder
+from remora.executor.worker.pieces import Stage, arrange
+from remora.executor.worker.program import Failure, Instruction, Program, Registers, fill, walk
+from remora.executor.worker.recorded import Holes, Piece, Pin, Plan
+from remora.executor.worker.values import Values
+from remora.executor.worker.watching import Watched, same_meta
+from remora.ir.graph import Template
+from remora.wire.binding import Name
+
+WATCHED_RUNS = 2  # before a program's pieces are recorded
+MAX_MISSES = 2  # runs in which a guard failed, one after another, until a program is recorded anew
+MAX_RECORDINGS = 4  # of one program that were not worth it; then it stays interpreted
+WORTH_RUNS = 32  # a recording is worth it if it is replayed so often
+MAX_TIERS = 2048  # of a session
+MAX_IN_TURN = 16  # layers that one site serves
+ROOM_SHARE = 4  # graphs take at most that part of what values may still take
+PROGRAM_NBYTES = 8 << 20  # room for a program's graphs, before it is known
+
+
+class Tier:
+    """One site's program with one set of outputs to keep."""
+
+    def __init__(self, tiers: Tiers, template: Template, program: Program, names: list[Name]) -> None:
+        self.tiers, self.names = tiers, names
+        self.alone = False  # the only one of its site
+        self._template, self._program = template, program
+        self.plan: Plan | None = None
+        self.recordings = self.misses = 0
+        self.ran = False  # what runs only once is not watched
+        self.different: set[int] = set()  # registers that they found to be of another kind
+        self.elsewhere: set[int] = set()  # registers that guards of the last runs found in another place
+        self.moving: dict[int, int] = {}  # those that this made record again, and how often
+        self._steps: list[tuple[Program, list[tuple[Instruction, ...]]]] = []
+
+    @cached_property
+    def watched(self) -> Watched:
+        return Watched(self._template, self._program, self.tiers.recorder)
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether it will never be otherwise."""
+        return self.recordings >= MAX_RECORDINGS and self.plan is None
+
+    @cached_property
+    def _writes(self) -> bool:
+        return any(judge(node).written for node in self._template.nodes)
+
+    def make_way(self, names: list[Name]) -> None:
+        """Before the slots of a run, with these names, are looked up: moves values out of memory that the run
+        overwrites, and those that it writes in place into memory of their own."""
+        plan, lent = self.plan, self.tiers.values.lent
+        if lent and self._writes:
+            self.tiers.own([names[slot] for slot in self.watched.written_slots()])
+        if plan is None:
+            if self.ran and not self.interpreted:
+                self.watched.bind(names)
+            return
+        living = [storage for storage in plan.outputs if lent[storage]]
+        if living:
+            self.tiers.move([plan.outputs[storage] for storage in living])
+
+    def run(
+        self,
+        program: Program,
+        slots: list[Any],
+        holes: list[int | float],
+        progress: Any,
+        restrided: list[int],
+    ) -> Registers:
+        """As `program.run`, and with the same results. Raises Failure."""
+        registers = fill(program, slots, holes)
+        plan = self.plan
+        self.ran, first = True, not self.ran
+        if plan is None and not (self.interpreted or first):
+            if self.watched.runs < WATCHED_RUNS:
+                return self._watch(program, registers, progress, restrided)
+            plan = self._arranged() if self.tiers.has_room() else None
+        if plan is None or len(program.instructions) != self.watched.n_instructions:
+            return self._interpreted(program, registers, progress, restrided)
+        if not plan.holes.hold(holes):
+            self._missed(changed=True)
+            return self._interpreted(program, registers, progress, restrided)
+        return self._staged(plan, program, registers, progress, restrided)
+
+    def _interpreted(
+        self, program: Program, registers: Registers, progress: Any, restrided: list[int]
+    ) -> Registers:
+        try:
+            walk(program.instructions, registers, progress, restrided)
+        except Failure as failure:
+            done = {at for at, step in enumerate(program.instructions) if step.row < failure.row}
+            self._resume(program, failure, done, progress, restrided)
+        return registers
+
+    def _watch(
+        self, program: Program, registers: Registers, progress: Any, restrided: list[int]
+    ) -> Registers:
+        try:
+            self.watched.watch(program, registers, progress, restrided)
+        except Failure as failure:
+            done = {at for at, step in enumerate(program.instructions) if step.row < failure.row}
+            self._resume(program, failure, done, progress, restrided)
+        return registers
+
+    def _arranged(self) -> Plan | None:
+        watched = self.watched
+        moved = {*watched.moved, *self.moving}
+        stages = arrange(watched.rows(), watched.kept, watched.uncopyable(moved))
+        if watched.heavy or not any(stage.piece for stage in stages):
+            self.recordings = MAX_RECORDINGS
+            return None
+        self.recordings += 1
+        self._steps.clear()
+        holes = Holes(watched.fixed(stages), watched.n_slots)
+        self.plan = Plan(stages, holes, [None] * len(stages), self.tiers.recorder.pool())
+        return self.plan
+
+    def _staged(
+        self, plan: Plan, program: Program, registers: Registers, progress: Any, restrided: list[int]
+    ) -> Registers:
+        steps = self._instructions(plan, program)
+        missed: list[bool] = []  # of each miss: whether something is of another kind, and not just elsewhere
+        first_result = self.watched.first_result
+        alone = bool(self.watched.written)  # what is written between pieces is copied anew
+        for at, stage in enumerate(plan.stages):
+            try:
+                if not stage.piece:
+                    walk(steps[at], registers, progress, restrided)
+                    continue
+                progress[0] = stage.rows[0].number
+                piece = plan.pieces[at] or self._record(plan, at, steps[at], registers)
+                if piece is None or not piece.ready(registers):
+                    missed.append(self._differs(piece, stage, registers))
+                    walk(steps[at], registers, progress, restrided)
+                    alone = True
+                    continue
+                piece.run(registers, alone)
+                for register in stage.drops:
+                    if register >= first_result:
+                        registers[register] = None
+            except Failure as failure:
+                done = self._done(plan, at, failure)
+                self._resume(program, failure, done, progress, restrided, stage.piece)
+                return registers
+        if missed:
+            self._missed(changed=any(missed))
+        else:
+            self.misses = 0
+            self.elsewhere.clear()
+            self.different.clear()
+            plan.runs += 1
+        return registers
+
+    def _missed(self, changed: bool) -> None:
+        """A guard did not hold. changed: what was seen of earlier runs says nothing of later ones."""
+        self.misses += 1
+        if self.misses < MAX_MISSES:
+            return
+        self.misses = 0
+        if self.plan is not None and not self.plan.runs:
+            self.watched.unsteady |= self.different
+        self.different.clear()
+        self.drop()
+        if changed:
+            self.watched.forget()
+            self.moving.clear()
+        for register in () if changed else self.elsewhere:
+            self.moving[register] = self.moving.get(register, 0) + 1
+        self.elsewhere.clear()
+
+    def _differs(self, piece: Piece | None, stage: Stage, registers: Registers) -> bool:
+        """Whether an input of the stage is of another kind than it was. Notes those that only are elsewhere."""
+        metas = self.watched.metas
+        for register in stage.takes:
+            item = registers[register]
+            if isinstance(item, torch.Tensor) and not same_meta(item, metas[register]):
+                self.different.add(register)
+        if self.different:
+            return True
+        for pin in piece.pins if piece is not None else ():
+            if not pin.holds(registers[pin.register]):
+                self.elsewhere.add(pin.register)
+        return False
+
+    def drop(self) -> None:
+        """Forgets the graphs; values in their memory stay as they are."""
+        plan, self.plan = self.plan, None
+        if plan is not None:
+            if plan.runs >= WORTH_RUNS:
+                self.recordings = 0
+            for storage in plan.outputs:
+                self.tiers.values.given(storage)
+            self.tiers.nbytes -= plan.nbytes
+
+    # -- recording
+
+    def _record(
+        self, plan: Plan, at: int, steps: Sequence[Instruction], registers: Registers
+    ) -> Piece | None:
+        """The stage as a graph, ready to be replayed on these registers; None if it cannot be one now."""
+        stage, watched = plan.stages[at], self.watched
+        tensors = {r: registers[r] for r in stage.takes if isinstance(registers[r], torch.Tensor)}
+        if any(not same_meta(tensor, watched.metas[r]) for r, tensor in tensors.items()):
+            return None
+        pinned = {r for r, tensor in tensors.items() if self._stays(r, tensor)}
+        copied = [r for r in tensors if r not in pinned]
+        earlier = {r for piece in plan.pieces[:at] if piece is not None for r, _, _ in piece.copies}
+        new = [r for r in copied if r not in plan.buffers]
+        inside = list(registers)
+        for register in copied:
+            if register in new:
+                plan.buffers[register] = _buffer_like(tensors[register])
+            inside[register] = plan.buffers[register]
+
+        def body() -> list[torch.Tensor]:
+            given = list(inside)
+            walk(steps, given, [0], [0])
+            return [given[register] for register in stage.gives]
+
+        try:
+            replay, outputs, nbytes = self.tiers.recorder.record(body, plan.pool)
+        except Exception as error:
+            if is_fatal(error.cause if isinstance(error, Failure) else error):
+                raise
+            self._unrecordable(error, stage)
+            return None
+        nbytes += sum(plan.buffers[register].untyped_storage().nbytes() for register in new)
+        plan.nbytes += nbytes
+        self.tiers.nbytes += nbytes
+        for tensor in outputs:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in plan.outputs:
+                plan.outputs[storage._cdata] = _all_bytes(tensor)
+                self.tiers.values.lend(storage._cdata)
+        pins = [
+            Pin(r, tensors[r].data_ptr(), watched.metas[r], weakref.ref(tensors[r])) for r in sorted(pinned)
+        ]
+        piece = Piece(
+            stage.rows[0].number,
+            replay,
+            tuple(pins),
+            tuple((r, watched.metas[r], plan.buffers[r]) for r in copied),
+            tuple((r, watched.metas[r], plan.buffers[r]) for r in copied if r not in earlier),
+            tuple(zip(stage.gives, outputs, strict=True)),
+        )
+        plan.pieces[at] = piece
+        return piece
+
+    def _stays(self, register: int, tensor: torch.Tensor) -> bool:
+        """Whether the tensor will be in the same place next time."""
+        if tensor.untyped_storage()._cdata in self.tiers.values.lent:
+            return self.moving.get(register, 0) < 2
+        return register not in self.moving and self.watched.stays(register)
+
+    def _unrecordable(self, error: Exception, stage: Stage) -> None:
+        """The row that could not be recorded, or else the whole stage, will run eagerly."""
+        rows = [error.row] if isinstance(error, Failure) else [row.number for row in stage.rows]
+        self.watched.outcasts.update(rows)
+        self.misses = MAX_MISSES - 1  # so that the rest is arranged anew at once
+
+    def _instructions(self, plan: Plan, program: Program) -> list[tuple[Instruction, ...]]:
+        """The instructions of each stage, dropping what no later one reads. One program may come in two forms."""
+        for known, steps in self._steps:
+            if known is program:
+                return steps
+        first = self.watched.first_result
+        steps = [
+            _dropping(
+                [program.instructions[at] for row in stage.rows for at in row.instructions], stage, first
+            )
+            for stage in plan.stages
+        ]
+        self._steps = [*self._steps[-1:], (program, steps)]
+        return steps
+
+    # -- failures
+
+    def _done(self, plan: Plan, at: int, failure: Failure) -> set[int]:
+        """Instructions that have run when a row of stage `at` failed."""
+        done = {n for stage in plan.stages[:at] for row in stage.rows for n in row.instructions}
+        stage = plan.stages[at]
+        if not stage.piece or failure.row != stage.rows[0].number:
+            for row in stage.rows:
+                if row.number == failure.row:
+                    break
+                done.update(row.instructions)
+        return done
+
+    def _resume(
+        self,
+        program: Program,
+        failure: Failure,
+        done: set[int],
+        progress: Any,
+        restrided: list[int],
+        piece: bool = False,
+    ) -> None:
+        """After a failure, the rows that have not run, in their order, up to the one that fails again.
+
+        If memory was short, without graphs; a piece does not know which of its rows it was. Raises Failure, with the
+        registers as the program alone would have left them.
+        """
+        registers, number, fatal = failure.registers, failure.row, is_fatal(failure.cause)
+        short = kind_of(failure.cause) == "memory" and self.tiers.clear_all()
+        again = (short or piece) and number not in self.watched.fences and not fatal
+        rest = [step for at, step in enumerate(program.instructions) if at not in done]
+        if not again:
+            rest = [step for step in rest if step.row < number]
+        try:
+            if not fatal:
+                walk(rest, registers, progress, restrided)
+        except Failure as later:
+            failure, again = later, False
+        if not again:
+            for row, _, register in program.keep:
+                if row >= failure.row:
+                    registers[register] = None
+            raise failure
+
+
+def _dropping(steps: list[Instruction], stage: Stage, first_result: int) -> tuple[Instruction, ...]:
+    """The steps, each dropping the registers of the stage that it is the last to read or make."""
+    left = {register for register in stage.drops if register >= first_result}
+    made = []
+    for step in reversed(steps):
+        drops = tuple(register for register in {*step.reads, step.result} if register in left)
+        left.difference_update(drops)
+        made.append(replace(step, drops=drops))
+    return tuple(reversed(made))
+
+
+def _alike(names: list[Name], others: list[Name]) -> bool:
+    """Whether two bindings are of the same layer: the weights are the same, what flows is not."""
+    return sum(map(operator.eq, names, others)) * 4 >= len(names)
+
+
+def _buffer_like(tensor: torch.Tensor) -> torch.Tensor:
+    buffer = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return buffer.copy_(tensor)
+
+
+def _all_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+class Tiers:
+    """Of one session. nbytes: what graphs hold of the device's memory. room_nbytes: what values may still take.
+    clear_all: drops the graphs of all sessions; whether there were any."""
+
+    def __init__(
+        self,
+        values: Values,
+        recorder: Recorder,
+        room_nbytes: Callable[[], int],
+        clear_all: Callable[[], bool],
+    ) -> None:
+        self.values, self.recorder = values, recorder
+        self.room_nbytes, self.clear_all = room_nbytes, clear_all
+        self.nbytes = 0
+        self._tiers: dict[tuple[int, tuple[int, ...]], list[Tier]] = {}
+        self._n_tiers = 0
+
+    def find(
+        self, site: int, keep: tuple[int, ...], names: list[Name], template: Template, program: Program
+    ) -> Tier:
+        """names: the values that the slots are now. A site may serve several layers in turn: each gets a tier."""
+        tiers = self._tiers.setdefault((site, keep), [])
+        for tier in tiers:
+            if tier.alone or _alike(tier.names, names):
+                tier.names = names
+                return tier
+        if len(tiers) >= MAX_IN_TURN:  # then names say nothing
+            for tier in tiers[1:]:
+                tier.drop()
+            del tiers[1:]
+            tiers[0].alone, tiers[0].names = True, names
+            return tiers[0]
+        if self._n_tiers >= MAX_TIERS:
+            self.forget()
+            tiers = self._tiers.setdefault((site, keep), [])
+        self._n_tiers += 1
+        tiers.append(Tier(self, template, program, names))
+        return tiers[-1]
+
+    def all(self) -> list[Tier]:
+        return [tier for tiers in self._tiers.values() for tier in tiers]
+
+    def clear(self) -> bool:
+        """Drops all graphs, to be recorded anew; whether there were any."""
+        found = any(tier.plan is not None for tier in self.all())
+        for tier in self.all():
+            tier.drop()
+        if found:
+            self.recorder.give_back()
+        return found
+
+    def forget(self) -> None:
+        """Drops all graphs and what was seen of programs."""
+        self.clear()
+        self._tiers.clear()
+        self._n_tiers = 0
+
+    def has_room(self) -> bool:
+        return self.nbytes + PROGRAM_NBYTES <= max(0, self.room_nbytes()) // ROOM_SHARE
+
+    def own(self, names: list[Name]) -> None:
+        """Before something writes to values: moves those out of graphs' memory that lie there."""
+        lent, tensors = self.values.lent, self.values.tensors
+        found = {tensors[n].untyped_storage()._cdata: tensors[n] for n in names if n in tensors}
+        found = {storage: tensor for storage, tensor in found.items() if storage in lent}
+        if found:
+            self.move([_all_bytes(tensor) for tensor in found.values()])
+
+    def move(self, storages: list[torch.Tensor]) -> None:
+        """Copies storages, each given as its bytes, to memory that nothing overwrites, with all names in them."""
+        try:
+            self.values.park(storages)
+        except torch.OutOfMemoryError:
+            self.clear_all()  # then nothing will overwrite them
