@@ -62,6 +62,8 @@ class PoolSession(Session):
     """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
     of the executor where the place in the op stream is marked."""
 
+    whole_calls = False
+
     def __init__(
         self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
     ) -> None:
@@ -478,6 +480,8 @@ class PoolSession(Session):
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
                 eager_frames=counters.eager_frames,
+                whole_calls=counters.whole_calls,
+                capture_route=counters.route,
                 plans=self.placement.plans_made,
                 peer_bytes=self._peer_nbytes,
             )

@@ -58,6 +58,7 @@ class Session:
     """
 
     computes = True
+    whole_calls = True  # PoolSession has none: to place rows it looks at what each one saw last
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self._start([(transport, grant)], settings)
@@ -69,6 +70,7 @@ class Session:
         ]
         self.lane = self.lanes[0]
         self.recorder = Recorder(self.grant.session, self._commit_segment, self._transmit)
+        self.recorder.whole_calls = self.whole_calls
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
@@ -348,6 +350,8 @@ class Session:
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
                 eager_frames=counters.eager_frames,
+                whole_calls=counters.whole_calls,
+                capture_route=counters.route,
             )
 
     def close(self, reason: Exception) -> None:

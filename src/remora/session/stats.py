@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -10,7 +10,8 @@ class Stats:
     """bytes_sent, bytes_received: at the socket, framing included. round_trips: times the client blocked on a
     reply. segments, templates, ops: captured. weights_bytes: sent as bulk. reconnects: cut links resumed.
     eager_frames: frames under torch.compile that ran under capture instead, in the whole process. plans: made, one
-    for a template, a size and a whereabouts of its inputs. peer_bytes: from executor to executor."""
+    for a template, a size and a whereabouts of its inputs. peer_bytes: from executor to executor. whole_calls: calls of
+    modules that were captured as a whole. capture_route: how the last call was: `lazy`, `warming` or `guarded`."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -23,9 +24,14 @@ class Stats:
     eager_frames: int = 0
     plans: int = 0
     peer_bytes: int = 0
+    whole_calls: int = 0
+    capture_route: str = "lazy"
 
     def __sub__(self, earlier: Stats) -> Stats:
-        return Stats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
+        return replace(self, **{name: getattr(self, name) - getattr(earlier, name) for name in _COUNTERS})
 
     def __add__(self, other: Stats) -> Stats:
-        return Stats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in _COUNTERS})
+
+
+_COUNTERS = tuple(f.name for f in fields(Stats) if f.name != "capture_route")
