@@ -20,6 +20,7 @@ from remora.device import tensor as tensors
 from remora.device.addresses import root_of
 from remora.device.dispatch import memo, memo_key
 from remora.device.encode import node_of
+from remora.device.index import resolved
 from remora.device.infer import OutChanges, Outcome, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
@@ -112,6 +113,9 @@ class Scratch(TorchDispatchMode):
             args, kwargs, result = self._special(func, args, kwargs)
             if result is not NotImplemented:
                 return result
+        if "device" in kwargs and not remora_tensors(args):  # as device/register.py gives factories on
+            kwargs = {name: item for name, item in kwargs.items() if name != "pin_memory"}
+            kwargs["device"] = resolved(kwargs["device"])
         facts = traits(func)
         if facts.composite and facts.name not in COMPOSITES:
             with self:
