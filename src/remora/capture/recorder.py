@@ -144,11 +144,14 @@ class Recorder:
 
     Args:
         session: the session's name, for errors about values that outlive it.
-        commit: called under the lock, uninterrupted, with each segment that is cut; from then on it will be sent.
+        commit: called under the lock, uninterrupted, with each segment that is cut and whether more come at once;
+            from then on, or with the next one, it will be sent.
         transmit: called under the lock after it; may block and may be interrupted.
     """
 
-    def __init__(self, session: str, commit: Callable[[Segment], None], transmit: Callable[[], None]) -> None:
+    def __init__(
+        self, session: str, commit: Callable[[Segment, bool], None], transmit: Callable[[], None]
+    ) -> None:
         self.session = session
         self.lock = threading.RLock()
         self.graveyard: deque[tuple[int, int]] = deque()
@@ -261,15 +264,16 @@ class Recorder:
         step.next[key] = after
         return after
 
-    def cut(self) -> None:
-        """Ends the open segment, if it has rows, and hands it on."""
+    def cut(self, more: bool = False) -> None:
+        """Ends the open segment, if it has rows, and hands it on. more: it is sent with one that comes at once."""
         with self.lock:
             with uninterrupted:
                 segment = self.end_segment()
                 if segment is None:
                     return
-                self._commit(segment)
-            self._transmit()
+                self._commit(segment, more)
+            if not more:
+                self._transmit()
 
     def end_segment(self) -> Segment | None:
         """Ends the open segment, if it has rows; to be called uninterrupted, until the segment is committed."""

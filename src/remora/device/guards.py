@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,24 @@ class Traced:
     shapes: Any
 
 
+class Tree:
+    """The modules below a module, and their hooks. Dynamo has guards for hooks, which cost as much as all others."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        found = list(module.modules())
+        self._tables = [each._modules for each in found if each._modules]
+        self._children = self._now()  # not the module itself, which would then live as long as its guards
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        self._hooks = [getattr(each, kind) for each in found for kind in kinds]
+
+    def _now(self) -> list[Any]:
+        return [*itertools.chain.from_iterable(map(dict.values, self._tables))]
+
+    def unchanged(self) -> bool:
+        """Whether these are still the same modules, without hooks."""
+        return not any(self._hooks) and self._now() == self._children
+
+
 def trampoline(number: int) -> FunctionType:
     """A function that calls a module's forward, with code of its own: Dynamo remembers sizes by code."""
 
@@ -57,7 +76,7 @@ def trace(call: FunctionType, module: Any, args: Any, kwargs: Any) -> Traced:
     from torch._dynamo.utils import dynamo_timed, get_metrics_context
 
     install()
-    with _ours(), torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+    with _ours():
         with get_metrics_context(), dynamo_timed("remora"):
             captured = convert_frame.fullgraph_capture(call, (module, args, kwargs), {})
             found = captured.graph_capture_output

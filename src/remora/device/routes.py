@@ -27,7 +27,7 @@ from remora.capture.recorder import Recorder
 from remora.config import captures_whole_calls
 from remora.device.counters import counters
 from remora.device.dispatch import noticed
-from remora.device.guards import trace, trampoline
+from remora.device.guards import Tree, trace, trampoline
 from remora.device.scratch import Unfit, ghosts_of
 from remora.device.sink import bound
 from remora.device.tensor import RemoraTensor
@@ -119,7 +119,7 @@ class Route:
         locals_ = {"module": module, "args": args, "kwargs": kwargs}
         inference = torch.is_inference_mode_enabled()
         for number, whole in enumerate(self.wholes):
-            if whole.inference == inference and whole.check(locals_):
+            if whole.inference == inference and whole.tree.unchanged() and whole.check(locals_):
                 if number:
                     self.wholes.insert(0, self.wholes.pop(number))
                 return whole
@@ -175,7 +175,7 @@ class Route:
             _mark_what_changes(job)
             with torch.inference_mode(job.inference), torch.no_grad():
                 traced = trace(self.trampoline, job.module, job.args, job.kwargs)
-                whole = Whole(traced, _inputs(traced, job))
+                whole = Whole(traced, Tree(job.module), _inputs(traced, job))
         except Exception as error:  # Dynamo raises anything; the calls are captured op by op as before
             self._fail(error)
         else:

@@ -15,7 +15,7 @@ from remora.capture.growth import Grown, Number, Sizes, fitted
 from remora.capture.recorder import Recorder
 from remora.capture.value import Value
 from remora.device.dispatch import tell_default_dtype
-from remora.device.guards import Traced
+from remora.device.guards import Traced, Tree
 from remora.device.meta import TensorMeta, intern
 from remora.device.scratch import Output, Run, Unfit, ghost_of, run
 from remora.device.sink import bound
@@ -89,13 +89,17 @@ class Whole:
     """A traced call. Made in the thread that traces, used in those that record.
 
     Args:
+        tree: the module's.
         inputs: the graph's inputs in the call that was traced.
 
     Raises:
         Unfit: its rows do not follow the sizes in a way that is known.
     """
 
-    def __init__(self, traced: Traced, inputs: Sequence[Any]) -> None:
+    def __init__(self, traced: Traced, tree: Tree, inputs: Sequence[Any]) -> None:
+        if not tree.unchanged():
+            raise Unfit("modules below it have hooks")
+        self.tree = tree
         self.check = traced.check
         self.call = traced.bind(self._enter)
         self.inference = torch.is_inference_mode_enabled()

@@ -104,7 +104,7 @@ class PoolSession(Session):
 
     # -- steps
 
-    def _commit_segment(self, segment: Segment) -> None:
+    def _commit_segment(self, segment: Segment, more: bool) -> None:
         self._place(segment)
         self._commit()
 

@@ -108,9 +108,10 @@ class Session:
 
     # -- steps
 
-    def _commit_segment(self, segment: Segment) -> None:
+    def _commit_segment(self, segment: Segment, more: bool) -> None:
         self._write(segment)
-        self.lane.commit()
+        if not more:
+            self.lane.commit()
 
     def _write(
         self, segment: Segment, wants: tuple[int, ...] | None = None, ticket: int | None = None
