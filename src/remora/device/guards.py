@@ -73,18 +73,19 @@ def trace(call: FunctionType, module: Any, args: Any, kwargs: Any) -> Traced:
     """Traces a call. Raises whatever Dynamo raises for what it cannot trace without a break."""
     import torch._dynamo
     from torch._dynamo import convert_frame
+    from torch._dynamo.hooks import Hooks
     from torch._dynamo.utils import dynamo_timed, get_metrics_context
 
     install()
-    with _ours():
-        with get_metrics_context(), dynamo_timed("remora"):
-            captured = convert_frame.fullgraph_capture(call, (module, args, kwargs), {})
-            found = captured.graph_capture_output
-            checks = found.build_guards(call.__code__)
-    backend = captured.backend_input
-    if backend is None:
-        raise ValueError("the call has no ops")
-    nodes = [node for node in backend.graph_module.graph.nodes if node.op == "placeholder"]
+    unspecific = torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True)  # a number that counts calls
+    with _ours(), unspecific, get_metrics_context(), dynamo_timed("remora"):
+        captured = convert_frame.fullgraph_capture(call, (module, args, kwargs), {})
+        backend, found = captured.backend_input, captured.graph_capture_output
+        if backend is None:
+            raise ValueError("the call has no ops")
+        nodes = [node for node in backend.graph_module.graph.nodes if node.op == "placeholder"]
+        hooks = Hooks(guard_filter_fn=functools.partial(_kept, _sources(found.output_graph, len(nodes))))
+        checks = found.build_guards(call.__code__, hooks)
     return Traced(
         checks.guard_manager.check,
         lambda function: captured.forward_callable(compiled_fn=function, extra_globals=found.f_globals),
@@ -92,6 +93,25 @@ def trace(call: FunctionType, module: Any, args: Any, kwargs: Any) -> Traced:
         [node.meta["example_value"] for node in nodes],
         backend.fake_mode.shape_env,
     )
+
+
+def _sources(output_graph: Any, n_inputs: int) -> frozenset[str]:
+    """What Dynamo calls the inputs of the graph; nothing if it tells of others, too."""
+    found = output_graph.export_metadata.graph_input_idx_to_local_source
+    if len(found) != n_inputs:
+        return frozenset()
+    return frozenset(_name(source) for source in found.values() if source is not None)
+
+
+def _name(source: Any) -> str:
+    return str(source.name() if callable(source.name) else source.name)
+
+
+def _kept(sources: frozenset[str], guards: Any) -> list[bool]:
+    """Without those for tensors that are inputs: whoever calls the graph looks at all that there is to know of them."""
+    return [
+        not (guard.guard_type == "TENSOR_MATCH" and _name(guard.orig_guard) in sources) for guard in guards
+    ]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from remora.device.tensor import RemoraTensor
 from remora.ops.layout import Meta
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
-MAX_PLACES = 32  # where calls of one graph are known to start, for each of which the rows' steps are kept
+MAX_PLACES = 64  # where calls of one graph are known to start, for each of which the rows' steps are kept
 MAX_DIFFERENT = 3  # places where the rows were not the graph's, before it is left alone
 _SMALL = 6  # sizes up to so much above the traced one are tried one by one
 
@@ -105,11 +105,13 @@ class Whole:
         self.inference = torch.is_inference_mode_enabled()
         self.scope = bound.memo_scope
         self._tensor_at = [i for i, item in enumerate(inputs) if isinstance(item, RemoraTensor)]
+        self._requires_grad = [inputs[at].requires_grad for at in self._tensor_at]
         points, runs, given = _samples(traced, inputs)
         self._size_at = _sizes_at(traced)
         self._fit(points, runs, given)
         self._calls: dict[tuple[Any, ...], tuple[Call, Metas]] = {}
         self._of: Recorder | None = None
+        self.used = False
         self.different = 0
         self.reason = ""
 
@@ -168,8 +170,10 @@ class Whole:
         if torch.get_default_dtype() is not recorder.context:
             tell_default_dtype(recorder)
         tensors = [inputs[at] for at in self._tensor_at]
-        values = [tensor._value for tensor in tensors]
         sizes = tuple([inputs[at] for at in self._size_at])
+        if not all(map(_is_ours, tensors)) or [t.requires_grad for t in tensors] != self._requires_grad:
+            raise Missed
+        values = [tensor._value for tensor in tensors]
         if [value.meta for value in values] != self._given.at(sizes) or bound.memo_scope != self.scope:
             raise Missed
         frame = sys._getframe(1)
@@ -205,6 +209,10 @@ class Whole:
                 tensor._root = made[root]
             results.append(tensor)
         return results
+
+
+def _is_ours(tensor: Any) -> bool:
+    return type(tensor) is RemoraTensor
 
 
 def _plain(output: Any, sizes: Sizes) -> Any:
