@@ -210,6 +210,21 @@ def test_a_changed_function_of_pytorch(monkeypatch):
     assert_equal(local, there)
 
 
+def test_a_changed_function_below_a_module(monkeypatch):
+    local, there = warmed()
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, weight, bias=None: x @ weight.t())
+    assert_equal(local, there)
+
+
+def test_a_method_that_hides_another(monkeypatch):
+    class Below(Net):
+        pass
+
+    local, there = warmed(Below)
+    monkeypatch.setattr(Below, "shift", lambda self, x: x * 3, raising=False)
+    assert_equal(local, there)
+
+
 def test_a_changed_global(monkeypatch):
     local, there = warmed()
     monkeypatch.setitem(globals(), "SCALE", 3.0)
@@ -344,14 +359,32 @@ class Writes(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("total", torch.zeros(6))
-        self.log = []
+        self.calls = 0
 
     def forward(self, x, n):
         self.total.add_(x.sum(0))
         n.add_(1)
         x[:, 0].mul_(2)
-        self.log.append(n.shape[0])
+        self.calls += 1
         return torch.rand(3, device=x.device), x + n, self.total * 1
+
+
+class Remembers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.shape[0])
+        return (x * len(self.seen),)
+
+
+def test_state_that_grows_stays_as_it_is():
+    local, there = Remembers(), Remembers().to("remora")
+    for _ in range(2 * CALLS):
+        assert_equal(local, there)
+        remora.wait_warm(100)
+    assert local.seen == there.seen
 
 
 def test_writes_and_random_numbers():
@@ -367,7 +400,7 @@ def test_writes_and_random_numbers():
                 if number >= CALLS:
                     remora.wait_warm(100)
         route = remora.stats().capture_route
-        return [*found, x.cpu()], len(net.log), x._version, route
+        return [*found, x.cpu()], net.calls, x._version, route
 
     there, local = run("remora"), run("cpu")
     assert all(torch.equal(one, other) for one, other in zip(there[0], local[0], strict=True))
@@ -400,6 +433,7 @@ def test_copies_and_saved_modules_have_no_route():
 def test_a_module_that_is_dropped_is_freed():
     _, there = warmed()
     gone = weakref.ref(there)
+    gc.collect()  # what the trace has left
     gc.disable()
     try:
         del there

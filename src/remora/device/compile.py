@@ -76,11 +76,12 @@ def holds_remora(items: Iterable[Any]) -> bool:
             if item.type == "remora":
                 return True
         else:
-            queue.extend(_inside(item, kind))
+            queue.extend(inside(item, kind))
     return False
 
 
-def _inside(item: Any, kind: type) -> Iterable[Any]:
+def inside(item: Any, kind: type) -> Iterable[Any]:
+    """What a container or an object holds, by its class; no code of the program's runs."""
     if issubclass(kind, dict):
         return tuple(dict.values(item))
     for container in (list, tuple, set, frozenset):

@@ -21,6 +21,7 @@ import torch
 
 from remora.device.compile import frames
 from remora.device.tensor import RemoraTensor
+from remora.device.traced_code import TracedCode
 
 
 
@@ -28,13 +29,14 @@ from remora.device.tensor import RemoraTensor
 class Traced:
     """A call as Dynamo understood it.
 
-    check: whether a call with these locals (module, args, kwargs) is that one.
+    check: whether a call with these locals (module, args, kwargs) is that one, if `code` is what it was.
     bind: makes the function that calls it, around one from the graph's inputs to its outputs.
     graph: computes the outputs. inputs: what stood for them in the trace, fake tensors and symbolic numbers.
     shapes: of the trace.
     """
 
     check: Callable[[dict[str, Any]], bool]
+    code: TracedCode
     bind: Callable[[Callable[..., Any]], Callable[..., Any]]
     graph: Callable[..., Any]
     inputs: list[Any]
@@ -88,6 +90,7 @@ def trace(call: FunctionType, module: Any, args: Any, kwargs: Any) -> Traced:
         checks = found.build_guards(call.__code__, hooks)
     return Traced(
         checks.guard_manager.check,
+        TracedCode(found.traced_code, (module, args, kwargs)),
         lambda function: captured.forward_callable(compiled_fn=function, extra_globals=found.f_globals),
         backend.graph_module.forward,
         [node.meta["example_value"] for node in nodes],

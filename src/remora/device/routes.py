@@ -120,7 +120,7 @@ class Route:
         locals_ = {"module": module, "args": args, "kwargs": kwargs}
         inference = torch.is_inference_mode_enabled()
         for number, whole in enumerate(self.wholes):
-            if whole.inference == inference and whole.tree.unchanged() and whole.check(locals_):
+            if whole.inference == inference and whole.holds(locals_):
                 if number:
                     self.wholes.insert(0, self.wholes.pop(number))
                 return whole

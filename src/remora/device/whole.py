@@ -99,8 +99,7 @@ class Whole:
     def __init__(self, traced: Traced, tree: Tree, inputs: Sequence[Any]) -> None:
         if not tree.unchanged():
             raise Unfit("modules below it have hooks")
-        self.tree = tree
-        self.check = traced.check
+        self._tree, self._code, self._check = tree, traced.code, traced.check
         self.call = traced.bind(self._enter)
         self.inference = torch.is_inference_mode_enabled()
         self.scope = bound.memo_scope
@@ -114,6 +113,10 @@ class Whole:
         self.used = False
         self.different = 0
         self.reason = ""
+
+    def holds(self, locals_: dict[str, Any]) -> bool:
+        """Whether a call (module, args, kwargs) is the one that was traced, as far as its guards tell."""
+        return self._code.unchanged() and self._tree.unchanged() and self._check(locals_)
 
     def _fit(self, points: list[Sizes], runs: list[Run], given: list[list[TensorMeta]]) -> None:
         first = runs[0]
