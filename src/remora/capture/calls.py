@@ -137,7 +137,9 @@ class Call:
         return made  # type: ignore[return-value]
 
 
-def matched(rows: GraphRows, start: Start, pieces: Sequence[Piece], sizes: Sizes, names: Sequence[Any], code: Any) -> Call:
+def matched(
+    rows: GraphRows, start: Start, pieces: Sequence[Piece], sizes: Sizes, names: Sequence[Any], code: Any
+) -> Call:
     """The call that was recorded as `pieces`, the last of them open.
 
     names: of the inputs' values.
@@ -273,5 +275,3 @@ def _at(number: Number, sizes: Sizes) -> int | float:
 def _exact(number: int | float) -> str:
     """Tells 1 from 1.0 and 0.0 from -0.0."""
     return repr(number)
-
-

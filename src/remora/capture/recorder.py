@@ -164,7 +164,9 @@ class Recorder:
         self._n_steps = 0
         self._starts_program = True
         self.context: Any = None  # what else rows depend on: the default dtype
-        self.tape: list[Piece] | None = None  # takes down each segment that is cut, while somebody wants to know
+        self.tape: list[Piece] | None = (
+            None  # takes down each segment that is cut, while somebody wants to know
+        )
         self.whole_calls = False  # whether calls may be appended without their ops (capture/calls.py)
         self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from remora.device.branches import Checks, change_jumps
 from remora.device.compile import frames
 from remora.device.tensor import RemoraTensor
 from remora.device.traced_code import TracedCode
-
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Traced:
 
     check: whether a call with these locals (module, args, kwargs) is that one, if `code` is what it was.
     bind: makes the function that calls it, around one from the graph's inputs to its outputs.
-    graph: computes the outputs. inputs: what stood for them in the trace, fake tensors and symbolic numbers.
+    graph: computes the outputs. branches: what it takes for granted besides. inputs: what stood for them in the trace, fake tensors and symbolic numbers.
     shapes: of the trace.
     """
 
@@ -39,6 +39,7 @@ class Traced:
     code: TracedCode
     bind: Callable[[Callable[..., Any]], Callable[..., Any]]
     graph: Callable[..., Any]
+    branches: Checks
     inputs: list[Any]
     shapes: Any
 
@@ -93,6 +94,7 @@ def trace(call: FunctionType, module: Any, args: Any, kwargs: Any) -> Traced:
         TracedCode(found.traced_code, (module, args, kwargs)),
         lambda function: captured.forward_callable(compiled_fn=function, extra_globals=found.f_globals),
         backend.graph_module.forward,
+        Checks(backend.graph_module),
         [node.meta["example_value"] for node in nodes],
         backend.fake_mode.shape_env,
     )
@@ -226,6 +228,7 @@ _CHANGES = (
     _see_no_capture,
     _share_symbols,
     _leave_the_process_alone,
+    change_jumps,
 )
 
 

@@ -52,6 +52,7 @@ class Kind:
     will be traced, which show what changes from call to call."""
 
     calls: int = 0
+    failed: bool = False
     before: list[RemoraTensor] | None = None
 
 
@@ -60,6 +61,7 @@ class Job:
     """A call to be traced: its arguments and those of the call before, as ghosts."""
 
     route: Route
+    kind: Kind
     module: Any
     args: Any
     kwargs: Any
@@ -79,6 +81,7 @@ class Route:
     wholes: list[Whole] = field(default_factory=list)
     kinds: dict[Any, Kind] = field(default_factory=dict)
     traces: int = 0
+    last: Kind | None = None  # that was traced
     warming: bool = False
     reasons: list[str] = field(default_factory=list)
 
@@ -152,15 +155,16 @@ class Route:
             self.kinds.clear()
         known = self.kinds.setdefault(kind, Kind())
         known.calls += 1
-        if self.wholes and not self.wholes[0].used:  # a number that changes from call to call shows in a second trace
+        if (
+            self.wholes and not self.wholes[0].used
+        ):  # a number that changes from call to call shows in a second trace
             known.calls = max(known.calls, ENOUGH - 1)
         if known.calls < ENOUGH - 1:
             return
         try:
             (args, kwargs), ghosts = ghosts_of((args, kwargs))
         except Exception as error:  # the program's own objects may refuse to be copied
-            self._fail(error)
-            self.traces = MAX_TRACES
+            self._fail(known, error)
             return
         if known.calls == ENOUGH - 1 or known.before is None:
             known.before = ghosts
@@ -168,7 +172,8 @@ class Route:
         self.warming = True
         self.traces += 1
         inference = torch.is_inference_mode_enabled()
-        job = Job(self, module, args, kwargs, ghosts, known.before, inference)
+        job = Job(self, known, module, args, kwargs, ghosts, known.before, inference)
+        self.last = known
         known.calls, known.before = 0, None
         tracer.submit(job)
 
@@ -180,13 +185,14 @@ class Route:
                 traced = trace(self.trampoline, job.module, job.args, job.kwargs)
                 whole = Whole(traced, Tree(job.module), _inputs(traced, job))
         except Exception as error:  # Dynamo raises anything; the calls are captured op by op as before
-            self._fail(error)
+            self._fail(job.kind, error)
         else:
             self.wholes.insert(0, whole)
         finally:
             self.warming = False
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, kind: Kind, error: Exception) -> None:
+        kind.failed = True
         self.reasons.append(f"{type(error).__name__}: {error}")
 
 
@@ -221,7 +227,11 @@ def _plain(module: Any) -> bool:
 
 def _kind(args: Any, kwargs: Any) -> Any:
     return tuple(
-        (name, type(item), tuple(item.shape) if isinstance(item, torch.Tensor) and name == "input_ids" else None)
+        (
+            name,
+            type(item),
+            tuple(item.shape) if isinstance(item, torch.Tensor) and name == "input_ids" else None,
+        )
         for name, item in (*enumerate(args), *kwargs.items())
     )
 
@@ -320,5 +330,3 @@ def notice(module: Any) -> None:
 def install() -> None:
     """Called when the device is registered."""
     noticed.notice = notice
-
-

@@ -24,6 +24,7 @@ from remora.device.index import resolved
 from remora.device.infer import OutChanges, Outcome, infer, remora_tensors
 from remora.device.memo_store import store
 from remora.device.meta import TensorMeta
+from remora.device.shadow import Shadow, known
 from remora.device.special import SPECIAL
 from remora.device.tensor import RemoraTensor
 from remora.ir.node import Node
@@ -55,6 +56,9 @@ def ghost_of(tensor: RemoraTensor, meta: TensorMeta | None = None) -> RemoraTens
     value = tensor._value
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         made = tensors.wrap(Value(None, value.segment, value.code, meta or value.meta))
+        known_here = known(value)
+        if meta is None and known_here is not None:
+            made._value.shadow = Shadow(known_here.clone())
         if tensor.requires_grad:
             made.requires_grad_()
     return made
@@ -153,9 +157,7 @@ class Scratch(TorchDispatchMode):
         self.nodes.append(node_of(func, args, kwargs, self, outcome.layouts))  # type: ignore[arg-type]
         self.ends.append(len(self.holes))
         inputs = remora_tensors(items)
-        self.metas.append(
-            tuple(meta if type(meta) is TensorMeta else None for meta in outcome.outs)
-        )
+        self.metas.append(tuple(meta if type(meta) is TensorMeta else None for meta in outcome.outs))
         wrap: Callable[[Value], Any] = tensors.wrap
         if outcome.is_view and inputs:
             wrap = tensors.view_of(inputs[0])
@@ -189,7 +191,9 @@ class Scratch(TorchDispatchMode):
                     raise Unfit("it reads a tensor that is not an input")
             elif isinstance(item, (list, tuple)):
                 self._constants(item)
-            elif isinstance(item, (torch.Tensor, torch._C.Generator, torch.SymInt, torch.SymFloat, torch.SymBool)):
+            elif isinstance(
+                item, (torch.Tensor, torch._C.Generator, torch.SymInt, torch.SymFloat, torch.SymBool)
+            ):
                 raise Unfit(f"an argument of type {kind.__name__}")
 
 
@@ -204,7 +208,9 @@ def run(graph: Any, inputs: Sequence[Any]) -> Run:
     with scratch:
         outputs = graph(*inputs)
     listed = [_output(item, given) for item in outputs]
-    return Run(scratch.nodes, scratch.holes, scratch.ends, scratch.metas, listed, tuple(sorted(scratch.written)))
+    return Run(
+        scratch.nodes, scratch.holes, scratch.ends, scratch.metas, listed, tuple(sorted(scratch.written))
+    )
 
 
 def _output(item: Any, given: list[RemoraTensor]) -> Any:

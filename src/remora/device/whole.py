@@ -104,6 +104,7 @@ class Whole:
         self.inference = torch.is_inference_mode_enabled()
         self.scope = bound.memo_scope
         self._tensor_at = [i for i, item in enumerate(inputs) if isinstance(item, RemoraTensor)]
+        self._branches = traced.branches
         self._requires_grad = [inputs[at].requires_grad for at in self._tensor_at]
         points, runs, given = _samples(traced, inputs)
         self._size_at = _sizes_at(traced)
@@ -121,7 +122,7 @@ class Whole:
     def _fit(self, points: list[Sizes], runs: list[Run], given: list[list[TensorMeta]]) -> None:
         first = runs[0]
         for other in runs[1:]:
-            if other.nodes != first.nodes or other.outputs != first.outputs and not _numbers(first, other):
+            if other.nodes != first.nodes or (other.outputs != first.outputs and not _numbers(first, other)):
                 raise Unfit("its rows are others at other sizes")
         holes = tuple(_number(points, [r.holes[i] for r in runs]) for i in range(len(first.holes)))
         made = tuple(
@@ -179,6 +180,8 @@ class Whole:
         values = [tensor._value for tensor in tensors]
         if [value.meta for value in values] != self._given.at(sizes) or bound.memo_scope != self.scope:
             raise Missed
+        if not self._branches.hold(inputs):
+            raise Missed
         frame = sys._getframe(1)
         with recorder.lock:
             if recorder.closed is not None:
@@ -205,7 +208,14 @@ class Whole:
             value, root = made[wrapped[0]], wrapped[1]
             meta = value.meta
             tensor = _make(
-                RemoraTensor, meta.shape, meta.stride, meta.offset, None, meta.dtype, torch.strided, meta.device
+                RemoraTensor,
+                meta.shape,
+                meta.stride,
+                meta.offset,
+                None,
+                meta.dtype,
+                torch.strided,
+                meta.device,
             )
             tensor._value = value
             if root is not None:
@@ -253,7 +263,9 @@ def _meta(points: list[Sizes], metas: list[Any]) -> AnyMeta:
     if any(len(meta.shape) != len(first.shape) or meta.dtype is not first.dtype for meta in metas):
         raise Unfit("tensors of another kind at other sizes")
     shape, stride = (
-        tuple(_number(points, list(numbers)) for numbers in zip(*[getattr(m, what) for m in metas], strict=True))
+        tuple(
+            _number(points, list(numbers)) for numbers in zip(*[getattr(m, what) for m in metas], strict=True)
+        )
         for what in ("shape", "stride")
     )
     return GrownMeta(shape, stride, _number(points, [m.offset for m in metas]), first.dtype, first.lazy)
@@ -288,9 +300,7 @@ def _all_numbers(traced: Traced) -> Iterator[Any]:
             yield item
 
 
-def _samples(
-    traced: Traced, inputs: Sequence[Any]
-) -> tuple[list[Sizes], list[Run], list[list[TensorMeta]]]:
+def _samples(traced: Traced, inputs: Sequence[Any]) -> tuple[list[Sizes], list[Run], list[list[TensorMeta]]]:
     """Runs the graph at the traced sizes and at others: the sizes, what it recorded, its inputs' metadata."""
     symbols = _symbols(traced)
     value_of = _values_at(symbols)
@@ -301,7 +311,9 @@ def _samples(
     for point in _points(origin):
         if not _allowed(traced, symbols, point):
             continue
-        at = [_input_at(fake, real, value_of, point) for fake, real in zip(traced.inputs, inputs, strict=True)]
+        at = [
+            _input_at(fake, real, value_of, point) for fake, real in zip(traced.inputs, inputs, strict=True)
+        ]
         metas = [item._value.meta for item in at if isinstance(item, RemoraTensor)]
         if not points and metas != [t._value.meta for t in inputs if isinstance(t, RemoraTensor)]:
             raise Unfit("the trace saw other tensors")
@@ -330,7 +342,9 @@ def _points(origin: Sizes) -> list[Sizes]:
         others += [4096, 32769]
         points += [(*origin[:axis], other, *origin[axis + 1 :]) for other in dict.fromkeys(others)]
     if len(origin) > 1:
-        points += [tuple(factor * size + more for size in origin) for factor, more in ((1, 1), (2, 0), (3, 5))]
+        points += [
+            tuple(factor * size + more for size in origin) for factor, more in ((1, 1), (2, 0), (3, 5))
+        ]
     return points
 
 
@@ -370,5 +384,3 @@ def _input_at(fake: Any, real: Any, value_of: Callable[[Any, Sizes], int], point
     offset = value_of(fake.storage_offset(), point)
     meta = real._value.meta
     return ghost_of(real, intern(Meta(shape, stride, offset, meta.dtype), meta.lazy, meta.index))
-
-
