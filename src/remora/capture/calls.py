@@ -81,8 +81,8 @@ def start_of(recorder: Recorder, values: Sequence[Value], frame: FrameType | Non
 class Stretch:
     """The part of a call in one segment.
 
-    rows: of the call. step: of its last row. new: what becomes a slot here, in order: an input by number, or `~i` for the call's value
-    `i`. holes: of its rows. makes: the values that it makes, each with row and output as one number in the segment,
+    rows: of the call. step: of its last row. new: what becomes a slot here, in order: an input by number, or `~i` for
+    the call's value `i`. holes: of its rows. makes: the values that it makes, each with row and output as one number in the segment,
     and its place among the call's. drops: the call's values that nobody uses once this is cut.
     """
 

@@ -144,6 +144,8 @@ class Route:
         whole.learn(unknown, pieces, sys._getframe())
         if whole.different >= MAX_DIFFERENT:
             self.wholes.remove(whole)
+            if self.last is not None:
+                self.last.failed = True
             self.reasons.append(whole.reason)
         return result
 

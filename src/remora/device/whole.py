@@ -341,10 +341,9 @@ def _points(origin: Sizes) -> list[Sizes]:
         others += [size + 1, size + 2, size + _SMALL, 2 * size, 2 * size + 1, 4 * size + 3, 16 * size + 1]
         others += [4096, 32769]
         points += [(*origin[:axis], other, *origin[axis + 1 :]) for other in dict.fromkeys(others)]
-    if len(origin) > 1:
-        points += [
-            tuple(factor * size + more for size in origin) for factor, more in ((1, 1), (2, 0), (3, 5))
-        ]
+    if len(origin) > 1:  # some may only change together
+        steps = (-1, 1, 2, _SMALL, 17, 100, 1021, 4096, 32769)
+        points += [tuple(size + step for size in origin) for step in steps if min(origin) + step > 1]
     return points
 
 
