@@ -82,8 +82,8 @@ class Stretch:
     """The part of a call in one segment.
 
     rows: of the call. step: of its last row. new: what becomes a slot here, in order: an input by number, or `~i` for
-    the call's value `i`. holes: of its rows. makes: the values that it makes, each with row and output as one number in the segment,
-    and its place among the call's. drops: the call's values that nobody uses once this is cut.
+    the call's value `i`. holes: of its rows. makes: the values that it makes, each with row and output as one number
+    in the segment, and its place among the call's. drops: the call's values that nobody uses once this is cut.
     """
 
     rows: int
@@ -184,7 +184,9 @@ class _Matching:
             if node is None or at >= len(self.rows.nodes):
                 raise Differs(f"{node.op if node else 'a row'} was recorded behind the graph's last row")
             if self._as_graph(node, piece) != self.rows.nodes[at]:
-                raise Differs(f"row {at}: {node.op} was recorded, the graph has {self.rows.nodes[at].op}")
+                raise Differs(
+                    f"row {at} is {self._as_graph(node, piece)}, in the graph {self.rows.nodes[at]}"
+                )
             first = self.rows.ends[at - 1] if at else 0
             wanted = self.rows.holes[first : self.rows.ends[at]]
             found = piece.holes[n_holes : n_holes + len(wanted)]

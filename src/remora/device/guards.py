@@ -31,7 +31,8 @@ class Traced:
 
     check: whether a call with these locals (module, args, kwargs) is that one, if `code` is what it was.
     bind: makes the function that calls it, around one from the graph's inputs to its outputs.
-    graph: computes the outputs. branches: what it takes for granted besides. inputs: what stood for them in the trace, fake tensors and symbolic numbers.
+    graph: computes the outputs. branches: what it takes for granted besides. inputs: what stood for them in the
+    trace, fake tensors and symbolic numbers.
     shapes: of the trace.
     """
 
