@@ -8,6 +8,7 @@ be those that the same call records op by op.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import itertools
@@ -90,10 +91,11 @@ def trace(call: FunctionType, module: Any, args: Any, kwargs: Any) -> Traced:
         nodes = [node for node in backend.graph_module.graph.nodes if node.op == "placeholder"]
         hooks = Hooks(guard_filter_fn=functools.partial(_kept, _sources(found.output_graph, len(nodes))))
         checks = found.build_guards(call.__code__, hooks)
+    names = {**vars(builtins), **found.f_globals}
     return Traced(
         checks.guard_manager.check,
         TracedCode(found.traced_code, (module, args, kwargs)),
-        lambda function: captured.forward_callable(compiled_fn=function, extra_globals=found.f_globals),
+        lambda function: captured.forward_callable(compiled_fn=function, extra_globals=names),
         backend.graph_module.forward,
         Checks(backend.graph_module),
         [node.meta["example_value"] for node in nodes],
