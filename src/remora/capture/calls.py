@@ -42,15 +42,14 @@ class Differs(Exception):
 
 @dataclass(frozen=True)
 class Start:
-    """The op stream before a call. wiring: for each input, which one it is the same value as, a row or slot of the
-    open segment, or None."""
+    """The op stream before a call. wiring: which inputs are the same value, rows of the open segment, or slots."""
 
     place: Place
     step: Step
     segment: int
     n_names: int
     n_holes: int
-    wiring: tuple[int | None, ...]
+    wiring: tuple[tuple[Any, ...], ...]
 
 
 def start_of(recorder: Recorder, values: Sequence[Value], frame: FrameType | None) -> Start:
@@ -62,19 +61,17 @@ def start_of(recorder: Recorder, values: Sequence[Value], frame: FrameType | Non
         step = recorder.root(frame)
     place = (id(step), id(user.f_code) if user else 0, user.f_lasti if user else 0, recorder.context)
     segment, slots = recorder.segment, recorder.slots
-    seen: dict[int, int] = {}
-    wiring: list[int | None] = []
-    for number, value in enumerate(values):
-        if value.home is not recorder:
-            raise recorder.foreign(value)
-        first = seen.setdefault(id(value), number)
-        wiring.append(first)
-        if value.segment == segment:
-            wiring.append(value.code)
-        else:
-            slot = slots.get(value)
-            wiring.append(None if slot is None else ~slot)
-    return Start(place, step, segment, len(slots), len(recorder.holes), tuple(wiring))
+    distinct = set(values)
+    if {value.home for value in distinct} - {recorder}:
+        raise recorder.foreign(next(value for value in values if value.home is not recorder))
+    alike: tuple[int, ...] = ()
+    if len(distinct) < len(values):
+        first: dict[Value, int] = {}
+        alike = tuple([first.setdefault(value, number) for number, value in enumerate(values)])
+    local = tuple([(number, value.code) for number, value in enumerate(values) if value.segment == segment])
+    held = slots.keys() & distinct
+    slotted = tuple([(number, slots[v]) for number, v in enumerate(values) if v in held]) if held else ()
+    return Start(place, step, segment, len(slots), len(recorder.holes), (alike, local, slotted))
 
 
 @dataclass
