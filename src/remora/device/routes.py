@@ -36,6 +36,8 @@ from remora.device.whole import MAX_DIFFERENT, Missed, Unknown, Whole
 ENOUGH = 16  # calls that were alike, before one is traced: shorter programs never pay for it
 MAX_TRACES = 4  # of one module: other modes, other inputs
 MAX_KINDS = 64  # of calls that are counted apart
+# How long the thread that traces goes on when another one wants to: the program waits so long after each message.
+SWITCH_S = 0.0003
 _numbers = itertools.count(1)
 
 
@@ -290,10 +292,13 @@ class Tracer:
     def _run(self) -> None:
         while True:
             job = self._jobs.get()
+            before_s = sys.getswitchinterval()
+            sys.setswitchinterval(SWITCH_S)
             try:
                 job.route.warm(job)
             finally:
                 del job
+                sys.setswitchinterval(before_s)
                 with self._idle:
                     self._waiting -= 1
                     self._idle.notify_all()
