@@ -448,3 +448,8 @@ def test_lazy_by_the_environment(monkeypatch):
     for _ in range(CALLS):
         call(net, "remora", inputs())
     assert net._compiled_call_impl is None
+
+
+def test_the_probe_of_the_patch_holds():
+    warmed()
+    assert {name: held for name, held, _ in remora.probes()}["guards-of-whole-calls"]

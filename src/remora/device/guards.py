@@ -256,7 +256,8 @@ def probe() -> str | None:
         return None
     from remora.device.tensor import nobodys
 
+    module = torch.nn.ReLU()
     with torch.no_grad():
-        traced = trace(trampoline(0), torch.nn.ReLU(), (nobodys(),), {})
-    seen = traced.check({"module": torch.nn.ReLU(), "args": (nobodys(),), "kwargs": {}})
+        traced = trace(trampoline(0), module, (nobodys(),), {})
+        seen = traced.check({"module": module, "args": (nobodys(),), "kwargs": {}})
     return None if seen and len(traced.inputs) == 1 else "the guards of a traced call do not hold for it"

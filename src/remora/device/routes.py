@@ -230,12 +230,9 @@ def _plain(module: Any) -> bool:
 
 
 def _kind(args: Any, kwargs: Any) -> Any:
+    """What calls that count as alike have in common: other sizes than one may differ."""
     return tuple(
-        (
-            name,
-            type(item),
-            tuple(item.shape) if isinstance(item, torch.Tensor) and name == "input_ids" else None,
-        )
+        (name, type(item), tuple([n == 1 for n in item.shape]) if isinstance(item, torch.Tensor) else None)
         for name, item in (*enumerate(args), *kwargs.items())
     )
 
