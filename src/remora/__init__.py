@@ -17,10 +17,11 @@ from typing import Any as _Any
 if _TYPE_CHECKING:
     from remora.device.as_cuda import as_cuda
     from remora.device.patches import probes
+    from remora.device.routes import wait_warm
     from remora.session.connect import connect, disconnect, explain, stats
 
 __version__ = "0.1.0"
-__all__ = ["as_cuda", "connect", "disconnect", "explain", "probes", "stats"]
+__all__ = ["as_cuda", "connect", "disconnect", "explain", "probes", "stats", "wait_warm"]
 
 _HOMES = {
     "connect": "remora.session.connect",
@@ -29,6 +30,7 @@ _HOMES = {
     "stats": "remora.session.connect",
     "probes": "remora.device.patches",
     "as_cuda": "remora.device.as_cuda",
+    "wait_warm": "remora.device.routes",
 }
 
 

@@ -35,6 +35,14 @@ class ClientSettings:
     grace_s: float = field(default_factory=lambda: _float("REMORA_GRACE", 60.0))
 
 
+def captures_whole_calls() -> bool:
+    """Whether calls of modules that repeat are captured as a whole: not with REMORA_CAPTURE=lazy."""
+    chosen = os.environ.get("REMORA_CAPTURE") or "guarded"
+    if chosen not in ("lazy", "guarded"):
+        raise ValueError(f"REMORA_CAPTURE={chosen!r}: use `guarded`, which is the default, or `lazy`")
+    return chosen == "guarded"
+
+
 def is_executor() -> bool:
     """Whether this process belongs to an executor, where the device must never be registered."""
     return bool(os.environ.get("REMORA_EXECUTOR"))

@@ -104,6 +104,19 @@ class CapturedTemplate:
     where: tuple[Provenance | None, ...]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the op stream inside one segment, written down while it was recorded. It keeps no value alive.
+
+    step: of its last row. names, holes: of the segment's slots and constants from its start to here.
+    """
+
+    segment: int
+    step: Step
+    names: tuple[tuple[int, int, int], ...]
+    holes: tuple[int | float, ...]
+
+
 @dataclass
 class Segment:
     """A cut segment: everything that is needed to send it."""
@@ -131,11 +144,14 @@ class Recorder:
 
     Args:
         session: the session's name, for errors about values that outlive it.
-        commit: called under the lock, uninterrupted, with each segment that is cut; from then on it will be sent.
+        commit: called under the lock, uninterrupted, with each segment that is cut and whether more come at once;
+            from then on, or with the next one, it will be sent.
         transmit: called under the lock after it; may block and may be interrupted.
     """
 
-    def __init__(self, session: str, commit: Callable[[Segment], None], transmit: Callable[[], None]) -> None:
+    def __init__(
+        self, session: str, commit: Callable[[Segment, bool], None], transmit: Callable[[], None]
+    ) -> None:
         self.session = session
         self.lock = threading.RLock()
         self.graveyard: deque[tuple[int, int]] = deque()
@@ -148,6 +164,10 @@ class Recorder:
         self._n_steps = 0
         self._starts_program = True
         self.context: Any = None  # what else rows depend on: the default dtype
+        self.tape: list[Piece] | None = (
+            None  # takes down each segment that is cut, while somebody wants to know
+        )
+        self.whole_calls = False  # whether calls may be appended without their ops (capture/calls.py)
         self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()
 
@@ -167,6 +187,11 @@ class Recorder:
     @property
     def templates(self) -> int:
         return len(self._captured)
+
+    def piece(self) -> Piece:
+        """The open segment up to here."""
+        names = tuple(value.name for value in self.slots)
+        return Piece(self.segment, self.step, names, tuple(self.holes))
 
     def number(self) -> int:
         """A segment number for a value that comes from outside: an upload."""
@@ -241,15 +266,16 @@ class Recorder:
         step.next[key] = after
         return after
 
-    def cut(self) -> None:
-        """Ends the open segment, if it has rows, and hands it on."""
+    def cut(self, more: bool = False) -> None:
+        """Ends the open segment, if it has rows, and hands it on. more: it is sent with one that comes at once."""
         with self.lock:
             with uninterrupted:
                 segment = self.end_segment()
                 if segment is None:
                     return
-                self._commit(segment)
-            self._transmit()
+                self._commit(segment, more)
+            if not more:
+                self._transmit()
 
     def end_segment(self) -> Segment | None:
         """Ends the open segment, if it has rows; to be called uninterrupted, until the segment is committed."""
@@ -258,6 +284,8 @@ class Recorder:
         if not step.rows:
             return None
         captured = step.template or self._template(step)
+        if self.tape is not None:
+            self.tape.append(self.piece())
         kept = self._survivors()
         keep = tuple(n for value in kept for n in (value.code >> OUT_BITS, value.code & OUT_MASK))
         flat = tuple(n for s, c in self.take_frees() for n in (self.segment - s, c >> OUT_BITS, c & OUT_MASK))

@@ -37,6 +37,7 @@ _NOT_EXPORTED = (
 class _Here(threading.local):
     tracing = False  # a frame of this thread is being traced
     dealt_with = False  # see _counted
+    ours = False  # it is device/trace.py that traces
 
 
 class Frames:
@@ -75,11 +76,12 @@ def holds_remora(items: Iterable[Any]) -> bool:
             if item.type == "remora":
                 return True
         else:
-            queue.extend(_inside(item, kind))
+            queue.extend(inside(item, kind))
     return False
 
 
-def _inside(item: Any, kind: type) -> Iterable[Any]:
+def inside(item: Any, kind: type) -> Iterable[Any]:
+    """What a container or an object holds, by its class; no code of the program's runs."""
     if issubclass(kind, dict):
         return tuple(dict.values(item))
     for container in (list, tuple, set, frozenset):
@@ -174,13 +176,13 @@ def change(dynamo: ModuleType) -> None:
 
     @functools.wraps(build)
     def take_in(self: Any, value: Any) -> Any:
-        if isinstance(value, RemoraTensor):
+        if isinstance(value, RemoraTensor) and not frames.here.ours:
             raise _Met if frames.here.tracing else NotSupported(_NOT_EXPORTED)
         return build(self, value)
 
     @functools.wraps(new)
     def make(cls: Any, fake_mode: Any, elem: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
-        if device.type == "remora" and frames.here.tracing:
+        if device.type == "remora" and frames.here.tracing and not frames.here.ours:
             raise _Met
         return new(cls, fake_mode, elem, device, *args, **kwargs)
 

@@ -9,6 +9,7 @@ does not know is inferred (device/infer.py) and learned.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,15 @@ _PLAIN = (bool, type(None), str, torch.dtype, torch.layout, torch.memory_format,
 memo: dict[tuple[Any, ...], Outcome] = {}
 
 
+class Noticed:
+    """notice: told of the outermost module of each row that is new (device/routes.py)."""
+
+    notice: Callable[[Any], None] = staticmethod(lambda module: None)
+
+
+noticed = Noticed()
+
+
 class _LocalTensor(Exception):
     """An argument has to be brought to the executor first (a CPU tensor, a generator), or means nothing there."""
 
@@ -69,7 +79,7 @@ def record(
     """
     recorder = bound.recorder or bound.need()[0]
     if _get_default_dtype() is not recorder.context:
-        _tell_default_dtype(recorder)
+        tell_default_dtype(recorder)
     frame = _getframe(depth)
     code = frame.f_code
     with recorder.lock:
@@ -153,7 +163,7 @@ def record(
         return result
 
 
-def _tell_default_dtype(recorder: Recorder) -> None:
+def tell_default_dtype(recorder: Recorder) -> None:
     """Type promotion depends on the default dtype, here and on the executor; it changes between segments."""
     dtype = _get_default_dtype()
     with recorder.lock:
@@ -359,7 +369,10 @@ def _step(
         if known is not None:
             return known
     node = node_of(func, args, kwargs, recorder, outcome.layouts)
-    return recorder.learn(step, row_key, node, n_holes, _getframe(depth))
+    after = recorder.learn(step, row_key, node, n_holes, _getframe(depth))
+    if recorder.whole_calls and after.where is not None and not torch.is_grad_enabled():
+        noticed.notice(after.where.model)
+    return after
 
 
 def _with_uploads(func: Any, args: Any, kwargs: Any, depth: int) -> Any:

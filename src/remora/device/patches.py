@@ -16,6 +16,7 @@ from remora.device import (
     coexist,
     data_parallel,
     engine,
+    guards,
     higher_order,
     optimizers,
     saving,
@@ -103,6 +104,12 @@ PATCHES = (
         "Dynamo would trace into capture itself, and compile kernels for this machine",
         compiling.install,
         compiling.probe,
+    ),
+    Patch(
+        "guards-of-whole-calls",
+        "Dynamo traces no remora tensors, tells models that they are compiled, and resets what is the whole process's",
+        lambda: None,  # made with the first trace: loading Dynamo takes a second, and most programs never do
+        guards.probe,
     ),
     Patch(
         "higher-order-operators",

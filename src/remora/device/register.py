@@ -23,6 +23,7 @@ from remora.device.parts import in_parts, views_tracked
 from remora.device.patches import PATCHES
 from remora.device.recurrent import WITH_GRADIENT, register_recurrent, transposed_batch_wants_gradients
 from remora.device.resize import through_copy
+from remora.device.routes import install as install_routes
 from remora.device.special import SPECIAL
 from remora.device.storage import register_storages
 from remora.device.tensor import RemoraTensor
@@ -80,6 +81,7 @@ def register() -> None:
     library.impl("_local_scalar_dense", _number, "PrivateUse1")
     _libraries.extend(refuse_by_name())
     register_storages()
+    install_routes()
     for patch in PATCHES:
         patch.apply()
     atexit.register(store.save)

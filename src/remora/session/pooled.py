@@ -48,6 +48,8 @@ class PoolSession(Given):
     """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
     of the executor where the place in the op stream is marked."""
 
+    whole_calls = False
+
     def __init__(
         self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
     ) -> None:
@@ -88,7 +90,7 @@ class PoolSession(Given):
 
     # -- steps
 
-    def _commit_segment(self, segment: Segment) -> None:
+    def _commit_segment(self, segment: Segment, more: bool) -> None:
         self._place(segment)
         for lane in self.lanes:
             lane.commit(asks=False)
@@ -367,6 +369,8 @@ class PoolSession(Given):
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
                 eager_frames=counters.eager_frames,
+                whole_calls=counters.whole_calls,
+                capture_route=counters.route,
                 plans=self.placement.plans.made,
                 peer_bytes=self._peer_nbytes,
                 peer_messages=self._peer_messages,

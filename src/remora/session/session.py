@@ -58,6 +58,7 @@ class Session:
     """
 
     computes = True
+    whole_calls = True  # PoolSession has none: to place rows it looks at what each one saw last
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self._start([(transport, grant)], settings)
@@ -69,6 +70,7 @@ class Session:
         ]
         self.lane = self.lanes[0]
         self.recorder = Recorder(self.grant.session, self._commit_segment, self._transmit)
+        self.recorder.whole_calls = self.whole_calls
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent
@@ -106,9 +108,10 @@ class Session:
 
     # -- steps
 
-    def _commit_segment(self, segment: Segment) -> None:
+    def _commit_segment(self, segment: Segment, more: bool) -> None:
         self._write(segment)
-        self.lane.commit(asks=False)
+        if not more:
+            self.lane.commit(asks=False)
 
     def _write(
         self, segment: Segment, wants: tuple[int, ...] | None = None, ticket: int | None = None
@@ -348,6 +351,8 @@ class Session:
                 templates=self.recorder.templates,
                 ops=self.recorder.ops,
                 eager_frames=counters.eager_frames,
+                whole_calls=counters.whole_calls,
+                capture_route=counters.route,
             )
 
     def close(self, reason: Exception) -> None:

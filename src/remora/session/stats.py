@@ -13,7 +13,9 @@ class Stats:
     for a template, a size and a whereabouts of its inputs. peer_bytes: from executor to executor; peer_messages: in
     how many pushes. speculated: programs (up to a sync each) that executors ran before they were told to. confirmed:
     of them, those that the program then asked for. wasted: those that were undone. depth: programs that an executor
-    may be ahead by now; of several, the most. A difference keeps the later depth."""
+    may be ahead by now; of several, the most. whole_calls: calls of modules that were captured as a whole.
+    capture_route: how the last call was: `lazy`, `warming` or `guarded`. A difference keeps the later depth and route.
+    """
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -31,6 +33,8 @@ class Stats:
     confirmed: int = 0
     wasted: int = 0
     depth: int = 0
+    whole_calls: int = 0
+    capture_route: str = "lazy"
 
     def __sub__(self, earlier: Stats) -> Stats:
         counts = {name: getattr(self, name) - getattr(earlier, name) for name in _COUNTED}
@@ -41,4 +45,4 @@ class Stats:
         return replace(self, **counts, depth=max(self.depth, other.depth))
 
 
-_COUNTED = [field.name for field in fields(Stats) if field.name != "depth"]
+_COUNTED = [field.name for field in fields(Stats) if field.name not in ("depth", "capture_route")]

@@ -1,0 +1,276 @@
+"""A call that is appended to the op stream as a whole: the rows that it recorded op by op before, without the ops.
+
+What a graph of the call computes is known (`GraphRows`), and what it left in the trie of the recorder when it ran
+op by op (`Piece`s). `matched` finds whether that is the same, row by row; then `Call.append` leads to the same steps,
+segments, slots and names as recording would, and makes only the values that are used after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from remora.capture.growth import Grown, Number, Sizes
+from remora.capture.provenance import user_frame
+from remora.capture.recorder import Piece, Recorder, Step
+from remora.capture.value import OUT_BITS, Value
+from remora.ir.node import Arg, Items, Node, Ref, Slot
+
+Made = tuple[int, int]  # a row of the graph and its output
+Place = tuple[Any, ...]  # where in the program a call starts
+
+
+@dataclass(frozen=True)
+class GraphRows:
+    """What a call does, at any sizes: its rows count through, its slots are its inputs by number.
+
+    holes: of all rows. ends: for each row, how many holes there are up to its end. needed: outputs of rows that
+    exist after the call.
+    """
+
+    nodes: tuple[Node, ...]
+    holes: tuple[Number, ...]
+    ends: tuple[int, ...]
+    needed: tuple[Made, ...]
+
+
+class Differs(Exception):
+    """A call recorded something else than its graph; says what."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The op stream before a call. wiring: which inputs are the same value, rows of the open segment, or slots."""
+
+    place: Place
+    step: Step
+    segment: int
+    n_names: int
+    n_holes: int
+    wiring: tuple[tuple[Any, ...], ...]
+
+
+def start_of(recorder: Recorder, values: Sequence[Value], frame: FrameType | None) -> Start:
+    """Where a call with these input values starts. The recorder's lock is held."""
+    recorder.repair()
+    step = recorder.step
+    user = user_frame(frame)
+    if step is recorder.empty:
+        step = recorder.root(frame)
+    place = (id(step), id(user.f_code) if user else 0, user.f_lasti if user else 0, recorder.context)
+    segment, slots = recorder.segment, recorder.slots
+    distinct = set(values)
+    if {value.home for value in distinct} - {recorder}:
+        raise recorder.foreign(next(value for value in values if value.home is not recorder))
+    alike: tuple[int, ...] = ()
+    if len(distinct) < len(values):
+        first: dict[Value, int] = {}
+        alike = tuple([first.setdefault(value, number) for number, value in enumerate(values)])
+    local = tuple([(number, value.code) for number, value in enumerate(values) if value.segment == segment])
+    held = slots.keys() & distinct
+    slotted = tuple([(number, slots[v]) for number, v in enumerate(values) if v in held]) if held else ()
+    return Start(place, step, segment, len(slots), len(recorder.holes), (alike, local, slotted))
+
+
+@dataclass
+class Stretch:
+    """The part of a call in one segment.
+
+    rows: of the call. step: of its last row. new: what becomes a slot here, in order: an input by number, or `~i` for
+    the call's value `i`. holes: of its rows. makes: the values that it makes, each with row and output as one number
+    in the segment, and its place among the call's. drops: the call's values that nobody uses once this is cut.
+    """
+
+    rows: int
+    step: Step
+    new: tuple[int, ...]
+    holes: tuple[Number, ...]
+    grows: bool
+    makes: tuple[tuple[int, int], ...]
+    drops: tuple[int, ...]
+
+
+@dataclass
+class Call:
+    """See the module. values: the rows and outputs of the values that it makes, of which `needed` first."""
+
+    start: Start
+    stretches: list[Stretch]
+    values: list[Made]
+    code: Any = field(repr=False)  # keeps the caller's code object alive, whose id is in the place
+
+    def append(
+        self, recorder: Recorder, inputs: Sequence[Value], sizes: Sizes, metas: Sequence[Any]
+    ) -> list[Value]:
+        """Appends the call, whose start was found equal; gives the values that are needed after it. The lock is held.
+
+        metas: of the call's values.
+        """
+        made: list[Value | None] = [None] * len(self.values)
+        last = len(self.stretches) - 1
+        for number, stretch in enumerate(self.stretches):
+            if not stretch.rows:
+                continue
+            slots = recorder.slots
+            for source in stretch.new:
+                value = inputs[source] if source >= 0 else made[~source]
+                slots[value] = len(slots)  # type: ignore[index]
+            if stretch.grows:
+                recorder.holes += [h.at(sizes) if type(h) is Grown else h for h in stretch.holes]  # type: ignore[misc]
+            else:
+                recorder.holes += stretch.holes  # type: ignore[arg-type]
+            recorder.step = stretch.step
+            segment, created = recorder.segment, recorder.created
+            for code, index in stretch.makes:
+                value = made[index] = Value(recorder, segment, code, metas[index])
+                created.append(value)
+            del value
+            if number < last:
+                recorder.cut(more=0 < number < last - 1)  # the executor starts; the rest goes together
+                for index in stretch.drops:
+                    made[index] = None
+        return made  # type: ignore[return-value]
+
+
+def matched(
+    rows: GraphRows, start: Start, pieces: Sequence[Piece], sizes: Sizes, names: Sequence[Any], code: Any
+) -> Call:
+    """The call that was recorded as `pieces`, the last of them open.
+
+    names: of the inputs' values.
+
+    Raises:
+        Differs: it recorded something else than its graph.
+    """
+    return _Matching(rows, start, pieces, sizes, names).call(code)
+
+
+class _Matching:
+    def __init__(
+        self, rows: GraphRows, start: Start, pieces: Sequence[Piece], sizes: Sizes, names: Sequence[Any]
+    ) -> None:
+        self.rows, self.start, self.pieces, self.sizes = rows, start, pieces, sizes
+        self.inputs: dict[Any, int] = {}
+        for number, name in enumerate(names):
+            self.inputs.setdefault(name, number)
+        self.first_of: list[int] = []  # for each piece, its first row's number in the graph
+        self.skipped: list[int] = []  # for each piece, how many rows of its segment are not the call's
+        self.segments = {piece.segment: number for number, piece in enumerate(pieces)}
+
+    def call(self, code: Any) -> Call:
+        at = 0
+        for number, piece in enumerate(self.pieces):
+            skip = self.start.step.rows if number == 0 and piece.segment == self.start.segment else 0
+            self.first_of.append(at)
+            self.skipped.append(skip)
+            at = self._compare(piece, skip, at)
+            if number < len(self.pieces) - 1 and not piece.step.ends:
+                raise Differs("its segment was cut from outside")
+        if at != len(self.rows.nodes):
+            raise Differs(f"{at} rows were recorded, the graph has {len(self.rows.nodes)}")
+        return self._cut_up(code)
+
+    def _compare(self, piece: Piece, skip: int, at: int) -> int:
+        """Compares a piece's rows with the graph's from `at` on; the number behind the last one."""
+        steps = piece.step.path()
+        n_holes = self.start.n_holes if skip else 0
+        for step in steps[skip:]:
+            node = step.node
+            if node is None or at >= len(self.rows.nodes):
+                raise Differs(f"{node.op if node else 'a row'} was recorded behind the graph's last row")
+            if self._as_graph(node, piece) != self.rows.nodes[at]:
+                raise Differs(
+                    f"row {at} is {self._as_graph(node, piece)}, in the graph {self.rows.nodes[at]}"
+                )
+            first = self.rows.ends[at - 1] if at else 0
+            wanted = self.rows.holes[first : self.rows.ends[at]]
+            found = piece.holes[n_holes : n_holes + len(wanted)]
+            if [_exact(_at(number, self.sizes)) for number in wanted] != [_exact(n) for n in found]:
+                raise Differs(f"row {at}: {node.op} has other numbers than in the graph")
+            n_holes += len(wanted)
+            if step.n_holes != n_holes:
+                raise Differs(f"row {at}: {node.op} has {step.n_holes} numbers up to here, not {n_holes}")
+            at += 1
+        return at
+
+    def _as_graph(self, node: Node, piece: Piece) -> Node:
+        number = self.segments[piece.segment]
+
+        def arg(item: Arg) -> Arg:
+            if isinstance(item, Ref):
+                return self._made_or_given(number, item.row, item.out)
+            if isinstance(item, Slot):
+                return self._named(piece.names[item.index])
+            if isinstance(item, Items):
+                return Items(tuple(map(arg, item.items)))
+            return item
+
+        return Node(
+            node.op, tuple(map(arg, node.args)), tuple((k, arg(v)) for k, v in node.kwargs), node.layouts
+        )
+
+    def _named(self, name: tuple[int, int, int]) -> Arg:
+        number = self.segments.get(name[0])
+        if number is not None and number < len(self.first_of):
+            return self._made_or_given(number, name[1], name[2])
+        if name not in self.inputs:
+            raise Differs(f"value {name} was read and is no input of the graph")
+        return Slot(self.inputs[name])
+
+    def _made_or_given(self, number: int, row: int, out: int) -> Arg:
+        """An output of a row in a piece's segment: made in the call, or before it."""
+        if row >= self.skipped[number]:
+            return Ref(self.first_of[number] + row - self.skipped[number], out)
+        name = (self.pieces[number].segment, row, out)
+        if name not in self.inputs:
+            raise Differs(f"value {name} was read and is no input of the graph")
+        return Slot(self.inputs[name])
+
+    # -- from pieces to stretches
+
+    def _cut_up(self, code: Any) -> Call:
+        values: list[Made] = list(dict.fromkeys(self.rows.needed))
+        index = {made: number for number, made in enumerate(values)}
+        slots_of = [self._new_slots(number) for number in range(len(self.pieces))]
+        last_use: dict[Made, int] = {made: len(self.pieces) for made in values}  # needed ones: never dropped
+        for number, slots in enumerate(slots_of):
+            for arg in slots:
+                if isinstance(arg, Ref):
+                    made = (arg.row, arg.out)
+                    if made not in index:
+                        index[made] = len(values)
+                        values.append(made)
+                    last_use[made] = max(last_use.get(made, 0), number)
+        stretches = []
+        for number, piece in enumerate(self.pieces):
+            first = self.first_of[number]
+            behind = first + piece.step.rows - self.skipped[number]
+            makes = sorted(
+                (row - first + self.skipped[number] << OUT_BITS | out, index[row, out])
+                for row, out in values
+                if first <= row < behind
+            )
+            new = tuple(a.index if isinstance(a, Slot) else ~index[a.row, a.out] for a in slots_of[number])  # type: ignore[union-attr]
+            drops = tuple(index[made] for made, use in last_use.items() if use == number)
+            holes = self.rows.holes[
+                self.rows.ends[first - 1] if first else 0 : self.rows.ends[behind - 1] if behind else 0
+            ]
+            grows = any(type(hole) is Grown for hole in holes)
+            stretches.append(Stretch(behind - first, piece.step, new, holes, grows, tuple(makes), drops))
+        return Call(self.start, stretches, values, code)
+
+    def _new_slots(self, number: int) -> list[Arg]:
+        piece = self.pieces[number]
+        before = self.start.n_names if piece.segment == self.start.segment else 0
+        return [self._named(name) for name in piece.names[before:]]
+
+
+def _at(number: Number, sizes: Sizes) -> int | float:
+    return number.at(sizes) if isinstance(number, Grown) else number
+
+
+def _exact(number: int | float) -> str:
+    """Tells 1 from 1.0 and 0.0 from -0.0."""
+    return repr(number)
