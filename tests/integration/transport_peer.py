@@ -19,7 +19,7 @@ from remora.wire.messages import BlobAnswer, BlobProof, BlobQuery, Grant, OpenSe
 
 GRANT = Grant("s1", "secret", 1, "peer", 1, "2.13", "cpu", "0" * 64, 900.0, 1 << 30, 64, 1 << 20, "me")
 STATUS = Status("peer", "0.1", 1, "2.13", "cpu", 1.0, 1 << 30, 0, 0, 1, {})
-WANTS = OpenSession(2, 2, "2.13")
+WANTS = OpenSession(1, 1, "2.13")
 
 
 class Peer:
