@@ -17,7 +17,7 @@ from remora.executor.worker.session import WorkerSession
 from remora.ir.graph import Template
 from remora.ir.node import Hole, Items, Node, Ref, Slot
 from remora.ops.schema import resolve
-from remora.wire.messages import Define, Early, Put, Run, RunAhead, Site, Undone
+from remora.wire.messages import Define, Early, Fetch, Put, Run, RunAhead, Site, Undone, Values
 from worker_endpoint import LIMIT_NBYTES, worker_device
 
 CPU = torch.device("cpu")
@@ -152,3 +152,42 @@ def test_a_program_that_is_undone_is_told(session):
     assert torch.equal(session.values.tensors[1, 0, 0], before[0])
     assert torch.equal(session.values.tensors[2, 0, 0], before[1])
     assert session.ahead.coming() is None
+
+
+# tokens[:, n:n + 1], with n from the program
+SLICED = Template(
+    (
+        Node("aten.slice.Tensor", (S0, Hole("int"), Hole("int"), Hole("int"), Hole("int"))),
+        Node("aten.sum.default", (Ref(0),)),
+    )
+)
+
+
+def test_nothing_runs_ahead_beyond_the_end_of_what_a_loop_counts_through(session):
+    for message in (
+        RunAhead(64),
+        Put(1, "float32", (9,), bytes(36)),
+        Define(0, SLICED.body),
+        Site(0, 0),
+    ):
+        list(session.take(message))
+    early = 0
+    for n in range(9):
+        slots = (0, 0, 1, 0, 0) if not n else None
+        holes = (0, 0, 1, 0, 2, 1, 3, 1) if not n else (1, n, 2, n + 1)
+        list(session.take(Run(10 + n, 0, slots, holes, (1, 0) if not n else None, None, (1, 0), 10 + n)))
+        while (coming := session.ahead.coming()) is not None:
+            assert coming.holes[1] < 10
+            early += isinstance(session.ahead.go(coming), Early)
+    assert early >= 4
+    assert session.failed is None
+
+
+def test_what_was_undone_leaves_no_mark(session):
+    begin(session, 4)
+    for n in range(3):
+        list(session.take(step(10 + n, first=not n)))
+    session.ahead.go(session.ahead.coming())
+    session.ahead.go(session.ahead.coming())
+    *_, answer = session.take(Fetch(99, (2, 0, 0)))
+    assert isinstance(answer, Values)

@@ -28,7 +28,12 @@ def living(session: str, counts: Callable[[Any], bool] = lambda value: True) -> 
         kind = type(thing)
         if issubclass(kind, RemoraTensor):
             value = getattr(thing, "_value", None)
-            if value is not None and value.home is not None and value.home.session == session and counts(value):
+            if (
+                value is not None
+                and value.home is not None
+                and value.home.session == session
+                and counts(value)
+            ):
                 values[id(value)] = value
         elif issubclass(kind, torch.nn.Module) and "_modules" in thing.__dict__:
             models.append(thing)

@@ -40,6 +40,7 @@ class RunningAhead(Generic[T]):
         self._cursor: Cursor | None = None  # behind them; None: nothing is unconfirmed
         self._stopped = False
         self._stalled = False
+        self._late = False
         self._answers: deque[int] = deque()  # one for each program, the unconfirmed ones last
 
     @property
@@ -89,6 +90,10 @@ class RunningAhead(Generic[T]):
         while len(answers) > MEMORY + self._programs:
             answers.popleft()
 
+    def answered_late(self) -> None:
+        """A question has an answer that only goes out when it is asked: the client waits for it in any case."""
+        self._stalled, self._late = False, True
+
     def said(self, message: ToExecutor) -> tuple[Ran[T] | None, list[Ran[T]]]:
         """The client said a message, no Free. What it confirms, and, last first, what it undoes."""
         if self.predictor.take(message) is Agreement.OTHER:
@@ -106,8 +111,8 @@ class RunningAhead(Generic[T]):
 
     def feedback(self, lead: int) -> None:
         """The client said how many answers it has ahead of need."""
-        self.depth.confirmed(lead, self._stalled)
-        self._stalled = False
+        self.depth.confirmed(lead, self._stalled and not self._late)
+        self._stalled = self._late = False
 
     def _confirm(self) -> Ran[T] | None:
         if not self.unconfirmed:

@@ -36,10 +36,12 @@ MAX_LATE_NBYTES = 64 << 20  # of an answer that waits until it is asked for
 
 @dataclass(frozen=True)
 class _Undo:
-    """mark: in the log. names: of what the message made. late: its answer, if that is too large to be sent early."""
+    """mark: in the log. names: of what the message made. bounds: whether an index was out of range before it.
+    late: its answer, if that is too large to be sent early."""
 
     mark: int
     names: tuple[Name, ...]
+    bounds: torch.Tensor | None
     late: tuple[torch.Tensor, ...] = ()
 
 
@@ -91,11 +93,17 @@ class Ahead:
 
     def _undo(self, undone: list[Ran[_Undo]]) -> int:
         """How many programs were undone, begun ones too."""
-        self._log.back_to(undone[-1].undo.mark)
+        first = undone[-1].undo
+        self._back_to(first.mark, first.bounds)
         for ran in undone:
             self._drop(ran.undo.names)
         self._overlay.clear()
         return sum(ran.ends for ran in undone) + (not undone[0].ends)
+
+    def _back_to(self, mark: int, bounds: torch.Tensor | None) -> None:
+        self._log.back_to(mark)
+        if self._session.bounds is not None:
+            self._session.bounds.back_to(bounds)
 
     def _drop(self, names: tuple[Name, ...]) -> None:
         for name in names:
@@ -120,10 +128,11 @@ class Ahead:
             decisions.stop()
             return None
         mark = self._log.mark()
+        bounds = session.bounds.state() if session.bounds is not None else None
         try:
             answer = session.foresee(message, self._overlay)
         except OutOfRange:  # in this message, or in one before it
-            self._log.back_to(mark)
+            self._back_to(mark, bounds)
             self._drop(names)
             undone = decisions.retreat()
             return Undone(self._undo(undone)) if undone else None
@@ -132,20 +141,21 @@ class Ahead:
             if is_fatal(cause):
                 row = error.row if isinstance(error, Failure) else 0
                 raise DeviceBroken(getattr(message, "segment", 0), row, "", "", cause) from error
-            self._log.back_to(mark)
+            self._back_to(mark, bounds)
             self._drop(names)
             decisions.stop()
             return None
         if answer is None:
-            decisions.ran(_Undo(mark, names))
+            decisions.ran(_Undo(mark, names, bounds))
             return None
         if sum(tensor.nbytes for tensor in answer) > MAX_INLINE_NBYTES:
             late = tuple(tensor.detach().clone() for tensor in answer)  # later rows may write it
-            decisions.ran(_Undo(mark, names, late))
+            decisions.ran(_Undo(mark, names, bounds, late))
+            decisions.answered_late()
             if sum(tensor.nbytes for tensor in late) > MAX_LATE_NBYTES:
                 decisions.stop()
             return None
-        decisions.ran(_Undo(mark, names))
+        decisions.ran(_Undo(mark, names, bounds))
         assert isinstance(message, Run | Fetch)
         values = session.reply(message.ticket or 0, answer).values
         decisions.answered(_digest(values))

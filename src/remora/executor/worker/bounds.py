@@ -21,6 +21,7 @@ _ALONG = frozenset(
     | {"scatter", "scatter_add", "scatter_reduce"}
 )
 _BY_LISTS = frozenset({"index", "index_put", "_index_put_impl"})
+_CUTS = frozenset({"aten::slice", "aten::narrow", "aten::narrow_copy", "aten::slice_copy"})
 _INTEGERS = (torch.int64, torch.int32)
 
 
@@ -40,6 +41,7 @@ class Bounds:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._flag: torch.Tensor | None = None
+        self.ahead = False  # what runs now was not said by the client
 
     def check(self) -> None:
         """Waits for the device. Raises OutOfRange, once."""
@@ -47,8 +49,20 @@ class Bounds:
             self._flag.zero_()
             raise OutOfRange("index out of range in self")
 
+    def state(self) -> torch.Tensor | None:
+        """The flag as it is at this place of the stream; waits for nothing."""
+        return None if self._flag is None else self._flag.clone()
+
+    def back_to(self, state: torch.Tensor | None) -> None:
+        if state is not None and self._flag is not None:
+            self._flag.copy_(state)
+        elif self._flag is not None:
+            self._flag.zero_()
+
     def checked(self, op: Any, node: Node, call: Kernel) -> Kernel:
         """What a row calls instead of `call`, which may be that."""
+        if op._schema.name in _CUTS:
+            return self._not_empty(call)
         places = _places(op, node)
         if places is None:
             return call
@@ -69,6 +83,17 @@ class Bounds:
             return call(*args)
 
         return within
+
+    def _not_empty(self, call: Kernel) -> Kernel:
+        """A loop that counts on may end where its tensor does; behind that is nothing, which not every kernel bears."""
+
+        def cut(*items: Any) -> Any:
+            made = call(*items)
+            if self.ahead and not made.numel() and items[0].numel():
+                raise IndexError("nothing is left to run ahead with")
+            return made
+
+        return cut
 
     def _within(self, index: torch.Tensor, size: int, from_end: bool) -> torch.Tensor:
         if index.dtype not in _INTEGERS or not index.numel() or not size:

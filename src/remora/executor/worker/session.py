@@ -347,6 +347,8 @@ class WorkerSession:
             program = self._compile(defined, bound.keep)
         if self.undo.active:
             program = self.undo.guarded(program)
+        if self.bounds is not None:
+            self.bounds.ahead = self.undo.active
         if self.values.loose:
             self._copy_out([bound.names[slot] for slot in program.strict])
         run_program = partial(run, program)
