@@ -53,12 +53,13 @@ from remora.executor.hop import (
     packet,
 )
 from remora.executor.worker import exports
+from remora.executor.worker.device import Device
 from remora.executor.worker.extensions import ExtensionError, load
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit
 from remora.executor.worker.memory import Maps, device_memory_nbytes, limit_allocator
 from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.rng import Generators
-from remora.executor.worker.session import Device, WorkerSession
+from remora.executor.worker.session import WorkerSession
 from remora.ops.permission import op_table, table_digest
 from remora.ops.schema import resolve
 from remora.wire.codec import decode_to_executor, encode
