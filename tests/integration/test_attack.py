@@ -96,8 +96,8 @@ def test_many_long_failures_do_not_fill_the_hop(executor):
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"protocol":1,"oldest_protocol":1,"torch":"\xff\xfe"}',
-        b'{"protocol":1,"oldest_protocol":1,"torch":"x","seed":1' + b"0" * 40 + b"}",
+        b'{"protocol":2,"oldest_protocol":2,"torch":"\xff\xfe"}',
+        b'{"protocol":2,"oldest_protocol":2,"torch":"x","seed":1' + b"0" * 40 + b"}",
         b'{"client":' + b"[" * 200_000,
         b'{"torch":"\\ud800"}',
     ],

@@ -48,7 +48,7 @@ def test_names_of_another_session_cannot_be_read(connected, executor):
     secret = torch.arange(5.0).to("remora") * 3
     assert secret.tolist()[4] == 12
     transport = HttpTransport(executor.url)
-    grant = transport.open_session(OpenSession(1, 1, str(torch.__version__)), 2.0)
+    grant = transport.open_session(OpenSession(2, 2, str(torch.__version__)), 2.0)
     eve = Session(transport, grant, ClientSettings())
     eve.link.open(2.0)
     try:

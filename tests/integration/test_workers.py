@@ -204,7 +204,7 @@ def test_the_number_of_workers_is_bounded_and_an_idle_one_makes_room(tokens):
             with other_program(executor.url, "b") as bea:
                 transport = HttpTransport(executor.url, "c")
                 with pytest.raises(Refused, match=r"2 tenants, which is its limit \(--max-workers\)"):
-                    transport.open_session(OpenSession(1, 1, "2"), 5.0)
+                    transport.open_session(OpenSession(2, 2, "2"), 5.0)
                 transport.close()
                 assert bea() == "[3.0, 3.0]\n"
             before = executor.worker_pids()

@@ -76,7 +76,7 @@ def transport(endpoint: Upper) -> Transport:
 
 
 def test_control(transport: Transport) -> None:
-    assert transport.open_session(OpenSession(1, 1, "2.13"), 1.0) == GRANT
+    assert transport.open_session(OpenSession(2, 2, "2.13"), 1.0) == GRANT
     assert transport.op_table(1.0) == {"aten.add": "d1"}
     assert transport.status(1.0) == STATUS
     transport.close_session(GRANT, 1.0)

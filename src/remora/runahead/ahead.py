@@ -68,6 +68,12 @@ class RunningAhead(Generic[T]):
         """The coming message cannot run ahead; it is the client's to say."""
         self._stopped = True
 
+    def retreat(self) -> list[Ran[T]]:
+        """What ran ahead must not have run. It is the client's to say; what is to be undone, last first."""
+        undone = self._undone()
+        self._stopped = True
+        return undone
+
     def answered(self, answer: int) -> None:
         """A question was answered, ahead or not; answer: a hash of the values.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from remora.errors import ProtocolError
-from remora.executor.worker.failure import DeviceBroken, is_fatal
+from remora.executor.worker.failure import DeviceBroken, OutOfRange, is_fatal
 from remora.executor.worker.program import Failure
 from remora.executor.worker.undo import UndoLog
 from remora.runahead.ahead import Ran, RunningAhead
@@ -122,6 +122,11 @@ class Ahead:
         mark = self._log.mark()
         try:
             answer = session.foresee(message, self._overlay)
+        except OutOfRange:  # in this message, or in one before it
+            self._log.back_to(mark)
+            self._drop(names)
+            undone = decisions.retreat()
+            return Undone(self._undo(undone)) if undone else None
         except Exception as error:
             cause = error.cause if isinstance(error, Failure) else error
             if is_fatal(cause):

@@ -26,6 +26,10 @@ class MemoryLimit(MemoryError):
     """The session would hold more than was granted."""
 
 
+class OutOfRange(IndexError):
+    """An index was out of range, and what was computed with it is worthless: see bounds.py."""
+
+
 class DeviceBroken(Exception):
     """The device context is broken; the worker tells the front what it was doing, and ends."""
 
@@ -45,6 +49,8 @@ def kind_of(error: BaseException) -> str:
 
 def is_fatal(error: BaseException) -> bool:
     """Whether the device context is broken: nothing that runs on it can be trusted any more."""
+    if isinstance(error, OutOfRange):
+        return True
     if not isinstance(error, torch.AcceleratorError):  # of other errors a client may choose the text
         return False
     text = str(error)

@@ -16,6 +16,7 @@ import torch
 
 from remora.errors import ProtocolError, UnsupportedOp
 from remora.executor.worker.append import growing_kernel
+from remora.executor.worker.bounds import Bounds
 from remora.executor.worker.kernels import grows, kernel_of
 from remora.executor.worker.readers import readers
 from remora.executor.worker.writes import GENERATOR, Write, undoable, write_of
@@ -144,17 +145,19 @@ def compile_program(
     generator: Callable[[int], torch.Generator] | None = None,
     room_nbytes: Callable[[], int] | None = None,
     exact: bool = True,
+    bounds: Bounds | None = None,
 ) -> Program:
     """A row that cannot be compiled raises when it is reached, so that the rows before it run.
 
     generator: gives the session's generator of an index, which is what rows bind for one.
     room_nbytes: what values may still take; without it, no tensor grows in place.
     exact: with the kernels that PyTorch itself would choose.
+    bounds: brings indices into range, on a device that would not outlive one that is not.
 
     Raises:
         ProtocolError: `keep` names an output that the template does not have.
     """
-    return _Compiler(template, keep, device, generator, room_nbytes, exact).compile()
+    return _Compiler(template, keep, device, generator, room_nbytes, exact, bounds).compile()
 
 
 class _Compiler:
@@ -166,9 +169,11 @@ class _Compiler:
         generator: Callable[[int], torch.Generator] | None,
         room_nbytes: Callable[[], int] | None,
         exact: bool,
+        bounds: Bounds | None,
     ) -> None:
         self.template, self.keep, self.device, self.generator = template, keep, device, generator
         self.room_nbytes, self.readers, self.exact = room_nbytes, readers(template, keep), exact
+        self.bounds = bounds
         self.n_slots = template.n_slots
         self.hole = self.n_slots
         self.constants: list[Any] = []
@@ -243,6 +248,8 @@ class _Compiler:
             raise UnsupportedOp(f"{node.op} is not allowed on this executor {refused}")
         known = traits(op)
         call = kernel_of(op, node, self.exact)
+        if self.bounds is not None:
+            call = self.bounds.checked(op, node, call)
         self.random = self.random or known.random
         self.grows = self.grows or grows(op)
         self.undoable = self.undoable and undoable(op)

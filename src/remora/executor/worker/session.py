@@ -13,6 +13,7 @@ from remora.errors import ProtocolError, RemoraError
 from remora.executor.hop import BlobFile, SessionTerms
 from remora.executor.worker.ahead import Ahead
 from remora.executor.worker.blobs import Blobs
+from remora.executor.worker.bounds import Bounds
 from remora.executor.worker.describe import facts, memory_taken
 from remora.executor.worker.device import Device
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit, is_fatal, kind_of, message_of
@@ -86,6 +87,7 @@ class WorkerSession:
         self.device = device
         self.values = Values()
         self.tiers = device.tiers_of(self.values)
+        self.bounds = Bounds(device.device) if device.device.type == "cuda" else None
         self.blobs = Blobs()
         self.templates: list[Defined] = []
         self.sites: list[SiteMemory] = []
@@ -281,12 +283,16 @@ class WorkerSession:
             defined.programs.pop(next(iter(defined.programs)))
         pairs = tuple((row, out) for row, out in groups(keep, 2))
         device, room_nbytes = self.device.device, self.device.room_nbytes
-        program = compile_program(defined.template, pairs, device, self._generator, room_nbytes, self.exact)
+        program = compile_program(
+            defined.template, pairs, device, self._generator, room_nbytes, self.exact, self.bounds
+        )
         defined.programs[keep] = program
         return program
 
     def look_up(self, names: list[Name]) -> list[torch.Tensor]:
-        """Raises RemoraError with what is known about one that is not there."""
+        """Raises RemoraError with what is known about one that is not there, OutOfRange if none can be believed."""
+        if self.bounds is not None:
+            self.bounds.check()
         tensors = self.values.tensors
         self.values.unpark(names)
         for name in names:
@@ -429,6 +435,8 @@ class WorkerSession:
             return None
         if self.device.device.type == "cuda":
             torch.cuda.synchronize(self.device.device)
+        if self.bounds is not None:
+            self.bounds.check()
         return Done(message.ticket)
 
     def _mark(self, message: Mark) -> ToClient | None:

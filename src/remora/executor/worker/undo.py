@@ -65,7 +65,7 @@ class UndoLog:
         self._last_mark = 0
         self._guarded: WeakKeyDictionary[Program, Program] = WeakKeyDictionary()
         # Indices of the layer's rows, saved once: many rows write at the same place.
-        self._indices: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._indices: dict[tuple[int, int, bool], tuple[torch.Tensor, torch.Tensor]] = {}
         self._index_storages: set[int] = set()
 
     @property
@@ -226,7 +226,7 @@ class UndoLog:
         if index.numel() >= size:
             return False
         self._make_room(memory.nbytes // size * index.numel(), count=False)
-        at = self._index(index).reshape(-1)
+        at = self._index(index, size).reshape(-1)
         old = memory.index_select(dim, at)
         return self._add_part(torch.Tensor.index_copy_, (memory, dim, at, old), old)
 
@@ -234,7 +234,7 @@ class UndoLog:
         if 2 * index.numel() >= memory.numel():
             return False
         self._make_room(index.numel() * memory.element_size(), count=False)
-        at = self._index(index)
+        at = self._index(index, memory.shape[dim])
         old = memory.gather(dim, at)
         return self._add_part(torch.Tensor.scatter_, (memory, dim, at, old), old)
 
@@ -247,7 +247,10 @@ class UndoLog:
         if 2 * n >= memory.numel():
             return False
         self._make_room(n * memory.element_size(), count=False)
-        at = [None if index is None else self._index(index) for index in indices]
+        at = [
+            None if index is None else self._index(index, size, from_end=True)
+            for index, size in zip(indices, memory.shape, strict=False)
+        ]
         old = _aten.index.Tensor(memory, at)
         return self._add_part(_aten.index_put_.default, (memory, at, old), old)
 
@@ -256,12 +259,18 @@ class UndoLog:
         self._layers[-1].puts.append((put, args))
         return True
 
-    def _index(self, index: torch.Tensor) -> torch.Tensor:
-        """A copy, which stays as it is now: the index may be written later."""
-        found = self._indices.get(id(index))
+    def _index(self, index: torch.Tensor, size: int, from_end: bool = False) -> torch.Tensor:
+        """A copy, which stays as it is now: the index may be written later. In range, as in bounds.py.
+
+        from_end: negative ones count from the end.
+        """
+        key = id(index), size, from_end
+        found = self._indices.get(key)
         if found is None:
             copied = index.to(torch.int64, copy=True)
-            found = self._indices[id(index)] = (index, copied)
+            if copied.device.type == "cuda":
+                copied.clamp_(-size if from_end else 0, size - 1)
+            found = self._indices[key] = (index, copied)
             self._index_storages.add(index.untyped_storage()._cdata)
             self._weigh(copied.nbytes, self._layers[-1])
         return found[1]
