@@ -11,10 +11,11 @@ import torch
 
 from remora.executor.buffers import Buffers
 from remora.executor.hop import BlobFile, SessionTerms
+from remora.executor.worker.device import Device
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.rng import Generators
-from remora.executor.worker.session import Device, WorkerSession
+from remora.executor.worker.session import WorkerSession
 from remora.transport.stream import Stream
 from remora.wire.codec import decode_envelope, decode_to_executor, encode
 from remora.wire.messages import Grant, OpenSession, Status

@@ -6,7 +6,7 @@ from typing import Any
 
 from remora.executor.hop import Fatal
 from remora.executor.worker import __main__ as worker
-from remora.executor.worker import program, session
+from remora.executor.worker import program, running, session
 
 ASSERT = "CUDA error: device-side assert triggered"
 
@@ -23,7 +23,7 @@ def run(compiled: program.Program, *rest: Any) -> program.Registers:
         ) from None
 
 
-session.run = run
+running.run = run
 session.is_fatal = lambda error: ASSERT in str(error)
 worker.Fatal = lambda *words: Fatal(*words[:-1], late=True)
 worker.main()

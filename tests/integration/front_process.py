@@ -15,7 +15,8 @@ import aiohttp
 import msgspec
 
 from remora.wire.codec import decode_envelope, decode_to_client, encode
-from remora.wire.messages import Grant, OpenSession, StepFrame
+from remora.wire.frames import StepFrame
+from remora.wire.messages import Grant, OpenSession
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 START = f"""

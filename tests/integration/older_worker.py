@@ -17,7 +17,7 @@ import torch
 from remora.executor.hop import WorkerReady
 from remora.executor.worker import __main__ as worker
 from remora.executor.worker import program
-from remora.ops.permission import table_digest
+from remora.ops.permission import op_table, table_digest
 from remora.ops.schema import digest, resolve
 
 OLDER = json.loads(Path(os.environ["REMORA_TEST_OLDER"]).read_text())
@@ -66,6 +66,6 @@ program.refusal = lambda op: None if op in changed.values() else refusal(op)
 program.resolve = resolve_older
 worker.ready = ready
 for name, schema in OLDER["schemas"].items():
-    if name in worker.op_table():
+    if name in op_table():
         define(name, schema)
 worker.main()

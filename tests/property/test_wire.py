@@ -24,8 +24,9 @@ from remora.wire.codec import (
     decode_to_executor,
     encode,
 )
+from remora.wire.frames import Envelope, ReplyFrame, StepFrame
 from remora.wire.limits import MAX_FRAME_NBYTES, MAX_MESSAGES
-from remora.wire.messages import Envelope, Free, Put, ReplyFrame, StepFrame, ToClient, ToExecutor
+from remora.wire.messages import Free, Put, ToClient, ToExecutor
 
 DECODERS: list[Callable[[bytes], Any]] = [
     decode_envelope,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from remora.wire.binding import SiteMemory, encode_run
 from remora.wire.codec import decode_envelope, encode
-from remora.wire.messages import Run, StepFrame
+from remora.wire.frames import StepFrame
+from remora.wire.messages import Run
 
 
 def test_steady_run_frame_costs_20_bytes() -> None:

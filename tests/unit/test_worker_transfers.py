@@ -142,7 +142,7 @@ def test_an_arrival_is_admitted_like_any_value(ends, tmp_path):
     with pytest.raises(MemoryLimit):
         small.arrive(a.push(LARGE), tmp_path)
     assert not small.session.transfers.waiting.held
-    assert "from executor a, and did not: the executor is out of memory" in small.session._story(LARGE)
+    assert "from executor a, and did not: the executor is out of memory" in small.session.story(LARGE)
     assert len(small.device.returned) == 1
     assert small.packets[-1][0] is Kind.TAKEN
 

@@ -13,7 +13,7 @@ import msgspec
 
 from remora.errors import ProtocolError
 from remora.wire.codec import encode
-from remora.wire.messages import Envelope
+from remora.wire.frames import Envelope
 
 _NOTHING = msgspec.Raw(encode(()))
 

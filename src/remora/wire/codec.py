@@ -7,8 +7,9 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from remora.errors import ProtocolError
+from remora.wire.frames import Envelope, ReplyFrame, StepFrame
 from remora.wire.limits import MAX_FRAME_NBYTES, MAX_MESSAGES
-from remora.wire.messages import Envelope, ReplyFrame, StepFrame, ToClient, ToExecutor
+from remora.wire.messages import ToClient, ToExecutor
 
 T = TypeVar("T")
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gc
-import itertools
-import mmap
 import os
 import secrets
-import select
 import signal
 import socket
 import sys
@@ -25,16 +21,7 @@ import torch
 from remora.errors import ProtocolError
 from remora.executor.buffers import SPARE_S, Buffers
 from remora.executor.hop import (
-    BEAT,
-    BEAT_AT,
-    BEAT_S,
-    HEADER,
-    MAX_PACKET_NBYTES,
     MISCONFIGURED_EXIT,
-    OPS,
-    OPS_AT,
-    PROGRESS,
-    PROGRESS_NBYTES,
     Arrival,
     BlobFile,
     BlobRelease,
@@ -49,56 +36,27 @@ from remora.executor.hop import (
     SessionTerms,
     Spill,
     Usage,
-    WorkerReady,
     packet,
 )
 from remora.executor.worker import exports
+from remora.executor.worker.device import Device
 from remora.executor.worker.extensions import ExtensionError, load
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit
 from remora.executor.worker.memory import Maps, device_memory_nbytes, limit_allocator
 from remora.executor.worker.outbox import Outbox
+from remora.executor.worker.packets import Packets
+from remora.executor.worker.process import choose_device, prefer_throughput, ready
+from remora.executor.worker.progress import Progress
 from remora.executor.worker.rng import Generators
-from remora.executor.worker.session import Device, WorkerSession
-from remora.ops.permission import op_table, table_digest
-from remora.ops.schema import resolve
+from remora.executor.worker.session import WorkerSession
 from remora.wire.codec import decode_to_executor, encode
-from remora.wire.messages import Abandon, Define, Failed, Run, ToClient, ToExecutor, Values
+from remora.wire.messages import Abandon, Define, Failed, ToClient, ToExecutor, Values
 
 USAGE_EVERY_S = 0.1
 MAX_TENANT_TEMPLATES_NBYTES = 64 << 20  # encoded; a session alone has less (worker/session.py)
-MAX_NAMED = 256  # templates whose op names are at hand
 BROKEN = 70  # exit code after a fatal error of the device
 MARKS_EVERY_S = 0.0005
 MAX_HELD_NBYTES = 8 << 20  # of steps that wait here for values; beyond it, the front keeps them
-
-
-class Packets:
-    """The packets that the front sends."""
-
-    def __init__(self, hop: socket.socket) -> None:
-        self.hop = hop
-        self._buffer = bytearray()
-
-    def next(self) -> tuple[Kind, int, bytes] | None:
-        """Blocks; None when the front has closed the hop."""
-        while True:
-            if len(self._buffer) >= HEADER.size:
-                nbytes, kind, number = HEADER.unpack_from(self._buffer)
-                if nbytes > MAX_PACKET_NBYTES:
-                    raise ProtocolError(f"packet of {nbytes} bytes on the hop")
-                end = HEADER.size + nbytes
-                if len(self._buffer) >= end:
-                    body = bytes(memoryview(self._buffer)[HEADER.size : end])
-                    del self._buffer[:end]
-                    return Kind(kind), number, body
-            received = self.hop.recv(1 << 18)
-            if not received:
-                return None
-            self._buffer += received
-
-    def quiet(self, timeout_s: float) -> bool:
-        """Whether nothing came for so long."""
-        return not self._buffer and not select.select([self.hop], [], [], timeout_s)[0]
 
 
 @dataclass
@@ -127,14 +85,14 @@ class Worker:
         self.limit_nbytes = memory_nbytes
         self.tenant_nbytes = tenant_nbytes or memory_nbytes  # of it, what this worker's tenant may hold
         self.sessions: dict[int, WorkerSession] = {}
-        self.progress = _progress_file(folder)
+        self.progress = Progress(folder)
         self.others_nbytes = 0  # what the workers of other tenants use of the same memory
         self.usage_at = 0.0
         self.usage_due = False
         self.device = Device(
             device,
             Generators(device),
-            self.progress[12:16].cast("I"),
+            self.progress.row,
             Maps(),
             self.spill,
             self.held,
@@ -146,8 +104,6 @@ class Worker:
         )
         self._held: dict[int, Held] = {}  # sessions whose stream stands still
         self._blobs_nbytes: int | None = None
-        self._named: dict[tuple[int, int], bytes] = {}  # (session, template): its ops
-        self._noted = b""
 
     def _exports(self, device: torch.device) -> exports.Exports | None:
         memory = exports.memory_of(device)
@@ -218,7 +174,7 @@ class Worker:
         elif kind is Kind.CLOSE:
             del self.sessions[number]
             self._held.pop(number, None)
-            self._named = {key: ops for key, ops in self._named.items() if key[0] != number}
+            self.progress.forget(number)
             session.close()
             self._blobs_nbytes = None
             self.return_buffers()
@@ -235,7 +191,7 @@ class Worker:
     def act(self, session: WorkerSession, messages: tuple[ToExecutor, ...]) -> None:
         """Acts on messages, as far as the session has not to wait."""
         replies: list[ToClient | None] = []
-        note = functools.partial(self.note, session)
+        note = functools.partial(self.progress.note, session)
         for place, message in enumerate(messages, 1):
             refused = self.within_quota(session, message)
             try:
@@ -251,7 +207,7 @@ class Worker:
             if session.transfers.waiting.missing:
                 self._held[session.number] = Held(messages[place:])
                 break
-        PROGRESS.pack_into(self.progress, 0, 0, 0, 0)
+        self.progress.idle()
         self.reply(session, replies)
         self.tell_marks()
         self.return_buffers()
@@ -267,13 +223,13 @@ class Worker:
                 continue
             if not packets.quiet(0):
                 return False
-            self.note(session, coming)
+            self.progress.note(session, coming)
             try:
                 early = session.ahead.go(coming)
             except DeviceBroken as broken:
                 self.last_words(session, broken)
                 raise SystemExit(BROKEN) from broken
-            PROGRESS.pack_into(self.progress, 0, 0, 0, 0)
+            self.progress.idle()
             self.reply(session, [early])
             self.usage_due = True
             return True
@@ -330,15 +286,6 @@ class Worker:
             self.device.returned.clear()
             self.hop.sendall(packet(Kind.RETURNED, 0, Returned(paths)))
 
-    def note(self, session: WorkerSession, message: ToExecutor) -> None:
-        """Writes down what runs now, for the front to read if this process does not come back from it."""
-        PROGRESS.pack_into(self.progress, 0, session.number, getattr(message, "segment", 0), 0)
-        ops = self._ops(session, message.site) if isinstance(message, Run) else b""
-        if ops is not self._noted:
-            OPS.pack_into(self.progress, OPS_AT, len(ops))
-            self.progress[OPS_AT + OPS.size : OPS_AT + OPS.size + len(ops)] = ops
-            self._noted = ops
-
     def within_quota(self, session: WorkerSession, message: ToExecutor) -> Failed | None:
         """A refusal if the tenant's sessions together would hold too many templates, which fill host memory."""
         if not isinstance(message, Define):
@@ -348,19 +295,6 @@ class Worker:
             return None
         limit = f"{MAX_TENANT_TEMPLATES_NBYTES:,} bytes, which is the limit"
         return session.refuse(MemoryLimit(f"the templates of the tenant's sessions take {limit}"))
-
-    def _ops(self, session: WorkerSession, site: int) -> bytes:
-        if site >= len(session.sites):
-            return b""
-        key = session.number, session.sites[site].template
-        ops = self._named.get(key)
-        if ops is None:
-            nodes = session.templates[key[1]].template.nodes
-            ops = "\n".join(node.op for node in nodes).encode()[: PROGRESS_NBYTES - OPS_AT - OPS.size]
-            if len(self._named) >= MAX_NAMED:
-                del self._named[next(iter(self._named))]
-            self._named[key] = ops
-        return ops
 
     def last_words(self, session: WorkerSession, broken: DeviceBroken) -> None:
         text = str(broken).strip().partition("\n")[0]
@@ -455,44 +389,6 @@ class Worker:
         return f"{text}, of them {self.tenant_nbytes:,} for one tenant (--tenant-memory)"
 
 
-def _progress_file(folder: Path) -> memoryview:
-    with open(folder / "progress", "wb+") as file:
-        file.truncate(PROGRESS_NBYTES)
-        return memoryview(mmap.mmap(file.fileno(), PROGRESS_NBYTES))
-
-
-def beat(progress: memoryview) -> None:
-    """Tells the front that this process lives: ops run without the interpreter's lock, so a long one does not
-    stop this thread; a process that is stopped, or swapped out for good, does."""
-    for count in itertools.count(1):
-        BEAT.pack_into(progress, BEAT_AT, count)
-        time.sleep(BEAT_S)
-
-
-def _prefer_throughput() -> None:
-    """Lets the program that feeds this worker finish what it is saying before the worker takes its core, and
-    keeps the garbage collector, which has nothing to find in the loop, out of it."""
-    if hasattr(os, "SCHED_BATCH"):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
-
-
-def choose_device(text: str) -> torch.device:
-    """`auto` is the first GPU if there is one."""
-    if text == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    return torch.device(text)
-
-
-def ready(device: torch.device, memory_nbytes: int, lends: str = "") -> WorkerReady:
-    """What this worker is and can run. lends: the kind of its device's memory, if it can lend that."""
-    ops = op_table()
-    schemas = {name: str(resolve(name)._schema) for name in ops}
-    version, digest = str(torch.__version__), table_digest(ops)
-    return WorkerReady(version, str(device), memory_nbytes, digest, ops, schemas, lends)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="remora.executor.worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
@@ -517,10 +413,10 @@ def main() -> None:
         sys.exit(MISCONFIGURED_EXIT)
     hop = socket.socket(fileno=args.fd)
     worker = Worker(hop, args.folder, device, memory_nbytes, args.tenant_memory)
-    threading.Thread(target=beat, args=(worker.progress,), name="remora-beat", daemon=True).start()
+    threading.Thread(target=worker.progress.beat, name="remora-beat", daemon=True).start()
     lent = worker.device.outbox.exports
     hop.sendall(packet(Kind.READY, 0, ready(device, memory_nbytes, lent.memory.kind if lent else "")))
-    _prefer_throughput()
+    prefer_throughput()
     with torch.inference_mode():
         worker.serve()
 

@@ -1,4 +1,4 @@
-"""What the device is, and when it passes a place in a session's op stream."""
+"""What the device is, what a session takes of it, and when it passes a place in a session's op stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from remora.executor.worker.memory import device_memory_nbytes
-from remora.wire.messages import DeviceFacts, Marked
+from remora.executor.worker.values import Values
+from remora.wire.messages import DeviceFacts, Marked, Memory
 
 
 def facts(device: torch.device, ticket: int) -> DeviceFacts:
@@ -35,6 +36,19 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()[:200]
     return "CPU"
+
+
+def memory_taken(device: torch.device, ticket: int, values: Values, room_nbytes: int) -> Memory:
+    """What a session's values take, and what new ones may."""
+    return Memory(
+        ticket,
+        values.held_nbytes,
+        values.peak_nbytes,
+        values.total_nbytes,
+        values.storages,
+        reserved_nbytes(device, values.held_nbytes),
+        max(0, room_nbytes),
+    )
 
 
 def reserved_nbytes(device: torch.device, used_nbytes: int) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,22 +14,17 @@ from remora.executor.hop import BlobFile, SessionTerms
 from remora.executor.worker.ahead import Ahead
 from remora.executor.worker.blobs import Blobs
 from remora.executor.worker.bounds import Bounds
-from remora.executor.worker.describe import Marks, facts, reserved_nbytes
+from remora.executor.worker.describe import facts, memory_taken
+from remora.executor.worker.device import Device
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit, is_fatal, kind_of, message_of
-from remora.executor.worker.flags import Flags
-from remora.executor.worker.graphs import Recorder, recorder_of
-from remora.executor.worker.memory import Maps
-from remora.executor.worker.outbox import Outbox
-from remora.executor.worker.program import Failure, Program, Registers, before, compile_program, restride, run
-from remora.executor.worker.rng import Generators
-from remora.executor.worker.tiers import Tiers
+from remora.executor.worker.program import Failure, Program, compile_program, restride
+from remora.executor.worker.running import execute
 from remora.executor.worker.transfers import Transfers
 from remora.executor.worker.undo import UndoLog, log_limit_nbytes
-from remora.executor.worker.values import Values, checked_dtype, from_bytes, from_file
+from remora.executor.worker.values import MAX_VALUES, Values, checked_dtype, from_bytes, from_file
 from remora.ir.graph import Template
-from remora.ir.node import Slot
 from remora.ops.dtypes import NAMES, bytes_of
-from remora.wire.binding import Bound, Name, SiteMemory, apply_run, bound_of, decode_run, frees_of, groups
+from remora.wire.binding import Name, SiteMemory, apply_run, bound_of, decode_run, frees_of, groups
 from remora.wire.limits import MAX_DIMS, MAX_INLINE_NBYTES
 from remora.wire.messages import (
     Adopt,
@@ -48,7 +41,6 @@ from remora.wire.messages import (
     Free,
     LoadRng,
     Mark,
-    Memory,
     MemoryQuery,
     Payload,
     Peer,
@@ -67,7 +59,6 @@ from remora.wire.messages import Values as ValuesReply
 
 MAX_PROGRAMS = 4  # per template: keep-sets differ a little while a program warms up
 MAX_TEMPLATES_NBYTES = 32 << 20  # a session, encoded; decoded they take 20 times as much
-MAX_VALUES = 1 << 18  # a session; an empty tensor takes memory too
 MAX_BOUND = 1 << 22  # slots and holes that the sites of a session remember
 MAX_SKIPPED = 4096  # segments whose failure is remembered
 MAX_FETCHED = 4096  # values in one reply
@@ -76,60 +67,7 @@ MAX_MESSAGE_CHARS = 60_000
 
 
 @dataclass
-class Device:
-    """What all sessions of a worker share.
-
-    spill: writes a large value's bytes where the front can send them from, and returns the bulk's name.
-    held: who holds how much, for a principal to read. room_nbytes: what values may still take.
-    release: tells the front that a session needs a blob no longer, and how often it was offered.
-    outbox: what goes to other executors. returned: paths of what came from them and is needed no longer.
-    """
-
-    device: torch.device
-    generators: Generators
-    progress: Any
-    maps: Maps
-    spill: Callable[[WorkerSession, memoryview], str]
-    held: Callable[[str], str]
-    room_nbytes: Callable[[], int]
-    release: Callable[[int, bytes, int], None]
-    outbox: Outbox
-    returned: list[str] = field(default_factory=list)
-    flags: Flags = field(default_factory=Flags)
-    marks: Marks = field(init=False)
-    recorder: Recorder | None = field(init=False)
-    tiers: list[Tiers] = field(default_factory=list)  # of the sessions, if the device has graphs
-
-    def __post_init__(self) -> None:
-        self.marks = Marks(self.device)
-        self.recorder = recorder_of(self.device)
-
-    def tiers_of(self, values: Values) -> Tiers | None:
-        """A new session's."""
-        if self.recorder is None:
-            return None
-        made = Tiers(values, self.recorder, self.room_nbytes, self.drop_graphs)
-        self.tiers.append(made)
-        return made
-
-    def drop_graphs(self) -> bool:
-        """Makes room: graphs are recorded again when there is enough. Whether there were any."""
-        return sum(tiers.clear() for tiers in self.tiers) > 0
-
-    def adopt(self, path: str, nbytes: int) -> torch.Tensor:
-        """What another executor sent, as uint8 in a storage of its own: mapped on a CPU. Raises OSError."""
-        ended = partial(self.returned.append, path)
-        if self.device.type == "cpu":
-            return torch.frombuffer(self.maps.share(path, nbytes, ended), dtype=torch.uint8)
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_COPY)
-        tensor = torch.frombuffer(mapped, dtype=torch.uint8).to(self.device)
-        ended()
-        return tensor
-
-
-@dataclass
-class _Defined:
+class Defined:
     template: Template
     programs: dict[tuple[int, ...], Program] = field(default_factory=dict)
 
@@ -151,7 +89,7 @@ class WorkerSession:
         self.tiers = device.tiers_of(self.values)
         self.bounds = Bounds(device.device) if device.device.type == "cuda" else None
         self.blobs = Blobs()
-        self.templates: list[_Defined] = []
+        self.templates: list[Defined] = []
         self.sites: list[SiteMemory] = []
         self.bulks: dict[str, int] = {}  # on their way to the client: name to bytes
         self.failures = 0
@@ -260,7 +198,7 @@ class WorkerSession:
             raise ProtocolError(f"template {message.template} defined after {len(self.templates)}")
         if self.templates_nbytes + len(message.body) > MAX_TEMPLATES_NBYTES:
             raise MemoryLimit(f"the session's templates take more than {MAX_TEMPLATES_NBYTES:,} bytes")
-        self.templates.append(_Defined(Template.decode(message.body)))
+        self.templates.append(Defined(Template.decode(message.body)))
         self.templates_nbytes += len(message.body)
 
     def _site(self, message: Site) -> None:
@@ -288,7 +226,7 @@ class WorkerSession:
         if self.failed is not None:
             self._skip(message.segment)
             return None
-        self._execute(message, defined, bound)
+        execute(self, message, defined, bound)
         self.segments += 1
         if message.wants is None:
             return None
@@ -316,7 +254,7 @@ class WorkerSession:
         if (message.slots, message.holes, message.keep) != (None, None, None):
             memory = memory.copy()
             apply_run(memory, message, defined.template.n_slots, defined.template.holes)
-        self._execute(message, defined, bound_of(memory, message.segment))
+        execute(self, message, defined, bound_of(memory, message.segment))
         if memory is not self.sites[message.site]:
             overlay[message.site] = memory
         if message.wants is None:
@@ -340,87 +278,7 @@ class WorkerSession:
         if self._bound > MAX_BOUND:
             raise MemoryLimit(f"the session's sites bind more than {MAX_BOUND:,} values and numbers")
 
-    def _execute(self, message: Run, defined: _Defined, bound: Bound) -> None:
-        segment = message.segment
-        program = defined.programs.get(bound.keep)
-        if program is None:
-            program = self._compile(defined, bound.keep)
-        if self.undo.active:
-            program = self.undo.guarded(program)
-        if self.bounds is not None:
-            self.bounds.ahead = self.undo.active
-        if self.values.loose:
-            self._copy_out([bound.names[slot] for slot in program.strict])
-        run_program = partial(run, program)
-        tensors = self.values.tensors
-        if self.tiers is not None:
-            names = bound.names
-            tier = self.tiers.find(message.site, bound.keep, names, defined.template, program)
-            tier.make_way(names)
-            self.values.unpark(names)
-            run_program = partial(tier.run, program)
-        missing, lost = None, 0
-        slots: list[Any]
-        try:
-            slots = [tensors[name] for name in bound.names]
-        except KeyError as error:
-            (missing,) = error.args
-            slots = [tensors.get(name) for name in bound.names]
-            lost = _first_reader(defined.template, slots)
-            program = before(program, lost)
-            run_program = partial(run, program)
-        if program.random:
-            self.device.generators.enter(self)
-        if torch.get_default_dtype() is not self.default_dtype:  # another session's
-            torch.set_default_dtype(self.default_dtype)
-        self.device.flags.enter(self)
-        started = time.perf_counter()
-        try:
-            registers = run_program(slots, bound.holes, self.device.progress, self.restrided)
-        except Failure as failure:
-            self._keep(segment, program, failure.registers)
-            raise
-        finally:
-            self.device_s += time.perf_counter() - started
-        self._keep(segment, program, registers)
-        if missing is not None:
-            raise Failure(lost, RemoraError(self._story(missing)), registers)
-
-    def _keep(self, segment: int, program: Program, registers: Registers) -> None:
-        """Keeps the outputs that live on, as far as they were made and there is room."""
-        values = self.values
-        limit_nbytes = values.used_nbytes + max(0, self.device.room_nbytes())
-        if program.grows:
-            grown = values.weigh_again()
-            if values.used_nbytes > limit_nbytes:
-                for name in grown:
-                    values.free(name)
-                raise Failure(0, MemoryLimit("tensors that grew in place were dropped"), registers)
-        for row, out, register in program.keep:
-            tensor = registers[register]
-            if tensor is None:
-                continue
-            if register in program.growing:
-                values.keep_grown((segment, row, out), tensor)
-            else:
-                values.keep((segment, row, out), tensor)
-            if values.used_nbytes > limit_nbytes and self.device.drop_graphs():
-                limit_nbytes = values.used_nbytes + self.device.room_nbytes()
-            if values.used_nbytes > limit_nbytes and values.loose:
-                values.trim()
-            if values.used_nbytes > limit_nbytes or values.count > MAX_VALUES:
-                values.free((segment, row, out))
-                raise Failure(row, _over_limit(tensor), registers)
-
-    def _copy_out(self, names: list[Name]) -> None:
-        """Before rows that must not read a view into a buffer that grows."""
-        values = self.values
-        for name in names:
-            if name in values.loose:
-                self.admit(values.tensors[name].nbytes)
-                values.copy_out(name)
-
-    def _compile(self, defined: _Defined, keep: tuple[int, ...]) -> Program:
+    def compile(self, defined: Defined, keep: tuple[int, ...]) -> Program:
         if len(defined.programs) >= MAX_PROGRAMS:
             defined.programs.pop(next(iter(defined.programs)))
         pairs = tuple((row, out) for row, out in groups(keep, 2))
@@ -439,10 +297,10 @@ class WorkerSession:
         self.values.unpark(names)
         for name in names:
             if name not in tensors:
-                raise RemoraError(self._story(name))
+                raise RemoraError(self.story(name))
         return [self.values.exact(name) for name in names]
 
-    def _story(self, name: Name) -> str:
+    def story(self, name: Name) -> str:
         did_not_come = self.transfers.waiting.story(name)
         if did_not_come is not None:
             return did_not_come
@@ -591,18 +449,9 @@ class WorkerSession:
     def _memory(self, message: MemoryQuery) -> ToClient | None:
         if self.failed is not None:
             return None
-        values, free_nbytes = self.values, max(0, self.device.room_nbytes())
         if message.reset_peak:
-            values.reset_peak()
-        return Memory(
-            message.ticket,
-            values.held_nbytes,
-            values.peak_nbytes,
-            values.total_nbytes,
-            values.storages,
-            reserved_nbytes(self.device.device, values.held_nbytes),
-            free_nbytes,
-        )
+            self.values.reset_peak()
+        return memory_taken(self.device.device, message.ticket, self.values, self.device.room_nbytes())
 
     def _facts(self, message: DeviceQuery) -> ToClient | None:
         return facts(self.device.device, message.ticket) if self.failed is None else None
@@ -620,15 +469,3 @@ class WorkerSession:
 
 def _unexpected(message: Confirm) -> None:
     raise ProtocolError("a Confirm, and no RunAhead before it")
-
-
-def _first_reader(template: Template, slots: list[Any]) -> int:
-    """The first row that reads a slot without a tensor."""
-    for row, node in enumerate(template.nodes):
-        if any(isinstance(arg, Slot) and slots[arg.index] is None for arg in node.inputs()):
-            return row
-    raise AssertionError("slots are dense: each is read")
-
-
-def _over_limit(tensor: torch.Tensor) -> MemoryLimit:
-    return MemoryLimit(f"asked for {tensor.untyped_storage().nbytes():,} bytes")

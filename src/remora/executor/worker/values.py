@@ -14,6 +14,8 @@ from remora.executor.worker.parked import Parked
 from remora.ops.dtypes import BY_NAME, tensor_from
 from remora.wire.binding import Name
 
+MAX_VALUES = 1 << 18  # a session; an empty tensor takes memory too
+
 
 class Values:
     """Named tensors. A storage counts once, however many names view it.
