@@ -1,4 +1,4 @@
-"""Hugging Face generate with real numbers of layers, before and after its calls are captured as a whole."""
+"""Hugging Face generate, before and after its calls are captured as a whole."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MODES = {
 }
 LAZY = {"left padded"}  # its mask is made of rows that the trace wires otherwise
 MAKE = {
-    "gpt2": lambda: models.gpt2(layers=12, width=32, heads=4, vocabulary=128),
-    "llama": lambda: models.llama(layers=32, width=32, heads=4, kv_heads=2, inner=64, vocabulary=128),
+    "gpt2": lambda: models.gpt2(layers=3, width=32, heads=4, vocabulary=128),
+    "llama": lambda: models.llama(layers=3, width=32, heads=4, kv_heads=2, inner=64, vocabulary=128),
 }
 
 

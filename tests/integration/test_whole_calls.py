@@ -348,9 +348,12 @@ def test_control_flow_by_data_stays_as_it_is():
         for number in range(2 * CALLS):
             x = inputs(seed=number)
             assert torch.equal(there(x.to("remora"))[0].cpu(), local(x)[0])
-    assert remora.wait_warm(100)
-    assert_equal(local, there, -inputs().abs())
-    assert remora.stats().capture_route == "lazy"
+    for _ in range(10):  # each may call for another try
+        assert remora.wait_warm(100)
+        assert_equal(local, there, -inputs().abs())
+        if remora.stats().capture_route == "lazy":
+            return
+    raise AssertionError(remora.stats().capture_route)
 
 
 class Writes(torch.nn.Module):
