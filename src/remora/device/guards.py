@@ -154,8 +154,8 @@ def _run_as_not_compiled(dynamo: Any) -> None:
     )
     for function in asked:
         handlers[function] = _answer(handlers[function], _keeps_from_context)
-    captures = torch.cuda.is_current_stream_capturing
-    handlers[captures] = _answer(handlers.get(captures), lambda tx: False)
+    for function in (torch.cuda.is_current_stream_capturing, torch.compiler.is_exporting):
+        handlers[function] = _answer(handlers.get(function), lambda tx: False)
 
 
 def _keeps_from_context(tx: Any) -> bool:
