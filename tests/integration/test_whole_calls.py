@@ -248,6 +248,35 @@ def test_another_size(batch):
     assert_equal(local, there, inputs(batch))
 
 
+class Products(torch.nn.Module):
+    """The products of attention, and a question that only an export answers with yes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.linear = torch.nn.Linear(6, 6)
+
+    def forward(self, x):
+        h = self.linear(x)
+        last = torch.nn.functional.scaled_dot_product_attention(h[:, None, -1:], x[:, None], x[:, None])
+        scores = last[:, 0] @ x.transpose(-1, -2)
+        return last, scores.sum() if torch.compiler.is_exporting() else scores
+
+
+def test_products_of_a_length_that_changes():
+    local, there = Products().eval(), Products().eval().to("remora")
+    with torch.no_grad():
+        for length in range(3, 3 + CALLS):
+            there(torch.zeros(2, length, 6, device="remora"))
+    assert remora.wait_warm(100)
+    before = remora.stats().whole_calls
+    for length in (5, 30, 31, 200):
+        assert_equal(local, there, torch.randn(2, length, 6))
+    route = there.__dict__["_compiled_call_impl"]
+    assert remora.stats().whole_calls - before >= 8, route.reasons
+    assert route.traces == 1
+
+
 def test_other_arguments():
     local, there = warmed()
     assert_equal(local, there, inputs(), inputs(seed=4))

@@ -154,8 +154,8 @@ def _run_as_not_compiled(dynamo: Any) -> None:
     )
     for function in asked:
         handlers[function] = _answer(handlers[function], _keeps_from_context)
-    captures = torch.cuda.is_current_stream_capturing
-    handlers[captures] = _answer(handlers.get(captures), lambda tx: False)
+    for function in (torch.cuda.is_current_stream_capturing, torch.compiler.is_exporting):
+        handlers[function] = _answer(handlers.get(function), lambda tx: False)
 
 
 def _keeps_from_context(tx: Any) -> bool:
@@ -260,4 +260,30 @@ def probe() -> str | None:
     with torch.no_grad():
         traced = trace(trampoline(0), module, (nobodys(),), {})
         seen = traced.check({"module": module, "args": (nobodys(),), "kwargs": {}})
-    return None if seen and len(traced.inputs) == 1 else "the guards of a traced call do not hold for it"
+        if not seen or len(traced.inputs) != 1:
+            return "the guards of a traced call do not hold for it"
+        stays = _length_of_a_product()
+    return None if stays else "a trace of a product holds at one length only"
+
+
+def _length_of_a_product() -> bool:
+    """Whether a size that changes is a symbol still when a product of the tensor was traced."""
+    from remora.device.meta import contiguous_meta
+    from remora.device.scratch import ghost_of
+    from remora.device.tensor import nobodys
+
+    rows = ghost_of(nobodys(), contiguous_meta((2, 5, 3), torch.float32))
+    torch._dynamo.maybe_mark_dynamic(rows, 1)
+    weight = ghost_of(nobodys(), contiguous_meta((4, 3), torch.float32))
+    traced = trace(trampoline(0), _Product(), (rows, weight), {})
+    return any(
+        isinstance(size, torch.SymInt) and size.node.expr.free_symbols
+        for item in traced.inputs
+        if isinstance(item, torch.Tensor)
+        for size in item.shape
+    )
+
+
+class _Product(torch.nn.Module):
+    def forward(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(rows, weight)
