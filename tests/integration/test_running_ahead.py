@@ -213,3 +213,16 @@ def test_the_environment_turns_it_off(executor, monkeypatch):
         assert (stats.speculated, stats.depth) == (0, 0)
     finally:
         remora.disconnect()
+
+
+def test_large_answers_that_ran_ahead_are_undone_like_any_other(executor):
+    remora.connect(executor.url)
+    try:
+        x, n = torch.arange(40_000.0, device="remora"), torch.zeros((), device="remora")
+        for at in range(STEPS):
+            n += 1
+            assert (x + at).cpu()[1] == 1 + at
+        assert n.item() == STEPS  # breaks the prediction
+        assert torch.equal(x.cpu(), torch.arange(40_000.0))
+    finally:
+        remora.disconnect()

@@ -253,3 +253,17 @@ def test_a_loop_that_breaks_off_often_is_not_looked_for():
     settled(predictor, stream)
     taken(predictor, [stream.run(7, asks=True)])
     assert taken(predictor, stream.program()) == [OTHER, OTHER]
+
+
+def test_what_is_answered_late_is_undone_too():
+    ahead, stream = RunningAhead(8), Stream()
+    for _ in range(3):
+        for message in stream.program():
+            ahead.said(message)
+    while ahead.coming() is not None:
+        ahead.ran(None)
+        ahead.answered_late()
+    ahead.feedback(0)
+    assert ahead.depth.programs == 2  # more would not help a client that waits in any case
+    _, undone = ahead.said(stream.run(9))
+    assert len(undone) == 4

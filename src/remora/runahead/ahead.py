@@ -127,7 +127,7 @@ class RunningAhead(Generic[T]):
 
     def _undone(self) -> list[Ran[T]]:
         undone = list(reversed(self.unconfirmed))
-        for _ in range(self._programs):
+        for _ in range(min(self._programs, len(self._answers))):
             self._answers.pop()
         self.unconfirmed.clear()
         self._programs = 0

@@ -151,6 +151,7 @@ class Ahead:
         if sum(tensor.nbytes for tensor in answer) > MAX_INLINE_NBYTES:
             late = tuple(tensor.detach().clone() for tensor in answer)  # later rows may write it
             decisions.ran(_Undo(mark, names, bounds, late))
+            decisions.answered(hash((None,) * len(late)))
             decisions.answered_late()
             if sum(tensor.nbytes for tensor in late) > MAX_LATE_NBYTES:
                 decisions.stop()
