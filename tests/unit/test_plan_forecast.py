@@ -77,3 +77,12 @@ def test_json_has_what_follows_from_the_numbers() -> None:
     assert tree["executors"][0]["missing_nbytes"] == 0
     assert tree["phases"][1]["steps_per_s"] == pytest.approx(50)
     assert tree["reads"]["where"] == [["script.py:11", 4]]
+
+
+def test_bytes_of_a_step_do_not_depend_on_which_one_was_slow():
+    slow_or_fast = [
+        Took("decode", Duration(seconds, {}), 0.001, Duration(0.01, {}), 482, nbytes, True)
+        for seconds, nbytes in ((0.02, 3673), (0.01, 28), (0.03, 28))
+    ]
+    (phase,) = phases(slow_or_fast)
+    assert (phase.step_s, phase.sent_nbytes) == (0.02, 28)
