@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from executor_process import Proxy
@@ -10,6 +12,7 @@ import remora
 from remora.bench import models
 
 STEPS = 40
+PAUSE_S = 0.003  # a program that does something else, too
 
 
 @pytest.fixture(params=[True, False], ids=["on", "off"])
@@ -38,6 +41,7 @@ def test_a_loop_with_state_in_place(run_ahead):
     def loop(device):
         x, seen = torch.zeros(4, device=device), []
         for _ in range(STEPS):
+            time.sleep(PAUSE_S)
             x.add_(1.5)
             x[1:3].mul_(0.5)
             seen.append(x.sum().item())
@@ -54,10 +58,12 @@ def test_what_was_done_too_much_in_place_is_undone(run_ahead):
         cache, x, seen = torch.zeros(STEPS + 80, device=device), torch.ones(3, device=device), []
         at = torch.zeros(1, dtype=torch.long, device=device)
         for _ in range(STEPS):
+            time.sleep(PAUSE_S)
             x.add_(torch.rand(3, device=device))
             cache.index_copy_(0, at, x[:1])
             at.add_(1)
             seen.append((x > 1e9).any().item())
+        time.sleep(0.1)  # so that something has run too much
         return seen, x.tolist(), at.tolist(), cache.tolist(), torch.rand(2, device=device).tolist()
 
     def on_cpu_numbers(device):  # the executor's generator is a CPU one here
@@ -72,6 +78,7 @@ def test_a_branch_that_is_taken_once(run_ahead):
     def loop(device):
         x, seen = torch.zeros(3, device=device), []
         for _ in range(2 * STEPS):
+            time.sleep(PAUSE_S)
             x += 1
             if (x[0] == STEPS).item():
                 x *= 2
@@ -85,6 +92,7 @@ def test_a_number_of_the_program_that_changes_by_a_fixed_step(run_ahead):
     def loop(device):
         x, seen = torch.zeros(2, device=device), []
         for at in range(STEPS):
+            time.sleep(PAUSE_S)
             x = x * 0.5 + at
             seen.append(x.sum().item())
         return seen
@@ -99,6 +107,7 @@ def test_random_control_flow_is_not_predicted(run_ahead):
         rng = random.Random(4)
         x, seen = torch.ones(2, device=device), []
         for _ in range(STEPS):
+            time.sleep(PAUSE_S)
             x = x * rng.random() if rng.random() < 0.5 else x + rng.randint(0, 1 << 20)
             seen.append(x.sum().item())
         return seen
@@ -110,6 +119,7 @@ def test_large_answers_come_when_they_are_asked_for(run_ahead):
     def loop(device):
         x, seen = torch.arange(40_000.0, device=device), []
         for _ in range(STEPS):
+            time.sleep(PAUSE_S)
             x.mul_(1.0001)
             seen.append(x.cpu().sum().item())
         return seen
@@ -189,6 +199,7 @@ def test_a_cut_in_the_middle_loses_and_repeats_nothing(executor):
     try:
         x, seen = torch.zeros(4, device="remora"), []
         for at in range(STEPS):
+            time.sleep(PAUSE_S)
             x.add_(1.0)
             seen.append(x.sum().item())
             if at in (10, 11, 25):
@@ -207,6 +218,7 @@ def test_the_environment_turns_it_off(executor, monkeypatch):
     try:
         x = torch.zeros(2, device="remora")
         for _ in range(STEPS):
+            time.sleep(PAUSE_S)
             x += 1
             x.sum().item()
         stats = remora.stats()
@@ -220,6 +232,7 @@ def test_large_answers_that_ran_ahead_are_undone_like_any_other(executor):
     try:
         x, n = torch.arange(40_000.0, device="remora"), torch.zeros((), device="remora")
         for at in range(STEPS):
+            time.sleep(PAUSE_S)
             n += 1
             assert (x + at).cpu()[1] == 1 + at
         assert n.item() == STEPS  # breaks the prediction
