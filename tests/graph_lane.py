@@ -44,7 +44,25 @@ class StandIn:
         pass
 
 
-class Lane:
+class Both:
+    """Sessions that are told the same and must answer the same."""
+
+    sessions: list[WorkerSession]
+    templates = 0
+
+    def tell(self, message):
+        replies = [session.handle(message) for session in self.sessions]
+        assert plain(replies[0]) == plain(replies[1]), replies
+        return replies[0]
+
+    def program(self, *nodes):
+        self.tell(Define(self.templates, Template(nodes).body))
+        self.tell(Site(self.templates, self.templates))
+        self.templates += 1
+        return self.templates - 1
+
+
+class Lane(Both):
     """A session with graphs and one without: both are told the same."""
 
     def __init__(self):
@@ -58,22 +76,10 @@ class Lane:
             session = WorkerSession(1, SessionTerms("t/u", 0, LIMIT_NBYTES), device)
             sessions.append(session)
             self.sessions.append(session)
-        self.templates = 0
 
     @property
     def graphed(self):
         return self.sessions[0]
-
-    def tell(self, message):
-        replies = [session.handle(message) for session in self.sessions]
-        assert plain(replies[0]) == plain(replies[1]), replies
-        return replies[0]
-
-    def program(self, *nodes):
-        self.tell(Define(self.templates, Template(nodes).body))
-        self.tell(Site(self.templates, self.templates))
-        self.templates += 1
-        return self.templates - 1
 
     def put(self, segment, tensor):
         self.tell(Put(segment, "float32", tuple(tensor.shape), bytes(bytes_of(tensor))))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,17 @@ def worker_device(
         sessions,
         bulks,
     )
+
+
+@contextmanager
+def worker_session() -> Iterator[WorkerSession]:
+    """One session on a device of its own, in the worker's mode."""
+    device, sessions, _ = worker_device()
+    session = WorkerSession(1, SessionTerms("t/u", 0, LIMIT_NBYTES), device)
+    sessions.append(session)
+    with torch.inference_mode():
+        yield session
+    session.close()
 
 
 class WorkerEndpoint:

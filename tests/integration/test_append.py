@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from generate_modes import modes
 
 import remora
 from remora.bench import models
@@ -17,15 +18,7 @@ PADDING[0, :40] = 0
 PADDING[2, :1] = 0
 NEW = 24
 
-MODES = {
-    "greedy": (PROMPT, {}),
-    "sampled": (PROMPT, {"do_sample": True, "top_k": 20, "temperature": 0.8}),
-    "beams": (PROMPT, {"num_beams": 3}),
-    "batch": (BATCH, {}),
-    "left padded": (BATCH, {"attention_mask": PADDING}),
-    "left padded beams": (BATCH, {"attention_mask": PADDING, "num_beams": 2}),
-    "static cache": (PROMPT, {"cache_implementation": "static", "disable_compile": True}),
-}
+MODES = modes(PROMPT, BATCH, PADDING)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 import transformers
+from generate_modes import modes
 from transformers.generation.streamers import BaseStreamer
 
 import remora
@@ -19,15 +20,7 @@ PADDING = torch.ones_like(BATCH)
 PADDING[0, :4] = 0
 PADDING[2, :1] = 0
 
-MODES = {
-    "greedy": (PROMPT, {}),
-    "sampled": (PROMPT, {"do_sample": True, "top_k": 20, "temperature": 0.8}),
-    "beams": (PROMPT, {"num_beams": 3}),
-    "batch": (BATCH, {}),
-    "left padded": (BATCH, {"attention_mask": PADDING}),
-    "left padded beams": (BATCH, {"attention_mask": PADDING, "num_beams": 2}),
-    "static cache": (PROMPT, {"cache_implementation": "static", "disable_compile": True}),
-}
+MODES = modes(PROMPT, BATCH, PADDING)
 
 
 @pytest.fixture(scope="module", autouse=True)

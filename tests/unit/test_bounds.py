@@ -9,16 +9,14 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from remora.executor.hop import SessionTerms
 from remora.executor.worker.bounds import Bounds
 from remora.executor.worker.failure import DeviceBroken, OutOfRange
 from remora.executor.worker.kernels import kernel_of
-from remora.executor.worker.session import WorkerSession
 from remora.ir.graph import Template
 from remora.ir.node import Hole, Items, Node, Ref, Slot
 from remora.ops.schema import resolve
 from remora.wire.messages import Define, Early, Fetch, Put, Run, RunAhead, Site, Undone, Values
-from worker_endpoint import LIMIT_NBYTES, worker_device
+from worker_endpoint import worker_session
 
 CPU = torch.device("cpu")
 TABLE = torch.arange(12.0).reshape(4, 3)
@@ -94,13 +92,9 @@ STEP = Template(
 
 @pytest.fixture
 def session():
-    device, sessions, _ = worker_device()
-    session = WorkerSession(1, SessionTerms("t/u", 0, LIMIT_NBYTES), device)
-    session.bounds = Bounds(CPU)
-    sessions.append(session)
-    with torch.inference_mode():
+    with worker_session() as session:
+        session.bounds = Bounds(CPU)
         yield session
-        session.close()
 
 
 def begin(session, rows):

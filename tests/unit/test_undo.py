@@ -9,7 +9,6 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from remora.executor.hop import SessionTerms
 from remora.executor.worker.program import Failure, compile_program, run
 from remora.executor.worker.session import WorkerSession
 from remora.executor.worker.undo import MAX_NBYTES, CannotUndo, log_limit_nbytes
@@ -19,19 +18,15 @@ from remora.ir.node import Const, Hole, Items, Node, Ref, Slot
 from remora.ops.permission import _all_ops, allowed
 from remora.ops.schema import op_name, traits
 from remora.wire.messages import Define, Failed, LoadRng, Run, SaveRng, Seed, Site
-from worker_endpoint import LIMIT_NBYTES, worker_device
+from worker_endpoint import worker_session
 
 INT, FLOAT = Hole("int"), Hole("float")
 
 
 @pytest.fixture
 def session():
-    device, sessions, _ = worker_device()
-    session = WorkerSession(1, SessionTerms("t/u", 0, LIMIT_NBYTES), device)
-    sessions.append(session)
-    with torch.inference_mode():
+    with worker_session() as session:
         yield session
-    session.close()
 
 
 class Play:

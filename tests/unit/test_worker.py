@@ -28,7 +28,7 @@ from remora.wire.messages import (
     Site,
     Values,
 )
-from worker_endpoint import LIMIT_NBYTES, worker_device
+from worker_endpoint import LIMIT_NBYTES, worker_session
 
 ONE = b"\0\0\x80\x3f"
 MIB = 1 << 20
@@ -36,12 +36,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 def session():
-    device, sessions, _ = worker_device()
-    session = WorkerSession(1, SessionTerms("t/u", 0, LIMIT_NBYTES), device)
-    sessions.append(session)
-    with torch.inference_mode():
+    with worker_session() as session:
         yield session
-    session.close()
 
 
 def program(session, *nodes):

@@ -10,17 +10,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from graph_lane import plain
+from graph_lane import Both
 from remora.executor.hop import SessionTerms
 from remora.executor.worker.graphs import recorder_of
 from remora.executor.worker.kernels import kernel_of
-from remora.executor.worker.readback import Readback
 from remora.executor.worker.session import WorkerSession
-from remora.ir.graph import Template
 from remora.ir.node import Const, Hole, Items, Node, Ref, Slot, Symbol
 from remora.ops.dtypes import bytes_of
 from remora.ops.schema import resolve
-from remora.wire.messages import DefaultDtype, Define, Failed, Fetch, Put, Recover, Run, Site
+from remora.wire.messages import DefaultDtype, Failed, Fetch, Put, Recover, Run
 from worker_endpoint import worker_device
 
 GPU = torch.device("cuda:0")
@@ -52,23 +50,11 @@ def layer(attention: bool = True) -> tuple[Node, ...]:
     return (product, scaled, key, keys, *four, attend, flat, *rest, last)
 
 
-class Steps:
+class Steps(Both):
     """The same steps in a session with graphs and in one without."""
 
     def __init__(self) -> None:
         self.sessions = [session_on_gpu(True), session_on_gpu(False)]
-        self.templates = 0
-
-    def tell(self, message):
-        replies = [session.handle(message) for session in self.sessions]
-        assert plain(replies[0]) == plain(replies[1])
-        return replies[0]
-
-    def program(self, *nodes):
-        self.tell(Define(self.templates, Template(nodes).body))
-        self.tell(Site(self.templates, self.templates))
-        self.templates += 1
-        return self.templates - 1
 
     def put(self, segment, tensor, dtype="float32"):
         self.tell(Put(segment, dtype, tuple(tensor.shape), bytes(bytes_of(tensor.contiguous()))))
@@ -203,24 +189,6 @@ def test_what_need_not_be_exact_makes_no_plan_for_attention_of_one_token():
     assert torch.backends.cuda.cudnn_sdp_enabled()
     many = torch.randn(1, 8, 33, 64, device=GPU, dtype=torch.bfloat16)
     assert torch.equal(call(many, k, k), torch.nn.functional.scaled_dot_product_attention(many, k, k))
-
-
-@needs_gpu
-def test_a_value_is_read_back_as_it_was_while_the_device_goes_on():
-    values = torch.arange(1 << 20, device=GPU)
-    back = Readback(values)
-    values.zero_()
-    assert torch.equal(back.take(), torch.arange(1 << 20))
-    assert back.ready()
-
-
-def test_on_a_cpu_a_value_is_there_at_once():
-    values = torch.arange(6).reshape(2, 3).t()
-    back = Readback(values)
-    values.zero_()
-    assert back.ready()
-    assert back.take().tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert back.take().is_contiguous()
 
 
 def test_a_cpu_has_no_graphs():

@@ -440,9 +440,7 @@ def _results(
             results.append(wrap(value))
         else:
             results.append(inputs[meta] if meta is not None else None)
-    if not outcome.outs:
-        return None
-    return results[0] if outcome.single else outcome.container(results)
+    return outcome.given(results)
 
 
 def _count_writes(outcome: Outcome, inputs: list[RemoraTensor]) -> None:

@@ -52,6 +52,12 @@ class Outcome:
         self.shadowed = self.foldable or bool(self.stale)
         self.only_writes = bool(self.stale) and all(out is None for out in self.outs)
 
+    def given(self, results: list[Any]) -> Any:
+        """What the call returns, of its outputs."""
+        if not self.outs:
+            return None
+        return results[0] if self.single else self.container(results)
+
     def at(self, index: int) -> Outcome:
         """The same with its outputs on another device."""
         outs = tuple(out.at(index) if isinstance(out, TensorMeta) else out for out in self.outs)

@@ -172,9 +172,7 @@ class Scratch(TorchDispatchMode):
                 results.append(wrap(value))
             else:
                 results.append(inputs[meta] if meta is not None else None)
-        if not outcome.outs:
-            return None
-        return results[0] if outcome.single else outcome.container(results)
+        return outcome.given(results)
 
     def _note_writes(self, values: list[Value]) -> None:
         roots = (self._roots.get(value, value) for value in values)

@@ -69,14 +69,10 @@ class RunningAhead(Generic[T]):
         """The coming message cannot run ahead; it is the client's to say."""
         self._stopped = True
 
-    def retreat(self) -> list[Ran[T]]:
-        """What ran ahead must not have run. It is the client's to say; what is to be undone, last first."""
-        undone = self._undone()
-        self._stopped = True
-        return undone
-
-    def answered(self, answer: int) -> None:
+    def answered(self, answer: int, late: bool = False) -> None:
         """A question was answered, ahead or not; answer: a hash of the values.
+
+        late: the answer only goes out when it is asked for, so that the client waits for it in any case.
 
         Where the same value came each time, another one is a branch of the program: nothing is known beyond it.
         """
@@ -89,15 +85,12 @@ class RunningAhead(Generic[T]):
         answers.append(answer)
         while len(answers) > MEMORY + self._programs:
             answers.popleft()
-
-    def answered_late(self) -> None:
-        """A question has an answer that only goes out when it is asked: the client waits for it in any case."""
-        self._stalled, self._late = False, True
+        self._late = self._late or late
 
     def said(self, message: ToExecutor) -> tuple[Ran[T] | None, list[Ran[T]]]:
         """The client said a message, no Free. What it confirms, and, last first, what it undoes."""
         if self.predictor.take(message) is Agreement.OTHER:
-            return None, self._undone()
+            return None, self.retreat()
         return self._confirm(), []
 
     def confirmed(self) -> tuple[ToExecutor, Ran[T] | None]:
@@ -125,9 +118,10 @@ class RunningAhead(Generic[T]):
             self._cursor = None
         return ran
 
-    def _undone(self) -> list[Ran[T]]:
+    def retreat(self) -> list[Ran[T]]:
+        """Nothing that is unconfirmed shall have run; what is to be undone, last first."""
         undone = list(reversed(self.unconfirmed))
-        for _ in range(min(self._programs, len(self._answers))):
+        for _ in range(self._programs):
             self._answers.pop()
         self.unconfirmed.clear()
         self._programs = 0

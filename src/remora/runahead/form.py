@@ -40,7 +40,6 @@ def form_of(message: ToExecutor, at: Place) -> tuple[Form, Place] | None:
     """
     if type(message) is Run:
         segment, ticket = message.segment, message.ticket
-        asks = ticket is not None
         holes = message.holes or ()
         shape: tuple[Any, ...] = (
             Run,
@@ -52,6 +51,7 @@ def form_of(message: ToExecutor, at: Place) -> tuple[Form, Place] | None:
             message.wants,
             ticket - at.ticket if ticket is not None else None,
         )
+        asks = message.wants is not None
         return Form(shape, holes[1::2], asks), Place(segment, ticket if ticket is not None else at.ticket)
     if type(message) is Put:
         shape = (Put, message.segment - at.segment, message.dtype, message.shape, message.data)

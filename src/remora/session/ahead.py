@@ -21,7 +21,6 @@ class Ahead:
         self._link = link
         self._predictor = Predictor()
         self._pending = 0  # messages said and not sent, since they are known
-        self.answers = 0  # that came early
         self.wasted = 0  # programs that the executor undid
         self.depth = 0
         link.on_early, link.on_undone = self._early, self._undone

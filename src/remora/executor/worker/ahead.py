@@ -122,37 +122,31 @@ class Ahead:
         """Runs what is coming; gives its answer, if it has one that can be sent. Raises only what ends the worker."""
         session, decisions = self._session, self._decisions
         names = self._names(message)
-        if any(
-            name in session.values.tensors for name in names
-        ):  # another executor's: the prediction is wrong
-            decisions.stop()
+        if any(name in session.values.tensors for name in names):
+            decisions.stop()  # the name is another executor's, so the prediction is wrong
             return None
         mark = self._log.mark()
         bounds = session.bounds.state() if session.bounds is not None else None
         try:
             answer = session.foresee(message, self._overlay)
-        except OutOfRange:  # in this message, or in one before it
-            self._back_to(mark, bounds)
-            self._drop(names)
-            undone = decisions.retreat()
-            return Undone(self._undo(undone)) if undone else None
         except Exception as error:
             cause = error.cause if isinstance(error, Failure) else error
-            if is_fatal(cause):
+            beyond = isinstance(error, OutOfRange)  # in this message, or in one before it
+            if is_fatal(cause) and not beyond:
                 row = error.row if isinstance(error, Failure) else 0
                 raise DeviceBroken(getattr(message, "segment", 0), row, "", "", cause) from error
             self._back_to(mark, bounds)
             self._drop(names)
+            undone = decisions.retreat() if beyond else []
             decisions.stop()
-            return None
+            return Undone(self._undo(undone)) if undone else None
         if answer is None:
             decisions.ran(_Undo(mark, names, bounds))
             return None
         if sum(tensor.nbytes for tensor in answer) > MAX_INLINE_NBYTES:
             late = tuple(tensor.detach().clone() for tensor in answer)  # later rows may write it
             decisions.ran(_Undo(mark, names, bounds, late))
-            decisions.answered(hash((None,) * len(late)))
-            decisions.answered_late()
+            decisions.answered(hash((None,) * len(late)), late=True)
             if sum(tensor.nbytes for tensor in late) > MAX_LATE_NBYTES:
                 decisions.stop()
             return None

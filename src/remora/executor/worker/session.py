@@ -230,8 +230,7 @@ class WorkerSession:
         self.segments += 1
         if message.wants is None:
             return None
-        names = [(message.segment, row, out) for row, out in groups(message.wants, 2)]
-        return self._values(message.ticket or 0, names, describe=False)
+        return self._values(message.ticket or 0, _asked(message), describe=False)
 
     # -- run-ahead
 
@@ -247,7 +246,7 @@ class WorkerSession:
             self._put(message)
             return None
         if isinstance(message, Fetch):
-            return self.look_up([(segment, row, out) for segment, row, out in groups(message.names, 3)])
+            return self.look_up(_asked(message))
         assert isinstance(message, Run)
         memory = overlay.get(message.site) or self.sites[message.site]
         defined = self.templates[memory.template]
@@ -259,7 +258,7 @@ class WorkerSession:
             overlay[message.site] = memory
         if message.wants is None:
             return None
-        return self.look_up([(message.segment, row, out) for row, out in groups(message.wants, 2)])
+        return self.look_up(_asked(message))
 
     def confirm(self, message: ToExecutor) -> None:
         """What was foreseen has been said."""
@@ -340,8 +339,7 @@ class WorkerSession:
     def _fetch(self, message: Fetch) -> ToClient | None:
         if self.failed is not None:
             return None
-        names = [(segment, row, out) for segment, row, out in groups(message.names, 3)]
-        return self._values(message.ticket, names, message.describe)
+        return self._values(message.ticket, _asked(message), message.describe)
 
     def _values(self, ticket: int, names: list[Name], describe: bool) -> ValuesReply:
         if len(names) > MAX_FETCHED:
@@ -469,3 +467,10 @@ class WorkerSession:
 
 def _unexpected(message: Confirm) -> None:
     raise ProtocolError("a Confirm, and no RunAhead before it")
+
+
+def _asked(message: Run | Fetch) -> list[Name]:
+    """The values whose bytes a message asks for."""
+    if isinstance(message, Fetch):
+        return [(segment, row, out) for segment, row, out in groups(message.names, 3)]
+    return [(message.segment, row, out) for row, out in groups(message.wants or (), 2)]
