@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from executor_process import Proxy, executor_process
+from front_process import front_process
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +56,12 @@ def proxy(executor):
     proxy = Proxy(executor.port)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory):
+    """A front with a worker that has no device, and tokens of two tenants."""
+    tokens = tmp_path_factory.mktemp("front") / "tokens"
+    tokens.write_text("alpha acme/ann\nbeta acme/bob\ngamma other/eve\n")
+    with front_process("--token-file", str(tokens)) as front:
+        yield front

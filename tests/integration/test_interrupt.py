@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from executor_process import run_program
+from warm_python import TRANSFORMERS, run_program
 
 PROGRAM = """
 import os, random, signal, sys, threading, time
@@ -69,5 +69,5 @@ remora.disconnect()
 
 @pytest.mark.parametrize(("what", "rounds"), [("generate", 40), ("upload", 25), ("ops", 60)])
 def test_interrupted_at_many_moments(executor, what, rounds):
-    done = run_program(PROGRAM, executor.url, what, str(rounds), timeout_s=110)
+    done = run_program(PROGRAM, executor.url, what, str(rounds), modules=TRANSFORMERS, timeout_s=110)
     assert done.stdout.split() == ["True", "True"], done.stderr[-4000:]
