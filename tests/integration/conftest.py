@@ -1,4 +1,4 @@
-"""One executor for all tests that need no other, and two for those about devices."""
+"""One executor for all tests that need no other, and two more for those about several."""
 
 from __future__ import annotations
 
@@ -33,11 +33,22 @@ def connected(executor):
     remora.disconnect()
 
 
-@pytest.fixture(scope="module")
-def executors():
+@pytest.fixture(scope="session")
+def second():
+    with executor_process("--memory", "2GiB") as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def third():
+    with executor_process("--memory", "2GiB") as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def executors(executor, second):
     """Addresses of two."""
-    with executor_process("--memory", "2GiB") as one, executor_process("--memory", "2GiB") as two:
-        yield [one.url, two.url]
+    return [executor.url, second.url]
 
 
 @pytest.fixture

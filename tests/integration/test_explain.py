@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from executor_process import executor_process
 from warm_python import TRANSFORMERS, run_command
 
 import remora
@@ -27,12 +26,6 @@ model = models.gpt2(layers=2, width=48, vocabulary=128).eval().to("remora")
 tokens = model.generate(models.prompt(12).to("remora") % 128, max_new_tokens=6, do_sample=False)
 print(tokens.shape[1])
 """
-
-
-@pytest.fixture(scope="module")
-def executors():
-    with executor_process("--memory", "2GiB") as one, executor_process("--memory", "2GiB") as two:
-        yield [one.url, two.url]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ ENDS_S = 10.0  # for the process itself, with nothing left to run
 # Each line of stdin asks for one program. Answers: its pid, then its exit code. What a program sees is what `python -c`
 # would give it; Remora loads itself as it does at the end of `import torch`.
 SERVER = """
-import importlib, json, os, sys, warnings
+import importlib, json, os, signal, sys, warnings
 for name in sys.argv[1:]:
     importlib.import_module(name)
 assert "remora" not in sys.modules
@@ -49,6 +49,7 @@ def asked():
 ask = asked()
 for fd, path, how in ((0, os.devnull, os.O_RDONLY), (1, ask["stdout"], os.O_WRONLY), (2, ask["stderr"], os.O_WRONLY)):
     os.dup2(os.open(path, how), fd)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 os.environ.clear()
 os.environ.update(ask["environment"])
 os.chdir(ask["folder"])
