@@ -64,5 +64,6 @@ def test_sizes_of_rows_are_those_of_op_by_op(pool):
         assert (remora.stats().whole_calls - before > 4) == whole
         assert all(torch.equal(got, wanted) for got, wanted in zip(results, expected, strict=True))
     half = len(seen) // 2
-    assert half and len(seen) == 2 * half
+    assert half
+    assert len(seen) == 2 * half
     assert seen[:half] == seen[half:]

@@ -78,6 +78,25 @@ def test_probes_are_templates_that_pass_their_checks_and_fit_a_device(bench):
     assert len({probe.name for probe in bench.probes}) == len(bench.probes)
 
 
+def slower(found: Measured, *factors: float) -> Measured:
+    """As it was measured while something else ran, at some probes."""
+    seconds = {name: s * factors[at % len(factors)] for at, (name, s) in enumerate(found.seconds.items())}
+    return Measured(seconds, found.run_s * factors[0])
+
+
+def test_devices_of_one_name_and_about_one_speed_are_equal():
+    true = true_seconds(CPU, "cpu-2core")
+    found = [("cpu", slower(true, 1.78, 1.0, 1.1)), ("cpu", slower(true, 1.0, 1.3, 1.0)), ("other", true)]
+    assert calibrate.as_alike(found) == [true, true, true]
+
+
+def test_devices_that_differ_stay_apart():
+    fast = true_seconds(CPU, "cpu-2core")
+    slow, other = slower(fast, 1.5), slower(fast, 1.1)
+    assert calibrate.as_alike([("cpu", fast), ("cpu", slow)]) == [fast, slow]
+    assert calibrate.as_alike([("cpu", fast), ("another cpu", other)]) == [fast, other]
+
+
 def test_the_script_numbers_what_it_sends_from_where_it_is_told():
     told = script(CPU, segment=100, template=7, site=8, ticket=50)
     defines = [message for message in told.messages if isinstance(message, Define)]

@@ -73,7 +73,7 @@ def calibrated(report: Report, url: str) -> Device:
     try:
         with probing(transport, ClientSettings(), wants) as probe:
             started = time.perf_counter()
-            fitted = probe.fitted()
+            fitted = probe.fitted(probe.name(), *probe.measured())
             seconds = time.perf_counter() - started
             kind = probe.grant.device.partition(":")[0]
     finally:

@@ -26,6 +26,7 @@ CACHE_NBYTES = {
 FASTEST = 1e18  # bytes per second that never bind: the arithmetic rate was measured with its bytes in cache
 KERNEL_S = 2e-6  # of the shortest kernel of an asynchronous device, which hides behind its launch
 RISING = (Kind.PRODUCT, Kind.ATTENTION)  # more operations a byte never make these slower: noise does
+ALIKE = 1.2  # times as fast, at the median probe: nearer than that, devices of one name are taken for equal
 SIGMA, FLOOR = 0.25, 0.1  # of kinds that no held-out probe checks; of those that one does, at least
 
 
@@ -120,6 +121,30 @@ def measured(told: Script, marked: Mapping[int, Marked], asynchronous: bool) -> 
         if not asynchronous:
             between.append(max(0.0, passed - busy))
     return Measured(best, median(between) if between else 5e-5)
+
+
+def fastest(found: Sequence[Measured]) -> Measured:
+    """Of several measurements of one device: whatever else the machine did made some slower, and none faster."""
+    seconds = {name: min(one.seconds[name] for one in found) for name in found[0].seconds}
+    return Measured(seconds, min(one.run_s for one in found))
+
+
+def as_alike(found: Sequence[tuple[str, Measured]]) -> list[Measured]:
+    """Devices of one name and about one speed are one kind of device, measured several times.
+
+    found: of each device, its name and the best of what it took. Else noise makes one of them seem the better place.
+    """
+    return [
+        fastest([own, *(other for name, other in found if name == kind and _is_alike(own, other))])
+        for kind, own in found
+    ]
+
+
+def _is_alike(one: Measured, other: Measured) -> bool:
+    if one.seconds.keys() != other.seconds.keys():
+        return False
+    ratios = [log(one.seconds[name] / other.seconds[name]) for name in one.seconds]
+    return bool(ratios) and abs(median(ratios)) <= log(ALIKE)
 
 
 @dataclass(frozen=True)

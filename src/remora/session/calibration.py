@@ -18,9 +18,19 @@ from blake3 import blake3
 
 from remora.config import ClientSettings, cache_dir
 from remora.errors import ExecutorError, RemoraError
-from remora.plan.calibrate import CACHE_NBYTES, Fitted, Measured, fit, fit_link, measured, script
+from remora.plan.calibrate import (
+    CACHE_NBYTES,
+    Fitted,
+    Measured,
+    as_alike,
+    fastest,
+    fit,
+    fit_link,
+    measured,
+    script,
+)
+from remora.plan.devices import Device, Pool
 from remora.plan.devices import Link as Rate
-from remora.plan.devices import Pool
 from remora.plan.kept import MAX_NBYTES, VERSION, Calibration, from_json, to_json
 from remora.plan.probe_suite import CPU, GPU, TIGHT_CPU, TIGHT_GPU, suite
 from remora.plan.probes import Bench
@@ -49,6 +59,7 @@ from remora.wire.messages import (
 
 SMALL_NBYTES, LARGE_NBYTES = 4 << 10, 2 << 20  # of messages that tell latency and rate
 SMALL_TRIALS, LARGE_TRIALS = 5, 3
+ROUNDS = 2  # of a pool's devices, one after the other: a machine that is busy for a while is not busy in all
 CLIENT = ""  # as the other end of a link, where a calibration names ends by address
 SEGMENTS = 100_000  # that one executor may use up
 MAX_FILES = 64  # calibrations on disk
@@ -86,14 +97,18 @@ class Probe:
                 f"measuring executor {self.transport.address}: {failed.op or 'a message'}: {failed.message}"
             )
 
-    def fitted(self) -> Fitted:
+    @property
+    def kind(self) -> str:
+        """cpu or cuda."""
+        return self.grant.device.partition(":")[0]
+
+    def measured(self) -> tuple[Bench, Measured]:
         """Runs the probes of its kind, smaller ones if there is no memory for them.
 
         Raises:
             ExecutorError: a probe fails there.
         """
-        kind = self.grant.device.partition(":")[0]
-        asynchronous = kind != "cpu"
+        asynchronous = self.kind != "cpu"
         for sizes in (GPU, TIGHT_GPU) if asynchronous else (CPU, TIGHT_CPU):
             bench = suite(sizes)
             found = self._run(bench, asynchronous)
@@ -102,14 +117,22 @@ class Probe:
         else:
             self.wait_until(lambda: True)
         assert found is not None
+        return bench, found
+
+    def name(self) -> str:
+        """The model of its device."""
         query = DeviceQuery(self._ticket())
         self.link.commit([query])
         self.link.transmit()
         facts = self.link.wait(query.ticket)
         assert isinstance(facts, DeviceFacts)
-        cache_nbytes = CACHE_NBYTES.get(kind, 0)
-        name = f"{facts.name[:120]} at {self.transport.address[:70]}"
-        return fit(name, bench, found, self.grant.memory_nbytes, cache_nbytes, asynchronous)
+        return facts.name[:120]
+
+    def fitted(self, name: str, bench: Bench, found: Measured) -> Fitted:
+        """The device that explains what was measured."""
+        cache_nbytes = CACHE_NBYTES.get(self.kind, 0)
+        name = f"{name} at {self.transport.address[:70]}"
+        return fit(name, bench, found, self.grant.memory_nbytes, cache_nbytes, self.kind != "cpu")
 
     def _run(self, bench: Bench, asynchronous: bool) -> Measured | None:
         """What the probes took; None if there is no memory for them, and the executor's word for it is in `link`."""
@@ -248,18 +271,29 @@ def _measured(
             stack.enter_context(probing(transport, settings, wants, number))
             for number, (transport, _) in enumerate(opened)
         ]
+        devices = _devices([probe for probe, one in zip(probes, known, strict=True) if one is None])
         segments = [stack.enter_context(probe.values())[0] for probe in probes]
         for own, (probe, segment) in enumerate(zip(probes, segments, strict=True)):
             grant = opened[own][1]
             before = known[own]
             links = dict(before.links) if before is not None else {}
-            device = before.device if before is not None else probe.fitted().device
+            device = before.device if before is not None else next(devices)
             if CLIENT not in links:
                 links[CLIENT] = probe.client(segment)
             for number, other in enumerate(probes):
                 if number != own and other.transport.address not in links:
                     links[other.transport.address] = probe.peer(number, other, segment)
             yield Calibration(VERSION, _key(grant), device, links)
+
+
+def _devices(probes: Sequence[Probe]) -> Iterator[Device]:
+    """The devices of executors that were not measured yet. Each is measured several times, some time apart."""
+    rounds = [[probe.measured() for probe in probes] for _ in range(ROUNDS if len(probes) > 1 else 1)]
+    names = [probe.name() for probe in probes]
+    best = [fastest([found for _, found in of_one]) for of_one in zip(*rounds, strict=True)]
+    alike = as_alike(list(zip(names, best, strict=True)))
+    for number, (probe, name, found) in enumerate(zip(probes, names, alike, strict=True)):
+        yield probe.fitted(name, rounds[0][number][0], found).device
 
 
 @contextmanager
