@@ -21,10 +21,11 @@ from remora.bench.netns import Traffic
 from remora.bench.workloads import Build, Outputs
 from remora.plan.explain import Explanation, from_json
 
-_WARM_UPS = (
-    4  # as many for all, since steps build on each other: on two executors, what turns has been twice on each
-)
-OPEN_S, STEP_S = 180.0, 90.0  # an arm that takes longer hangs: it is ended, and counts as failed
+# Steps before the first timed one, by parts: as many for all, since steps build on each other. In the first part, what
+# turns has been twice on each of two executors; after each, arms wait until calls are captured as they will be.
+_WARM_UPS = (4, 2, 2)
+WARM_S = 40.0
+OPEN_S, STEP_S = 240.0, 90.0  # an arm that takes longer hangs: it is ended, and counts as failed
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,12 @@ class _Session:
             remora.connect(urls[0], self.pool.token)
         self.running = self.build(self.arm.device)
         self.prepare(0.0)
-        return {"digests": [digest(tensor) for _ in range(_WARM_UPS) for tensor in self.running.step()]}
+        digests = []
+        for steps in _WARM_UPS:
+            digests += [digest(tensor) for _ in range(steps) for tensor in self.running.step()]
+            if urls:
+                remora.wait_warm(WARM_S)
+        return {"digests": digests}
 
     def prepare(self, progress: float) -> None:
         """Leaves out a sync where there is nothing to do: it would be a program, and blind would take its turn."""
