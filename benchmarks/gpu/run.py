@@ -31,13 +31,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import torch
-from shapes import SHAPES, make, prompt
+from shapes import SHAPES, make
 
 from remora.bench import mode_arms, records, seed_arms
 from remora.bench.contest import BETWEEN, DOWN, UP, Result, Setting, carried, contest, row
 from remora.bench.harness import NotAsSaid, Options, Report
 from remora.bench.links import Link, executors
 from remora.bench.mode_arms import MODES, NAIVE, Sizes
+from remora.bench.models import prompt as prompt_of
 from remora.bench.seed_arms import BLIND, KINDS, RESIDENT
 
 PROMPT, TOKENS, NAIVE_TOKENS = 72, 50, 3
@@ -69,13 +70,14 @@ def modes(report: Report, device: str, tiny: bool) -> None:
     sizes = Sizes.of(shape.config, shape.dtype.itemsize, weights)
     if not tiny and (sizes.kv_nbytes, sizes.logits_nbytes) != (458_752, 100_800):
         raise NotAsSaid(f"this is no GPT-J: {sizes}")
-    ids = prompt(PROMPT)
     with executors(2, None, "--device", device) as pool:
         setting = Setting("GPT-J shape", "token", {"prompt": PROMPT}, device)
         chosen = [mode for mode in MODES if mode is not NAIVE]
-        entries = [mode_arms.entry(mode, _maker("gpt-j", tiny), sizes, ids, tokens, None) for mode in chosen]
-        naive = mode_arms.entry(NAIVE, _maker("gpt-j", tiny), sizes, ids, NAIVE_TOKENS, None)
-        local = mode_arms.local_entry(_maker("gpt-j", tiny), ids, tokens, None, device)
+        entries = [
+            mode_arms.entry(mode, _maker("gpt-j", tiny), sizes, prompts, tokens, None) for mode in chosen
+        ]
+        naive = mode_arms.entry(NAIVE, _maker("gpt-j", tiny), sizes, prompts, NAIVE_TOKENS, None)
+        local = mode_arms.local_entry(_maker("gpt-j", tiny), prompts, tokens, None, device)
         results = contest(report, setting, [local, *entries], pool, 3, random.Random(0))
         results |= contest(report, setting, [naive], pool, 1, random.Random(0))
     for name, result in results.items():
@@ -88,6 +90,11 @@ def modes(report: Report, device: str, tiny: bool) -> None:
         [results[mode.name] for mode in chosen],
         "GPT-J shape: modes whose tokens differ from semantic's",
     )
+
+
+def prompts(trial: int) -> torch.Tensor:
+    """Ids [1, PROMPT], others for each trial: what an executor has had once is not sent again."""
+    return prompt_of(PROMPT, vocabulary=50000, seed=trial + 1)
 
 
 def _maker(name: str, tiny: bool) -> mode_arms.Make:
@@ -128,8 +135,8 @@ def _seed_size(report: Report, pool: Any, rate: float, tokens: int, device: str)
 
 def _alike(report: Report, results: list[Result], what: str) -> None:
     """The same kernels on the same card; the last is what the others are compared with."""
-    said = {trial.digests for trial in results[-1].trials}
-    differ = sum({trial.digests for trial in result.trials} != said for result in results[:-1])
+    said = [[trial.digests for trial in result.trials] for result in results]
+    differ = sum(one != said[-1] for one in said[:-1])
     report.bar(what, differ, "==", 0)
 
 

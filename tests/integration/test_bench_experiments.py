@@ -45,10 +45,10 @@ def test_modes_carry_their_arithmetic_and_a_wrong_output_is_refused() -> None:
 model, tokens = models.gpt2(2, 48, 4, 512), 3
 weights = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))
 sizes = mode_arms.Sizes.of(model.config, 4, weights)
-ids = models.prompt(9)
-ids_made = mode_arms.plain(model.to, ids, tokens)
+prompts = lambda number: models.prompt(9, seed=number)
+ids_made = mode_arms.plain(model.to, prompts, tokens)
 def measure(modes, sizes, made):
-    entries = [mode_arms.entry(mode, model.to, sizes, ids, tokens, made) for mode in modes]
+    entries = [mode_arms.entry(mode, model.to, sizes, prompts, tokens, made) for mode in modes]
     return contest.contest(report, Setting("GPT-2", "token"), entries, pool, 1, rng)
 def refused(made):
     try:
@@ -57,7 +57,7 @@ def refused(made):
         return str(error)
 with links.executors(2, None, "--no-same-host", calibrate=False) as pool:
     print(*measure(mode_arms.MODES, sizes, ids_made))
-    print(refused([ids_made[0] + 1]))
+    print(refused(lambda number: ids_made(number) + 1))
 """
     )
     names, output = done.stdout.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from remora.bench.records import CLIENT
 from remora.bench.workloads import Build, Outputs, Running
 
 Digests = tuple[str, ...]
+CLOCK_TRIALS = 3
 BOTH_WAYS, UP, DOWN, BETWEEN = "both ways", "up", "down", "between executors"
 
 
@@ -111,7 +113,7 @@ def contest(
 ) -> dict[str, Result]:
     """Trials of all entries in turns, checked one by one, as samples of the report; results by the arm's name.
 
-    clocks: ask the executors' too, once for each entry, outside of the trials.
+    clocks: ask the executors' too, outside of the trials.
 
     Raises:
         NotAsSaid: an arm's session, outputs or bytes are not what it says.
@@ -201,11 +203,15 @@ def _compare(entry: Entry, digests: Sequence[str], expected: Sequence[Digests | 
 
 
 def _busy_s(process: ArmProcess) -> float:
+    """Median of some trials."""
     if not process.arm.executors:
         return 0.0
-    before = process.busy_s()
-    process.step(0.0)
-    return process.busy_s() - before
+    found = []
+    for _ in range(CLOCK_TRIALS):
+        before = process.busy_s()
+        process.step(0.0)
+        found.append(process.busy_s() - before)
+    return statistics.median(found)
 
 
 def _sample(report: Report, setting: Setting, result: Result, pool: Executors) -> None:

@@ -8,7 +8,9 @@ fetches it; what must then travel follows from the model's shape (`Sizes`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,15 +83,21 @@ SEMANTIC = Mode("semantic", reads_logits=False)
 MODES = (NAIVE, FULL, DELTA, HANDLE, SEMANTIC)
 
 Make = Callable[[str], Any]  # the model on a device
+Prompts = Callable[
+    [int], torch.Tensor
+]  # ids by trial, warm-ups first; where bytes count, each another: what an
+# executor has had once is not sent again
 
 
-def build_of(mode: Mode, make: Make, ids: torch.Tensor, tokens: int) -> Build:
-    """One trial is one generate of `tokens` tokens; its output is their ids."""
+def build_of(mode: Mode, make: Make, prompts: Prompts, tokens: int) -> Build:
+    """One trial is one generate of `tokens` tokens behind the next prompt; its output is their ids."""
 
     def build(device: str) -> Running:
-        if mode.naive:
-            return Running(_Naive(make("remora:1"), ids, tokens).generate)
-        return Running(_Decode(mode, make(device), device, ids, tokens).generate)
+        numbers = itertools.count()
+        decode = (_Naive if mode.naive else _Decode)(
+            mode, make("remora:1" if mode.naive else device), device, tokens
+        )
+        return Running(lambda: decode.generate(prompts(next(numbers))))
 
     return build
 
@@ -97,16 +105,16 @@ def build_of(mode: Mode, make: Make, ids: torch.Tensor, tokens: int) -> Build:
 class _Decode:
     """Greedy decode in which the mode's part of the state passes through the client."""
 
-    def __init__(self, mode: Mode, model: Any, device: str, ids: torch.Tensor, tokens: int) -> None:
-        self.mode, self.model, self.device, self.ids, self.tokens = mode, model, device, ids, tokens
+    def __init__(self, mode: Mode, model: Any, device: str, tokens: int) -> None:
+        self.mode, self.model, self.device, self.tokens = mode, model, device, tokens
         self.kept: torch.Tensor | None = None  # the client's cache [L, 2, B, H, T, D]
 
     @torch.no_grad()
-    def generate(self) -> Outputs:
+    def generate(self, ids: torch.Tensor) -> Outputs:
         from transformers import DynamicCache
 
         cache: Any = DynamicCache(config=self.model.config)
-        following, self.kept, made = self.ids, None, []
+        following, self.kept, made = ids, None, []
         for _ in range(self.tokens):
             if self.mode.sends_kv and self.kept is not None:
                 cache = self._sent(DynamicCache(config=self.model.config))
@@ -139,12 +147,12 @@ class _Decode:
 class _Naive:
     """Every call fetches the weights from the executor that keeps them, and computes elsewhere, without a cache."""
 
-    def __init__(self, model: Any, ids: torch.Tensor, tokens: int) -> None:
-        self.model, self.ids, self.tokens = model, ids, tokens
+    def __init__(self, mode: Mode, model: Any, device: str, tokens: int) -> None:
+        self.model, self.tokens = model, tokens
 
     @torch.no_grad()
-    def generate(self) -> Outputs:
-        ids, made = self.ids, []
+    def generate(self, ids: torch.Tensor) -> Outputs:
+        made: list[torch.Tensor] = []
         for _ in range(self.tokens):
             kept = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
             fetched = {name: tensor.to("remora:0") for name, tensor in kept.items()}
@@ -155,29 +163,32 @@ class _Naive:
         return [torch.cat(made, 1)]
 
 
-def plain(make: Make, ids: torch.Tensor, tokens: int) -> Outputs:
-    """The ids by plain PyTorch on the CPU."""
-    return _Decode(SEMANTIC, make("cpu"), "cpu", ids, tokens).generate()
+def plain(make: Make, prompts: Prompts, tokens: int) -> Prompts:
+    """The ids of each trial by plain PyTorch on the CPU."""
+    decode = _Decode(SEMANTIC, make("cpu"), "cpu", tokens)
+    return functools.cache(lambda number: decode.generate(prompts(number))[0])
 
 
 def entry(
-    mode: Mode,
-    make: Make,
-    sizes: Sizes,
-    ids: torch.Tensor,
-    tokens: int,
-    reference: Sequence[torch.Tensor] | None,
+    mode: Mode, make: Make, sizes: Sizes, prompts: Prompts, tokens: int, expected: Prompts | None
 ) -> Entry:
-    """reference: ids of as many tokens; None: not compared."""
-    prompt, arm = ids.shape[1], _arm(mode)
+    """expected: ids of as many tokens or more, by trial; None: they are not compared."""
     return Entry(
-        arm,
-        build_of(mode, make, ids, tokens),
+        _arm(mode),
+        build_of(mode, make, prompts, tokens),
         tokens,
-        None if reference is None else lambda: reference,
-        carries(mode, sizes, prompt, tokens),
+        _reference(expected, tokens),
+        carries(mode, sizes, prompts(0).shape[1], tokens),
         warm_ups=1,
+        goes_on=True,
     )
+
+
+def _reference(expected: Prompts | None, tokens: int) -> Callable[[], Outputs] | None:
+    if expected is None:
+        return None
+    numbers = itertools.count()
+    return lambda: [expected(next(numbers))[:, :tokens]]
 
 
 def carries(mode: Mode, sizes: Sizes, prompt: int, tokens: int) -> tuple[Carries, ...]:
@@ -191,16 +202,13 @@ def carries(mode: Mode, sizes: Sizes, prompt: int, tokens: int) -> tuple[Carries
 
 
 def local_entry(
-    make: Make,
-    ids: torch.Tensor,
-    tokens: int,
-    reference: Sequence[torch.Tensor] | None,
-    device: str = "cpu",
+    make: Make, prompts: Prompts, tokens: int, expected: Prompts | None, device: str = "cpu"
 ) -> Entry:
     """Plain PyTorch, on the device of the executor's kind."""
-    build = build_of(SEMANTIC, make, ids, tokens)
-    expected = None if reference is None else lambda: reference
-    return Entry(LOCAL, lambda _: build(device), tokens, expected, warm_ups=1)
+    build = build_of(SEMANTIC, make, prompts, tokens)
+    return Entry(
+        LOCAL, lambda _: build(device), tokens, _reference(expected, tokens), warm_ups=1, goes_on=True
+    )
 
 
 def _arm(mode: Mode) -> Arm:

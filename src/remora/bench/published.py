@@ -32,19 +32,21 @@ def run(options: Options, report: Report) -> None:
     sizes = Sizes.of(model.config, 4, weights_nbytes)
     tokens = QUICK_TOKENS if options.quick else TOKENS
     trials = QUICK_TRIALS if options.quick else TRIALS
-    ids = models.prompt(PROMPT, vocabulary=model.config.vocab_size)
-    reference = mode_arms.plain(model.to, ids, tokens)
+
+    def prompts(number: int) -> torch.Tensor:
+        return models.prompt(PROMPT, vocabulary=model.config.vocab_size, seed=number + 1)
+
+    expected = mode_arms.plain(model.to, prompts, tokens)
     rate = ceiling.read_bytes_per_s()
     floor_s = ceiling.weights_nbytes(model) / rate
     report.say(f"ceiling: weights of a token read at {rate / 1e9:.3g} GB/s: {floor_s * 1e3:.3g} ms a token")
     with executors(2, Link(GBIT * 1e9 / 8), "--no-same-host") as pool:
         report.say(pool.about)
         setting = Setting("GPT-2" + (", 2 layers" if options.quick else ""), "token", {"prompt": PROMPT})
-        entries = [mode_arms.local_entry(model.to, ids, tokens, reference)]
+        entries = [mode_arms.local_entry(model.to, prompts, tokens, expected)]
         for mode in MODES:
             made = NAIVE_TOKENS if mode is NAIVE else tokens
-            expected = [reference[0][:, :made]]
-            entries.append(mode_arms.entry(mode, model.to, sizes, ids, made, expected))
+            entries.append(mode_arms.entry(mode, model.to, sizes, prompts, made, expected))
         floored = [replace(entry, floor_s=floor_s * entry.units) for entry in entries]
         results = contest(report, setting, floored, pool, trials, random.Random(options.seed))
     for name, result in results.items():

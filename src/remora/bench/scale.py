@@ -102,8 +102,8 @@ def measured(
     """
     model = models.llama(point.layers, point.width, inner=2 * point.width, vocabulary=VOCABULARY)
     ids = models.prompt(point.context, point.batch, VOCABULARY)
-    expected = tuple(map(digest, mode_arms.plain(model.to, ids, tokens)))
-    build = mode_arms.build_of(SEMANTIC, model.to, ids, tokens)
+    expected = (digest(mode_arms.plain(model.to, lambda _: ids, tokens)(0)),)
+    build = mode_arms.build_of(SEMANTIC, model.to, lambda _: ids, tokens)
     remote = Arm(None if point.executors == 1 else "semantic", point.executors, "remote")
     arms = {"local": [LOCAL] * point.clients, "remote": [remote] * point.clients}
     with forked_each([(arm, build) for each in arms.values() for arm in each], pool) as processes:

@@ -86,7 +86,8 @@ def _at(report: Report, rate: float | None, options: Options, rng: random.Random
             f"{pool.about}: a raw socket carries {carries:.3g} Gbit/s, so arms that move are bound by {bound}"
         )
         found = _Rate(report, pool, about, bound, rate, options.quick, rng).measure()
-        seed_models.measure(report, pool, about, bound, options.quick, rng)
+        if not options.quick or rate in (None, SEED_RATE):
+            seed_models.measure(report, pool, about, bound, options.quick, rng)
         return found
 
 
