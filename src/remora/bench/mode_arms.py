@@ -21,8 +21,8 @@ from remora.bench.contest import BETWEEN, DOWN, UP, Carries, Entry
 from remora.bench.workloads import Build, Outputs, Running
 
 ID_NBYTES = 8
-STEP_FRAMING = 4096  # each way, of a step: requests, replies, heads of a bulk body; measured up to 1,500
-FIRST_FRAMING = 1 << 17  # each way, of a trial: templates that are new when its lengths are
+STEP_FRAMING = 2048  # each way, of a step: requests, replies, heads of a bulk body; measured up to 1,100
+FIRST_FRAMING = 1 << 15  # each way, of a trial: templates that are new
 PUSH_FRAMING = 1024  # of each tensor that goes from executor to executor
 
 

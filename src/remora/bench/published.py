@@ -5,7 +5,6 @@ Bytes are what bench/mode_arms.py works out from the model's shape, and framing 
 
 from __future__ import annotations
 
-import itertools
 import random
 import statistics
 from dataclasses import replace
@@ -16,7 +15,7 @@ from remora.bench import ceiling, mode_arms, models
 from remora.bench.contest import BETWEEN, DOWN, UP, Setting, carried, contest, row
 from remora.bench.harness import Options, Report
 from remora.bench.links import Link, executors
-from remora.bench.mode_arms import MODES, NAIVE, SEMANTIC, Sizes
+from remora.bench.mode_arms import FULL, MODES, NAIVE, SEMANTIC, Sizes
 
 PROMPT, TOKENS, NAIVE_TOKENS = 72, 50, 3
 QUICK_TOKENS = 8
@@ -61,8 +60,7 @@ def run(options: Options, report: Report) -> None:
 
 
 def judge(report: Report, seconds: dict[str, float]) -> None:
-    """The less travels, the less time: what the evaluation said."""
-    order = [seconds[mode.name] for mode in MODES]
-    out_of_order = sum(b > a for a, b in itertools.pairwise(order))
-    report.bar("modes that take longer than the one that sends more", out_of_order, "==", 0)
-    report.bar("semantic / naive, time of a token", seconds[SEMANTIC.name] / seconds[NAIVE.name], "<", 1.0)
+    """What the evaluation said: handles beat state that travels."""
+    for mode in (NAIVE, FULL):
+        ratio = seconds[SEMANTIC.name] / seconds[mode.name]
+        report.bar(f"semantic / {mode.name}, time of a token", ratio, "<", 1.0)
