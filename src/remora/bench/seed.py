@@ -22,6 +22,7 @@ from remora.bench.harness import CLOCK_SLACK, Options, Report
 from remora.bench.links import Executors, Link, executors, on_hosts
 from remora.bench.netns import burst_nbytes
 from remora.bench.seed_arms import AWARE, BLIND, KINDS, RESIDENT, SPLIT, STEPS, Kind
+from remora.errors import UsageError
 
 RATES, QUICK_RATES = (0.56, 1.0, 10.0, 25.0), (0.56, 10.0)  # Gbit/s; 100 and 400 no such machine carries
 TOKENS, QUICK_TOKENS = (128, 1024, 8192, 32768, 131072), (128, 1024)
@@ -31,9 +32,7 @@ LONGEST_TRIAL_S = 3.0
 SPLIT_UP_TO = 8192  # beyond, it is what blind is, and takes as long
 WITHIN = 0.10  # of the cost model
 NEAR = 0.9  # of its rate that a link carries, for arms to be bound by it
-RESIDENT_STEPS = (
-    100  # ten of the seed's runs, one after the other, so that the wait at the end is a small part
-)
+RESIDENT_STEPS = 100  # ten of the seed's runs in a row, so that the wait at the end is a small part
 SHARES = (0.5, 0.9)
 
 
@@ -68,6 +67,8 @@ def say_model(report: Report) -> None:
 def _rates(options: Options) -> Sequence[float | None]:
     """None: what the hosts' own network carries."""
     if options.executors:
+        if len(options.executors) != 2:
+            raise UsageError(f"seed needs two executors, and these are {len(options.executors)}")
         return (None,)
     return options.rates or (QUICK_RATES if options.quick else RATES)
 
