@@ -82,9 +82,10 @@ def _at(report: Report, rate: float | None, options: Options, rng: random.Random
         carries = (pool.rates.peers or pool.rates.up) * 8 / 1e9
         about = "hosts" if rate is None else f"{rate:g} Gbit/s"
         bound = "link" if rate is None or carries >= NEAR * rate else "cpu"
-        report.row("raw socket, executor to executor", f"{pool.kind}, {about}", "Gbit/s", [carries])
+        by = "a session, when it opens" if rate is None else "raw socket"
+        report.row(f"executor to executor, by {by}", f"{pool.kind}, {about}", "Gbit/s", [carries])
         report.say(
-            f"{pool.about}: a raw socket carries {carries:.3g} Gbit/s, so arms that move are bound by {bound}"
+            f"{pool.about}; measured by {by}: {carries:.3g} Gbit/s, so arms that move are bound by {bound}"
         )
         found = _Rate(report, pool, about, bound, rate, options.quick, rng).measure()
         if not options.quick or rate in (None, SEED_RATE):
