@@ -185,6 +185,9 @@ class Recorder:
             None  # takes down each segment that is cut, while somebody wants to know
         )
         self.whole_calls = False  # whether calls may be appended without their ops (capture/calls.py)
+        self.reads_ahead = (
+            False  # whether values may be asked for that nobody has asked for (device/ahead.py)
+        )
         self.appended: list[Appended] | None = None  # of the open segment, where somebody wants to know
         self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()

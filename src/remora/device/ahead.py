@@ -70,7 +70,7 @@ def guess(recorder: Recorder, value: Value) -> list[Value]:
     """What may be asked for right behind a branch on a number: integers that its segment has made, the last first."""
     with recorder.lock:
         step = recorder.step
-        if step.alone or step.node is None or not recorder.whole_calls or value.meta.shape.numel() != 1:
+        if step.alone or step.node is None or not recorder.reads_ahead or value.meta.shape.numel() != 1:
             return []
         step.alone = True  # until something is used
         small = (other for other in recorder.in_use() if other is not value and _is_small(other))
