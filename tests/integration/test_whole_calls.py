@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import threading
+import types
 import weakref
 
 import pytest
@@ -196,6 +197,93 @@ def test_a_changed_module_is_captured_as_it_is(change):
     change(local, "cpu")
     change(there, "remora")
     assert_equal(local, there)
+
+
+class Below(torch.nn.Module):
+    """A module that nothing writes to while it is called: its guards may take a short way."""
+
+    gain = 2.0
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.weight = torch.nn.Parameter(torch.randn(6, 6))
+        self.bends = [0.5]
+        self.kind = types.SimpleNamespace(shift=1.0)
+
+    def forward(self, x):
+        return x @ self.weight * self.gain * self.bends[0] + self.kind.shift
+
+
+class OtherBelow(Below):
+    def forward(self, x):
+        return x - self.weight
+
+
+class Above(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.below = torch.nn.ModuleList([Below(), Below()])
+
+    def forward(self, x):
+        for below in self.below:
+            x = below(x)
+        return x.relu(), x.t()
+
+
+def list_below(net, device):
+    net.below[1].bends[0] = 0.75
+
+
+def object_below(net, device):
+    net.below[1].kind.shift = 2.0
+
+
+def class_of_one_below(net, device):
+    net.below[0].__class__ = OtherBelow
+
+
+def data_below(net, device):
+    net.below[1].weight.data = torch.eye(6).to(device)
+
+
+def attribute_below(net, device):
+    net.below[0].gain = 1.0
+
+
+CHANGES_BELOW = [list_below, object_below, class_of_one_below, data_below, attribute_below]
+
+
+@pytest.mark.parametrize("change", CHANGES_BELOW)
+def test_a_change_of_what_is_never_written_to(change):
+    local, there = warmed(Above)
+    assert_equal(local, there, inputs(6))
+    change(local, "cpu")
+    change(there, "remora")
+    assert_equal(local, there, inputs(6))
+
+
+def test_a_changed_attribute_of_a_class_below(monkeypatch):
+    local, there = warmed(Above)
+    monkeypatch.setattr(Below, "gain", 3.0)
+    assert_equal(local, there, inputs(6))
+
+
+@pytest.mark.parametrize("other", [None, "weights", torch.ones(6, 6, dtype=torch.float64)])
+def test_a_parameter_that_is_none_any_more(other):
+    local, there = warmed(Above)
+    x = inputs(6)
+    for net, device in ((local, "cpu"), (there, "remora")):
+        weight = net.below[1].weight
+        del net.below[1].weight
+        with pytest.raises(AttributeError, match="weight"):
+            call(net, device, x)
+        net.below[1].weight = other
+        with pytest.raises((TypeError, RuntimeError)):
+            call(net, device, x)
+        del net.below[1].weight
+        net.below[1].weight = weight
+    assert_equal(local, there, x)
 
 
 def test_a_changed_method_of_the_class(monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,8 @@ from remora.capture.provenance import user_frame
 from remora.capture.recorder import Appended, Piece, Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.ir.node import Arg, Items, Node, Ref, Slot
+
+_home_of, _segment_of = attrgetter("home"), attrgetter("segment")
 
 Made = tuple[int, int]  # a row of the graph and its output
 Place = tuple[Any, ...]  # where in the program a call starts
@@ -63,13 +66,17 @@ def start_of(recorder: Recorder, values: Sequence[Value], frame: FrameType | Non
     place = (id(step), id(user.f_code) if user else 0, user.f_lasti if user else 0, recorder.context)
     segment, slots = recorder.segment, recorder.slots
     distinct = set(values)
-    if {value.home for value in distinct} - {recorder}:
+    if {*map(_home_of, distinct)} - {recorder}:
         raise recorder.foreign(next(value for value in values if value.home is not recorder))
     alike: tuple[int, ...] = ()
     if len(distinct) < len(values):
         first: dict[Value, int] = {}
         alike = tuple([first.setdefault(value, number) for number, value in enumerate(values)])
-    local = tuple([(number, value.code) for number, value in enumerate(values) if value.segment == segment])
+    local: tuple[tuple[int, int], ...] = ()
+    if segment in map(_segment_of, values):
+        local = tuple(
+            [(number, value.code) for number, value in enumerate(values) if value.segment == segment]
+        )
     held = slots.keys() & distinct
     slotted = tuple([(number, slots[v]) for number, v in enumerate(values) if v in held]) if held else ()
     return Start(place, step, segment, len(slots), len(recorder.holes), (alike, local, slotted))

@@ -72,22 +72,24 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def provenance(frame: FrameType | None) -> Provenance:
-    """Reads the stack from `frame` outwards."""
-    user = user_frame(frame)
-    if user is None:
-        return Provenance("<unknown>", 0, ())
-    return Provenance(user.f_code.co_filename, user.f_lineno, _modules_on_stack(frame))
-
-
-def _modules_on_stack(frame: FrameType | None) -> tuple[weakref.ref[Any], ...]:
+    """Reads the stack from `frame` outwards, once: it is done for each row that is new."""
+    user, last = None, frame
     modules: list[weakref.ref[Any]] = []
     while frame is not None:
-        if frame.f_code.co_name == "_call_impl":
+        code = frame.f_code
+        if user is None:
+            known = _is_library.get(code.co_filename)
+            if not (in_library(code.co_filename) if known is None else known):
+                user = frame
+        if code.co_name == "_call_impl":
             module = frame.f_locals.get("self")
             if hasattr(module, "_modules"):
                 modules.append(weakref.ref(module))
-        frame = frame.f_back
-    return tuple(reversed(modules))
+        last, frame = frame, frame.f_back
+    user = user or last
+    if user is None:
+        return Provenance("<unknown>", 0, ())
+    return Provenance(user.f_code.co_filename, user.f_lineno, tuple(reversed(modules)))
 
 
 def _name_in(parent: Any, child: Any) -> str:

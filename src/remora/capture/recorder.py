@@ -51,6 +51,7 @@ class Step:
     """One row after the rows before it. The counts make it the single record of what is committed."""
 
     __slots__ = (
+        "alone",
         "code",
         "ends",
         "first",
@@ -79,6 +80,7 @@ class Step:
         self.n_slots = 0
         self.first = parent.first if parent is not None else False  # in a program's first segment
         self.ends = False  # the segment is cut behind this row
+        self.alone = False  # a branch behind this row is asked for by itself (device/ahead.py)
         # of the last call recorded here: its numbers, its inputs' metadata, what it gave (device/infer.py)
         self.holes: list[int | float] | None = None
         self.metas: list[Any] | None = None
@@ -183,6 +185,9 @@ class Recorder:
             None  # takes down each segment that is cut, while somebody wants to know
         )
         self.whole_calls = False  # whether calls may be appended without their ops (capture/calls.py)
+        self.reads_ahead = (
+            False  # whether values may be asked for that nobody has asked for (device/ahead.py)
+        )
         self.appended: list[Appended] | None = None  # of the open segment, where somebody wants to know
         self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()
@@ -320,6 +325,10 @@ class Recorder:
     def program_ends(self) -> None:
         """A sync: the next segment is the first of a new program."""
         self._starts_program = True
+
+    def in_use(self) -> list[Value]:
+        """The open segment's outputs that are still in use, the last first."""
+        return [value for value in reversed(self.created) if getrefcount(value) > _UNUSED]
 
     def _survivors(self) -> list[Value]:
         """The open segment's outputs that are still in use; the executor keeps those."""

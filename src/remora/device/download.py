@@ -21,14 +21,15 @@ def download(tensor: RemoraTensor) -> torch.Tensor:
     if local is not None:
         return _restrided(local.clone(), value.meta)
     recorder, sink = bound.need()
-    early = ahead.take(tensor, recorder.ops)
+    early = ahead.take(value, recorder.ops)
     if early is not None:
         return early
-    batch = [tensor, *(other for other in ahead.company(tensor) if known(other._value) is None)]
-    fetched = sink.fetch([each._value for each in batch])
-    found = [_local(each._value, there) for each, there in zip(batch, fetched, strict=True)]
+    company = [other._value for other in ahead.company(tensor) if known(other._value) is None]
+    step = None if company else recorder.step
+    batch = [value, *(company or ahead.guess(recorder, value))]
+    found = [_local(each, there) for each, there in zip(batch, sink.fetch(batch), strict=True)]
     for other, local in zip(batch[1:], found[1:], strict=True):
-        ahead.keep(other, local, recorder.ops)
+        ahead.keep(other, local, recorder.ops, step)
     return found[0]
 
 

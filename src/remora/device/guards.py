@@ -25,6 +25,13 @@ from remora.device.compile import frames
 from remora.device.tensor import RemoraTensor
 from remora.device.traced_code import TracedCode
 
+_CONFIG = {
+    "allow_unspec_int_on_nn_module": True,  # a number that counts calls
+    # modules whose tables have not been written to are not walked through again
+    "use_recursive_dict_tags_for_guards": True,
+    "max_saved_pointers_for_recursive_dict_tags_check": 1 << 16,
+}
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -82,8 +89,7 @@ def trace(call: FunctionType, module: Any, args: Any, kwargs: Any) -> Traced:
     from torch._dynamo.utils import dynamo_timed, get_metrics_context
 
     install()
-    unspecific = torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True)  # a number that counts calls
-    with _ours(), unspecific, get_metrics_context(), dynamo_timed("remora"):
+    with _ours(), torch._dynamo.config.patch(**_CONFIG), get_metrics_context(), dynamo_timed("remora"):
         captured = convert_frame.fullgraph_capture(call, (module, args, kwargs), {})
         backend, found = captured.backend_input, captured.graph_capture_output
         if backend is None:
@@ -117,9 +123,8 @@ def _name(source: Any) -> str:
 
 def _kept(sources: frozenset[str], guards: Any) -> list[bool]:
     """Without those for tensors that are inputs: whoever calls the graph looks at all that there is to know of them."""
-    return [
-        not (guard.guard_type == "TENSOR_MATCH" and _name(guard.orig_guard) in sources) for guard in guards
-    ]
+    ours = ("TENSOR_MATCH", "TYPE_MATCH")
+    return [not (guard.guard_type in ours and _name(guard.orig_guard) in sources) for guard in guards]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The metadata memo on disk, so that a new process starts warm.
 
 A file belongs to one version of PyTorch, of Remora and of the code that infers. In it each op has its entries
-beside the digest of its schema, still encoded: an op's entries are decoded when that op first misses. A key is
+beside the digest of its schema, still encoded: an entry is decoded when its call first comes. A key is
 kept as its digest, since it is only ever compared. Nothing here makes a program fail: what cannot be read or
 written is counted in `failures` and costs speed alone.
 """
@@ -62,7 +62,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
 class OpEntries(msgspec.Struct, array_like=True, frozen=True):
     schema: str
-    entries: msgspec.Raw  # Entries
+    entries: msgspec.Raw  # Encoded
 
 
 class Stored(msgspec.Struct, array_like=True, frozen=True):
@@ -71,8 +71,11 @@ class Stored(msgspec.Struct, array_like=True, frozen=True):
 
 
 Entries = dict[bytes, Entry]
+Encoded = dict[bytes, msgspec.Raw]  # Entries
 _stored = msgspec.msgpack.Decoder(Stored)
 _entries = msgspec.msgpack.Decoder(Entries)
+_encoded = msgspec.msgpack.Decoder(Encoded)
+_entry = msgspec.msgpack.Decoder(Entry)
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -90,13 +93,18 @@ class MemoStore:
         self.failures = 0
         self._lock = threading.Lock()
         self._file: Stored | None = None
-        self._known: dict[str, Entries] = {}  # decoded so far
+        self._known: dict[str, Encoded] = {}  # ops that have come
         self._used: dict[str, set[bytes]] = {}
         self._fresh: dict[str, Entries] = {}
 
     def forked(self) -> None:
         """In a child process: what another thread of the parent held, nobody holds here."""
         self._lock = threading.Lock()
+
+    def load(self) -> None:
+        """Reads the file, which else the first `find` does."""
+        with self._lock:
+            self._loaded()
 
     def find(self, key: tuple[Any, ...]) -> Outcome | None:
         """The outcome that an earlier process stored under a memo key whose first item is the op."""
@@ -107,14 +115,17 @@ class MemoStore:
             name = op_name(op)
             known = self._known.get(name)
             if known is None:
-                known = self._known[name] = self._entries_of(op, self._loaded())
+                known = self._known[name] = self._encoded_of(op)
             if not known:
                 return None
             try:
                 hashed = key_digest(key)
                 entry = known.get(hashed)
-                outcome = unpack(entry) if entry is not None else None
-            except (OverflowError, TypeError, *_ABSENT):
+                outcome = unpack(_entry.decode(entry)) if entry is not None else None
+            except (OverflowError, TypeError):
+                return None
+            except _ABSENT:
+                self.failures += 1
                 return None
             if outcome is not None:
                 self.hits += 1
@@ -172,6 +183,16 @@ class MemoStore:
         except _ABSENT:
             self.failures += 1
             return Stored(0, {})
+
+    def _encoded_of(self, op: OpOverload) -> Encoded:
+        found = self._loaded().ops.get(op_name(op))
+        if found is None or found.schema != digest(op):
+            return {}
+        try:
+            return _encoded.decode(found.entries)
+        except _ABSENT:
+            self.failures += 1
+            return {}
 
     def _entries_of(self, op: OpOverload, stored: Stored) -> Entries:
         found = stored.ops.get(op_name(op))

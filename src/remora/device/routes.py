@@ -107,6 +107,7 @@ class Route:
     def _call(self, module: Any, args: Any, kwargs: Any) -> Any:
         whole = self._guarded(module, args, kwargs)
         if whole is not None:
+            whole.entered = False
             try:
                 result = whole.call(module, args, kwargs)
             except Missed:
@@ -114,6 +115,9 @@ class Route:
             except Unknown as unknown:
                 counters.route = "warming"
                 return self._learned(whole, unknown, module, args, kwargs)
+            except Exception:
+                if whole.entered:
+                    raise  # else an input is not there, or no tensor, which no guard tells (device/guards.py: _kept)
             else:
                 whole.used = True
                 counters.whole_calls += 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from remora.device.tensor import RemoraTensor
 from remora.ops.layout import Meta
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+_value_of, _meta_of, _requires_grad_of = attrgetter("_value"), attrgetter("meta"), attrgetter("requires_grad")
 MAX_PLACES = 64  # where calls of one graph are known to start, for each of which the rows' steps are kept
 MAX_DIFFERENT = 3  # places where the rows were not the graph's, before it is left alone
 _SMALL = 6  # sizes up to so much above the traced one are tried one by one
@@ -104,6 +107,7 @@ class Whole:
         self.inference = torch.is_inference_mode_enabled()
         self.scope = bound.memo_scope
         self._tensor_at = [i for i, item in enumerate(inputs) if isinstance(item, RemoraTensor)]
+        self._tensors_of = _picks(self._tensor_at)
         self._branches = traced.branches
         self._requires_grad = [inputs[at].requires_grad for at in self._tensor_at]
         points, runs, given = _samples(traced, inputs)
@@ -112,6 +116,7 @@ class Whole:
         self._calls: dict[tuple[Any, ...], tuple[Call, Metas]] = {}
         self._of: Recorder | None = None
         self.used = False
+        self.entered = False  # whether the last call has come to its graph
         self.different = 0
         self.reason = ""
 
@@ -183,15 +188,16 @@ class Whole:
     # -- the hot path
 
     def _enter(self, *inputs: Any) -> list[Any]:
+        self.entered = True
         recorder, _ = bound.need()
         if torch.get_default_dtype() is not recorder.context:
             tell_default_dtype(recorder)
-        tensors = [inputs[at] for at in self._tensor_at]
+        tensors = self._tensors_of(inputs)
         sizes = tuple([inputs[at] for at in self._size_at])
-        if not all(map(_is_ours, tensors)) or [t.requires_grad for t in tensors] != self._requires_grad:
+        if {*map(type, tensors)} - _OURS or [*map(_requires_grad_of, tensors)] != self._requires_grad:
             raise Missed
-        values = [tensor._value for tensor in tensors]
-        if [value.meta for value in values] != self._given.at(sizes) or bound.memo_scope != self.scope:
+        values = [*map(_value_of, tensors)]
+        if [*map(_meta_of, values)] != self._given.at(sizes) or bound.memo_scope != self.scope:
             raise Missed
         if not self._branches.hold(inputs):
             raise Missed
@@ -212,24 +218,19 @@ class Whole:
                 _written(tensors[at])
             return self._results(made, tensors, sizes)
 
-    def _results(self, made: list[Value], tensors: list[RemoraTensor], sizes: Sizes) -> list[Any]:
+    def _results(self, made: list[Value], tensors: Sequence[RemoraTensor], sizes: Sizes) -> list[Any]:
         results: list[Any] = []
+        makers: dict[TensorMeta, Callable[[], Any]] = {}
         for output, wrapped in zip(self._outputs, self._wrapped, strict=True):
             if wrapped is None:
                 results.append(tensors[output[1]] if type(output) is tuple else _plain(output, sizes))
                 continue
             value, root = made[wrapped[0]], wrapped[1]
             meta = value.meta
-            tensor = _make(
-                RemoraTensor,
-                meta.shape,
-                meta.stride,
-                meta.offset,
-                None,
-                meta.dtype,
-                torch.strided,
-                meta.device,
-            )
+            make = makers.get(meta)
+            if make is None:
+                make = makers[meta] = _maker(meta)
+            tensor = make()
             tensor._value = value
             if root is not None:
                 tensor._root = made[root]
@@ -237,8 +238,28 @@ class Whole:
         return results
 
 
-def _is_ours(tensor: Any) -> bool:
-    return type(tensor) is RemoraTensor
+_OURS = {RemoraTensor}
+
+
+def _picks(places: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """A function that picks these places from a tuple, without Python code for each."""
+    if len(places) < 2:  # one would come by itself
+        return lambda items: tuple([items[place] for place in places])
+    return itemgetter(*places)
+
+
+def _maker(meta: TensorMeta) -> Callable[[], Any]:
+    return partial(
+        _make,
+        RemoraTensor,
+        meta.shape,
+        meta.stride,
+        meta.offset,
+        None,
+        meta.dtype,
+        torch.strided,
+        meta.device,
+    )
 
 
 def _plain(output: Any, sizes: Sizes) -> Any:

@@ -102,6 +102,7 @@ class OpTraits:
 _TRAITS: dict[OpOverload, OpTraits] = {}
 _RESOLVED: dict[str, OpOverload] = {}
 _DIGESTS: dict[OpOverload, str] = {}
+_NAMES: dict[OpOverload, str] = {}
 
 
 def traits(op: OpOverload) -> OpTraits:
@@ -114,7 +115,10 @@ def traits(op: OpOverload) -> OpTraits:
 
 def op_name(op: OpOverload) -> str:
     """`aten.add.Tensor`: the name under which the graph knows the op."""
-    return f"{op.namespace}.{op._schema.name.split('::')[1]}.{op._overloadname}"
+    known = _NAMES.get(op)
+    if known is None:
+        known = _NAMES[op] = f"{op.namespace}.{op._schema.name.split('::')[1]}.{op._overloadname}"
+    return known
 
 
 def resolve(name: str) -> OpOverload:

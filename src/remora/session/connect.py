@@ -185,6 +185,7 @@ def _opened(session: Session, deadline: float) -> Session:
         for lane in session.lanes:
             lane.link.open(max(0.1, deadline - time.monotonic()))
         session.op_table()  # on disk after the first time; now, so that no op waits for it
+        store.load()
     except BaseException as error:
         session.close(Disconnected(str(error)))
         raise

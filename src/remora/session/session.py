@@ -71,6 +71,9 @@ class Session:
         self.lane = self.lanes[0]
         self.recorder = Recorder(self.grant.session, self._commit_segment, self._transmit)
         self.recorder.whole_calls = self.whole_calls
+        self.recorder.reads_ahead = (
+            self.whole_calls and len(self.lanes) == 1
+        )  # of several, each would be asked
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent

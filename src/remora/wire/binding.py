@@ -26,9 +26,28 @@ class SiteMemory:
     holes: list[int | float] = field(default_factory=list)
     keep: tuple[int, ...] = ()
     frees: tuple[int, ...] = ()
+    _names: list[Name] = field(default_factory=list, compare=False)  # of `slots`, right for those that stay,
+    _moving: list[tuple[int, int, int, int]] | None = field(
+        default=None, compare=False
+    )  # and what follows: slot, distance, row, out; None: `slots` has changed since
 
     def copy(self) -> SiteMemory:
         return SiteMemory(self.template, list(self.slots), list(self.holes), self.keep, self.frees)
+
+    def names(self, segment: int) -> list[Name]:
+        """What the slots are in a segment that binds them as the last one did."""
+        moving = self._moving
+        if moving is None:
+            self._names = [(at, row, out) for _, at, row, out in self.slots]
+            moving = self._moving = [(slot, *entry[1:]) for slot, entry in enumerate(self.slots) if entry[0]]
+        names = self._names.copy()
+        for slot, distance, row, out in moving:
+            names[slot] = segment - distance, row, out
+        return names
+
+    def changed(self) -> None:
+        """`slots` is not what it was."""
+        self._moving = None
 
 
 def encode_run(
@@ -66,9 +85,12 @@ def count_changes(memory: SiteMemory, segment: int, names: list[Name], limit: in
     """How many names differ from what the site's last run predicts; stops counting above `limit`."""
     if len(memory.slots) != len(names):
         return len(names) + 1
+    expected = memory.names(segment)
+    if names == expected:
+        return 0
     changes = 0
-    for (relative, at, row, out), name in zip(memory.slots, names, strict=True):
-        if name != (segment - at if relative else at, row, out):
+    for name, predicted in zip(names, expected, strict=True):
+        if name != predicted:
             changes += 1
             if changes > limit:
                 break
@@ -80,6 +102,9 @@ def _encode_slots(
 ) -> tuple[int, ...] | None:
     known = memory.slots
     first = not known
+    if not first and names == memory.names(segment):
+        return None
+    memory.changed()
     changed: list[int] = []
     for slot, name in enumerate(names):
         number, row, out = name
@@ -137,8 +162,7 @@ def decode_run(memory: SiteMemory, run: Run, n_slots: int, hole_kinds: tuple[str
 
 def bound_of(memory: SiteMemory, segment: int) -> Bound:
     """What a site binds for a segment."""
-    names = [(segment - at if relative else at, row, out) for relative, at, row, out in memory.slots]
-    return Bound(names, memory.holes, memory.keep)
+    return Bound(memory.names(segment), memory.holes, memory.keep)
 
 
 def apply_run(memory: SiteMemory, run: Run, n_slots: int, hole_kinds: tuple[str, ...]) -> None:
@@ -158,6 +182,8 @@ def frees_of(memory: SiteMemory, segment: int) -> list[Name]:
 
 def _decode_slots(memory: SiteMemory, run: Run, n_slots: int) -> None:
     known = memory.slots
+    if run.slots:
+        memory.changed()
     for slot, relative, at, row, out in groups(run.slots or (), 5):
         if slot == len(known) < n_slots:
             known.append((relative, at, row, out))
