@@ -153,6 +153,7 @@ class Session:
             ExecutorError: something that was recorded before has failed.
         """
         self.progress.done()
+        waits = not self.lane.knows(question.ticket)
         with uninterrupted:
             segment = self.recorder.end_segment()
             wants = _wanted(question, segment)
@@ -160,7 +161,7 @@ class Session:
                 self._write(segment, wants, question.ticket if wants else None)
             if wants is None:
                 self.lane.say(question)
-            self.lane.commit()
+            self.lane.commit(asks=waits)
             self.recorder.program_ends()
         self.link.transmit()
         reply = self.link.wait(question.ticket)
