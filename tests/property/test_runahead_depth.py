@@ -86,8 +86,8 @@ class Played:
 )
 def test_the_client_hardly_waits(rtt_ms, client_ms, run_ms, varies):
     if client_ms == run_ms and not varies:
-        pytest.skip(
-            "two clocks that tick as one to the bit: the executor never stands still, and no link is like that"
+        pytest.xfail(
+            "known gap: both exactly as fast, the executor never stands still and the depth stays at 4"
         )
     played = Played(rtt_ms, client_ms, run_ms, varies)
     played.play()
