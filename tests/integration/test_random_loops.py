@@ -101,7 +101,7 @@ def impatient(monkeypatch):
 @pytest.fixture
 def patient(monkeypatch):
     """Both ends are in this process, and go on believing a client that never does anything for long."""
-    monkeypatch.setattr("remora.runahead.predictor.MAX_REPEATS", 2)
+    monkeypatch.setattr("remora.runahead.predictor.MAX_EVIDENCE", 1)
     monkeypatch.setattr("remora.runahead.depth.FIRST_DEPTH", 8)  # replies cost no time here
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from executor_process import Proxy
 
 import remora
 from remora.bench import models
+from remora.transport.http import HttpTransport
+from remora.wire.limits import OLDEST_PROTOCOL, PROTOCOL
+from remora.wire.messages import OpenSession
 
 STEPS = 40
 PAUSE_S = 0.003  # a program that does something else, too
@@ -239,3 +243,35 @@ def test_large_answers_that_ran_ahead_are_undone_like_any_other(executor):
         assert torch.equal(x.cpu(), torch.arange(40_000.0))
     finally:
         remora.disconnect()
+
+
+def test_a_loop_that_was_seen_runs_ahead_from_its_second_program_on(executor):
+    remora.connect(executor.url)
+    try:
+
+        def once():
+            before, x = remora.stats(), torch.zeros(3, device="remora")
+            for at in range(STEPS):
+                time.sleep(PAUSE_S)
+                x = x / 0.5 if at == STEPS // 2 else x + 1
+                assert (x.sum() >= 0).item()
+            return x.tolist(), remora.stats() - before
+
+        for _ in range(3):
+            result, spent = once()
+            assert result == [2.0 * (STEPS // 2) + STEPS // 2 - 1] * 3
+        assert spent.confirmed >= STEPS - 8
+    finally:
+        remora.disconnect()
+
+
+def test_a_client_whose_predictions_are_others_is_granted_none(executor):
+    with closing(HttpTransport(executor.url)) as transport:
+        for spoken, granted in (
+            (OLDEST_PROTOCOL, OLDEST_PROTOCOL),
+            (3, OLDEST_PROTOCOL),
+            (PROTOCOL, PROTOCOL),
+        ):
+            grant = transport.open_session(OpenSession(spoken, 2, str(torch.__version__)), 2.0)
+            transport.close_session(grant, 2.0)
+            assert grant.protocol == granted

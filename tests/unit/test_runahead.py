@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from remora.runahead import programs
 from remora.runahead.ahead import RunningAhead
 from remora.runahead.depth import Depth
-from remora.runahead.form import are_one, continued
-from remora.runahead.predictor import LASTING, WORTH, Agreement, Predictor
+from remora.runahead.form import are_one, step_between, stepped
+from remora.runahead.predictor import WORTH, Agreement, Predictor
 from remora.wire.messages import Barrier, Put, Run
 
 SAME, ALIKE, OTHER = Agreement.SAME, Agreement.ALIKE, Agreement.OTHER
@@ -84,7 +85,11 @@ def test_numbers_are_compared_by_their_bits():
     assert not are_one(one, other)
     nan = float("nan")
     assert are_one(Run(1, 0, holes=(0, nan)), Run(1, 0, holes=(0, float("nan"))))
-    assert str(continued((nan, 1, 0.0), (float("nan"), 3, -0.0))) == "(nan, 5, -0.0)"
+    assert step_between((nan, 1, b"x"), (float("nan"), 3, b"x")) == (0, 2, 0)
+    assert str(stepped((nan, 3, -0.0), (0, 2, 0))) == "(nan, 5, -0.0)"
+    for a, b in ((0.0, -0.0), (1, 1.0), (b"x", b"y"), (1.0, nan)):
+        assert step_between((a,), (b,)) is None
+    assert stepped((1 << 62,), (1,)) is None  # no message holds what might come of it
 
 
 def test_bytes_that_change_are_never_predicted():
@@ -119,11 +124,12 @@ def test_what_keeps_breaking_has_to_repeat_for_longer_each_time():
 def test_a_prediction_that_lasted_is_forgiven():
     predictor, stream = Predictor(), Stream()
     settled(predictor, stream)
-    for _ in range(LASTING):
-        assert taken(predictor, stream.program()) == [SAME, SAME]
-    taken(predictor, [stream.run(5, asks=True)])
-    settled(predictor, stream)
-    assert predictor.expected is not None
+    for odd in range(5, 8):
+        for _ in range(WORTH):
+            assert taken(predictor, stream.program()) == [SAME, SAME]
+        taken(predictor, [stream.run(odd, asks=True)])
+        taken(predictor, stream.program())
+        assert predictor.expected is not None
 
 
 def running(depth=8):
@@ -197,17 +203,32 @@ def test_a_confirmation_of_nothing_is_refused():
 
 def test_the_depth_grows_where_the_client_waits_for_an_executor_that_stands_still():
     depth = Depth(16)
-    depth.confirmed(lead=0, stalled=False)
+    depth.confirmed(1, lead=0, stalled=False)
     assert depth.programs == 2
     for expected in (4, 8, 16, 16):
-        depth.confirmed(lead=0, stalled=True)
+        under_way = depth.programs
+        depth.confirmed(1, lead=0, stalled=True)
         assert depth.programs == expected
-    for expected in (15, 14):
-        depth.confirmed(lead=5, stalled=True)
-        assert depth.programs == expected
-    depth.confirmed(lead=2, stalled=True)
-    assert depth.programs == 14
+        if expected != under_way:  # what the change does shows when this is confirmed
+            depth.confirmed(under_way, lead=0, stalled=True)
+            assert depth.programs == expected
     assert Depth(1).programs == 1
+
+
+def test_the_depth_shrinks_by_half_of_what_was_to_spare_all_the_while():
+    depth = Depth(64)
+    depth.programs = 32
+    for lead in (20, 12, 30):
+        depth.confirmed(8, lead, stalled=True)
+    assert depth.programs == 32
+    depth.confirmed(8, 25, stalled=True)
+    assert depth.programs == 32 - (12 - 8) // 2
+    depth.confirmed(32, 60, stalled=True)  # of before
+    depth.confirmed(30, 7, stalled=True)
+    assert depth.programs == 30
+    depth.broken()
+    depth.confirmed(30, 2, stalled=False)
+    assert depth.programs == 30
 
 
 def test_what_was_coming_and_was_said_instead_is_not_coming_again():
@@ -229,30 +250,88 @@ def long_settled():
 def test_a_loop_goes_on_behind_what_broke_it_off():
     predictor, stream = long_settled()
     assert taken(predictor, [stream.run(7, asks=True)]) == [OTHER]
-    assert taken(predictor, stream.program()) == [OTHER, SAME]  # the first time it has to be seen
-    for _ in range(WORTH):
+    assert taken(predictor, stream.program()) == [OTHER, OTHER]  # the first time it has to be seen
+    for odd in (7, 8, 9):  # then it may be any
+        for _ in range(WORTH):
+            assert taken(predictor, stream.program()) == [SAME, SAME]
+        assert taken(predictor, [stream.run(6), stream.run(odd, asks=True)]) == [OTHER, OTHER]
         assert taken(predictor, stream.program()) == [SAME, SAME]
-    assert taken(predictor, [stream.run(7), stream.run(8, asks=True)]) == [OTHER, OTHER]
-    assert taken(predictor, stream.program()) == [SAME, SAME]
-    assert predictor.epoch == 2
+    assert predictor.epoch == 4
 
 
-def test_a_loop_that_does_not_go_on_is_left():
-    predictor, stream = long_settled()
-    taken(predictor, [stream.run(7, asks=True)])
-    for _ in range(WORTH):
-        taken(predictor, stream.program())
-    taken(predictor, [stream.run(7, asks=True)])
-    assert predictor.expected is not None
-    assert taken(predictor, [stream.run(9, asks=True), stream.run(9, asks=True)]) == [OTHER, OTHER]
-    assert (predictor.expected, predictor.epoch) == (None, 3)
+def test_what_came_before_comes_again_from_its_first_program_on():
+    """A loop with a beginning of its own, and another one with the same beginning but for its bytes."""
+    predictor, stream = Predictor(), Stream()
+
+    def once(data):
+        stream.segment += 1
+        beginning = [Put(stream.segment, "uint8", (1,), data), stream.run(1, asks=True)]
+        first = [stream.run(2, asks=True)]
+        rest = [message for _ in range(6) for message in stream.program()]
+        stream.ticket += 1
+        return taken(predictor, [*beginning, *first, *rest, Barrier(stream.ticket)])
+
+    for data in (b"a", b"b", b"c"):
+        once(data)
+    assert once(b"d") == [OTHER, OTHER, SAME, *[SAME] * 12, OTHER]
+    assert predictor.expected is None  # whoever waits for all that was done may do anything next
 
 
-def test_a_loop_that_breaks_off_often_is_not_looked_for():
+def test_a_period_in_which_a_program_repeats():
+    predictor, stream = Predictor(), Stream()
+    for _ in range(12):
+        said = [*stream.program(), *stream.program(), *stream.program(), stream.run(7, asks=True)]
+        agreed = taken(predictor, said)
+    assert agreed == [SAME] * 7
+
+
+def test_names_that_are_told_move_along():
+    predictor, stream = Predictor(), Stream()
+    for at in range(3):
+        for number in (at, at + 100):
+            message = stream.run(1, asks=True)
+            told = (0, 0, message.segment - 3, 1, 0) if number >= 100 else None
+            message = Run(message.segment, 1, told, None, None, None, (0, 0), message.ticket)
+            agreed = predictor.take(message)
+    assert agreed is SAME
+
+
+def test_a_jump_of_a_number_that_counts_does_not_end_the_counting():
+    predictor, stream = Predictor(), Stream()
+    for at in range(12):
+        taken(predictor, stream.program(holes=(0, 10 + 3 * at)))
+    assert taken(predictor, stream.program(holes=(0, 10))) == [SAME, OTHER]
+    assert taken(predictor, stream.program(holes=(0, 13))) == [SAME, SAME]
+
+
+def test_a_loop_that_breaks_off_soon_is_not_looked_for():
     predictor, stream = Predictor(), Stream()
     settled(predictor, stream)
     taken(predictor, [stream.run(7, asks=True)])
     assert taken(predictor, stream.program()) == [OTHER, OTHER]
+
+
+def test_messages_that_are_malformed_are_taken_all_the_same():
+    predictor = Predictor()
+    for at in range(1, 9):
+        predictor.take(Run(at, 0, (1, 0), (0,), None, None, (0, 0), at))
+        predictor.take(Run(at, 0, None, (0, 1, 2) if at % 2 else (0,), None, None, (0,), None))
+
+
+def test_so_much_is_remembered_and_no_more(monkeypatch):
+    monkeypatch.setattr(programs, "MAX_NBYTES", 20_000)
+    monkeypatch.setattr(programs, "MAX_PROGRAM_NBYTES", 5_000)
+    predictor, stream = Predictor(), Stream()
+    for at in range(300):
+        stream.segment += 1
+        said = [Put(stream.segment, "uint8", (at,), bytes(at % 3000)), stream.run(at, asks=True)]
+        taken(predictor, said)
+        assert predictor._programs._nbytes <= 20_000
+    stream.segment += 1
+    taken(predictor, [Put(stream.segment, "uint8", (6000,), bytes(6000)), stream.run(1, asks=True)])
+    assert predictor.kind == programs.UNKNOWN
+    settled(predictor, stream)
+    assert predictor.expected is not None
 
 
 def test_what_is_answered_late_is_undone_too():

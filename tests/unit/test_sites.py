@@ -57,3 +57,32 @@ def test_what_a_run_made_once_and_later_runs_read_is_fixed_from_the_second_site_
         sent.append(said.slots is not None)
     assert sent == [True, True] + [False] * 8
     assert sites.count == 2
+
+
+def test_a_loop_that_begins_anew_with_other_values_says_what_it_said_before():
+    """A weight, and a state that the weight makes of itself: the same sites, told in the same way, and then nothing."""
+    sites, segment, rounds = Sites(), 10, []
+    for _ in range(3):
+        weight, state, said = (segment, 0, 0), (segment + 1, 0, 0), []
+        segment += 2
+        for _ in range(6):
+            names = [weight, state]
+            site, new = sites.choose(0, segment, names)
+            uploaded = frozenset(slot for slot, name in enumerate(names) if name[1] == 0)
+            stay = uploaded | site.fixed if new else frozenset()
+            run = encode_run(
+                site.memory, segment, site.index, names, [], (), (), None, None, stay, site.taken
+            )
+            if run.slots is not None:
+                sites.told(site, run.slots)
+            turned = run.slots and [n - segment if at % 5 == 2 else n for at, n in enumerate(run.slots)]
+            said.append((site.index, turned))
+            before, state = state, (segment, 3, 0)
+            segment += 1
+            sites.freed([before[0]])
+        rounds.append(said)
+        sites.freed([weight[0], state[0]])
+    assert rounds[1] == rounds[2]
+    assert [index for index, _ in rounds[0]] == [index for index, _ in rounds[1]]
+    assert all(told is None for _, told in rounds[1][3:])
+    assert sites.count == 2

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from remora.runahead.depth import Depth
-from remora.runahead.predictor import MAX_PERIOD, Agreement, Cursor, Predictor
+from remora.runahead.predictor import Agreement, Predictor, Walk
 from remora.wire.messages import ToExecutor
 
-MEMORY = 4 * MAX_PERIOD  # answers that are remembered
+MAX_USUAL = 4096  # kinds of programs whose answers are remembered
 
 T = TypeVar("T")
 
@@ -37,11 +37,14 @@ class RunningAhead(Generic[T]):
         self.depth = Depth(depth)
         self.unconfirmed: deque[Ran[T]] = deque()
         self._programs = 0  # of them, those that are whole
-        self._cursor: Cursor | None = None  # behind them; None: nothing is unconfirmed
+        self._walk: Walk | None = None  # behind them; None: nothing is unconfirmed
         self._stopped = False
         self._stalled = False
         self._late = False
-        self._answers: deque[int] = deque()  # one for each program, the unconfirmed ones last
+        self._usual: dict[int, tuple[int | None, int | None]] = {}  # the last two answers, by kind of program
+        self._answers: deque[tuple[int, int]] = deque()  # (kind, answer) of programs that are unconfirmed
+        self._asked = 0  # the kind of the last of them
+        self._confirmed = 0  # programs since the client said how it fares
 
     @property
     def epoch(self) -> int:
@@ -49,20 +52,24 @@ class RunningAhead(Generic[T]):
 
     def coming(self) -> ToExecutor | None:
         """The next message to run ahead; None: stand still."""
-        if self._stopped or self.predictor.cursor is None:
+        if self._stopped or self.predictor.walk is None:
             return None
         if self._programs >= self.depth.programs:
             self._stalled = True
             return None
-        if self._cursor is None:
-            self._cursor = self.predictor.cursor.copy()
-        return self._cursor.peek()
+        if self._walk is None:
+            self._walk = self.predictor.walk.copy()
+        return self._walk.peek()
 
     def ran(self, undo: T) -> None:
         """The coming message ran."""
-        assert self._cursor is not None
-        ends = self._cursor.ends
-        self.unconfirmed.append(Ran(self._cursor.advance(), ends, undo))
+        walk = self._walk
+        assert walk is not None
+        assert walk.kind is not None
+        ends = walk.ends
+        if ends:
+            self._asked = walk.kind.number
+        self.unconfirmed.append(Ran(walk.advance(), ends, undo))
         self._programs += ends
 
     def stop(self) -> None:
@@ -76,15 +83,15 @@ class RunningAhead(Generic[T]):
 
         Where the same value came each time, another one is a branch of the program: nothing is known beyond it.
         """
-        period = self._period()
-        answers = self._answers
-        if period and len(answers) >= 2 * period:
-            last, before = answers[-period], answers[-2 * period]
-            if last == before != answer:
-                self._stopped = True
-        answers.append(answer)
-        while len(answers) > MEMORY + self._programs:
-            answers.popleft()
+        ahead = bool(self.unconfirmed)
+        kind = self._asked if ahead else self.predictor.kind
+        last, before = self._usual.get(kind, (None, None))
+        if kind and last is not None and last == before != answer:
+            self._stopped = True
+        if ahead:
+            self._answers.append((kind, answer))
+        else:
+            self._remember(kind, answer)
         self._late = self._late or late
 
     def said(self, message: ToExecutor) -> tuple[Ran[T] | None, list[Ran[T]]]:
@@ -103,31 +110,38 @@ class RunningAhead(Generic[T]):
         return self.predictor.go_on(), self._confirm()
 
     def feedback(self, lead: int) -> None:
-        """The client said how many answers it has ahead of need."""
-        self.depth.confirmed(lead, self._stalled and not self._late)
+        """The client said how many answers it has ahead of need; it confirms programs next."""
+        stalled = self._stalled or self._programs >= self.depth.programs
+        self.depth.confirmed(self._confirmed, lead, stalled and not self._late)
         self._stalled = self._late = False
+        self._confirmed = 0
 
     def _confirm(self) -> Ran[T] | None:
         if not self.unconfirmed:
             self._stopped = False  # the client went beyond what made it stop
-            self._cursor = None
+            self._walk = None
             return None
         ran = self.unconfirmed.popleft()
-        self._programs -= ran.ends
+        if ran.ends:
+            self._programs -= 1
+            self._confirmed += 1
+            self._remember(*self._answers.popleft())
         if not self.unconfirmed:
-            self._cursor = None
+            self._walk = None
         return ran
+
+    def _remember(self, kind: int, answer: int) -> None:
+        if len(self._usual) >= MAX_USUAL and kind not in self._usual:
+            self._usual.clear()
+        self._usual[kind] = answer, self._usual.get(kind, (None, None))[0]
 
     def retreat(self) -> list[Ran[T]]:
         """Nothing that is unconfirmed shall have run; what is to be undone, last first."""
         undone = list(reversed(self.unconfirmed))
-        for _ in range(self._programs):
-            self._answers.pop()
         self.unconfirmed.clear()
-        self._programs = 0
-        self._cursor, self._stopped, self._stalled = None, False, False
+        self._answers.clear()
+        self._programs = self._confirmed = 0
+        self._walk, self._stopped, self._stalled = None, False, False
+        if undone:
+            self.depth.broken()
         return undone
-
-    def _period(self) -> int:
-        """Programs in a period; 0: none is predicted."""
-        return self.predictor.cursor.questions if self.predictor.cursor is not None else 0

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 FIRST_DEPTH = 2
-ENOUGH = 2  # answers that wait for the client; with more, less would do
+SPARE = 4  # of a depth, one part in so many waits for the client, lest a step that took long makes it wait
 
 
 class Depth:
-    """A window. It doubles where the executor stood at its end and the client waited, and shrinks slowly where answers
-    pile up, so it comes to lie at the round trip over the time of a program."""
+    """A window. It doubles where the executor stood at its end and the client waited, and shrinks where answers piled
+    up all the while, so it comes to lie a little above the round trip over the time of a program.
+
+    What a change does shows a round trip later: until what was under way then is confirmed, nothing changes again.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.programs = min(FIRST_DEPTH, most)
+        self._settling = 0  # programs, until a change shows
+        self._watched = 0  # programs since
+        self._least = most  # the lead that the client had throughout
 
-    def confirmed(self, lead: int, stalled: bool) -> None:
+    def confirmed(self, programs: int, lead: int, stalled: bool) -> None:
         """Programs were confirmed by a client that has `lead` answers ahead of need.
 
         stalled: the executor had nothing to do because of the depth.
         """
+        if self._settling > 0:
+            self._settling -= programs
+            return
         if not lead and stalled:
-            self.programs = min(2 * self.programs, self.most)
-        elif lead > ENOUGH:
-            self.programs = max(self.programs - 1, min(FIRST_DEPTH, self.most))
+            self._become(2 * self.programs)
+            return
+        self._least = min(self._least, lead)
+        self._watched += programs
+        if self._watched < self.programs:
+            return
+        spare = max(0, self._least - self.programs // SPARE)
+        self._become(self.programs - spare // 2)
+
+    def broken(self) -> None:
+        """Nothing is under way any more."""
+        self._settling = self._watched = 0
+        self._least = self.most
+
+    def _become(self, programs: int) -> None:
+        """A depth, from which on it is watched anew."""
+        before, self.programs = self.programs, max(min(programs, self.most), min(FIRST_DEPTH, self.most))
+        self._settling = before if self.programs != before else 0
+        self._watched, self._least = 0, self.most

@@ -75,21 +75,29 @@ class Lane:
             self.say(Define(len(self._defined), captured.template.body))
             self._defined[captured.index] = len(self._defined)
         template = self._defined[captured.index]
+        ended = [number - distance for distance in frees[::3]]
+        self._sites.freed(ended)
+        self.uploads.freed(ended)
         site, new = self._sites.choose(template, number, names)
         if new:
             self.say(Site(site.index, template))
-        self.uploads.freed(number - distance for distance in frees[::3])
         if len(frees) > 3 * MAX_FREES:
             groups = zip(frees[::3], frees[1::3], frees[2::3], strict=True)
             self.free([(number - distance, row, out) for distance, row, out in groups])
             frees = ()
         stay = frozenset(uploaded()) | site.fixed if new else frozenset()
-        self.say(encode_run(site.memory, number, site.index, names, holes, keep, frees, wants, ticket, stay))
+        run = encode_run(
+            site.memory, number, site.index, names, holes, keep, frees, wants, ticket, stay, site.taken
+        )
+        if run.slots is not None:
+            self._sites.told(site, run.slots)
+        self.say(run)
         self._sent[number] = captured
         if len(self._sent) > REMEMBERED_SEGMENTS:
             self._sent.popitem(last=False)
 
     def free(self, names: Sequence[Name]) -> None:
+        self._sites.freed(segment for segment, _, _ in names)
         for start in range(0, len(names), MAX_FREES):
             group = names[start : start + MAX_FREES]
             self.say(Free(tuple(number for name in group for number in name)))
@@ -107,6 +115,10 @@ class Lane:
             self._outbox.append(message)
         else:
             self.ahead.say(message, self._outbox)
+
+    def knows(self, ticket: int) -> bool:
+        """Whether a question's answer is here and the executor need not hear of it yet."""
+        return self.ahead is not None and ticket in self.link.early and not self.ahead.due()
 
     def commit(self, asks: bool = True) -> None:
         """What is in the outbox will be sent from now on, whatever happens.

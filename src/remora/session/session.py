@@ -156,6 +156,7 @@ class Session:
             ExecutorError: something that was recorded before has failed.
         """
         self.progress.done()
+        waits = not self.lane.knows(question.ticket)
         with uninterrupted:
             segment = self.recorder.end_segment()
             wants = _wanted(question, segment)
@@ -163,7 +164,7 @@ class Session:
                 self._write(segment, wants, question.ticket if wants else None)
             if wants is None:
                 self.lane.say(question)
-            self.lane.commit()
+            self.lane.commit(asks=waits)
             self.recorder.program_ends()
         self.link.transmit()
         reply = self.link.wait(question.ticket)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from remora.wire.binding import Name, SiteMemory, count_changes
@@ -14,6 +15,8 @@ class KnownSite:
     """A site with the site that came after it last time, by template, and the names of its last run.
 
     fixed: slots that had the same name at the run before the site was made; to be guessed to stay.
+    left: the values that its runs named have all ended, so there will be none like them. taken: it is for others in
+    their place now, whose names are told in the way that theirs were.
     """
 
     index: int
@@ -21,6 +24,8 @@ class KnownSite:
     names: list[Name] = field(default_factory=list)
     fixed: frozenset[int] = frozenset()
     followers: dict[int, KnownSite] = field(default_factory=dict)
+    left: bool = False
+    taken: bool = False
 
 
 class Sites:
@@ -30,6 +35,7 @@ class Sites:
         self.count = 0
         self._by_template: dict[int, list[KnownSite]] = {}
         self._last: KnownSite | None = None
+        self._named: dict[int, list[KnownSite]] = {}  # by segment, whose values they name
 
     def choose(self, template: int, segment: int, names: list[Name]) -> tuple[KnownSite, bool]:
         """The site for a run of `template`, and whether it is new."""
@@ -49,7 +55,22 @@ class Sites:
             self._last.followers[template] = site
         self._last = site
         site.names = names
+        site.left, site.taken = False, site.left
         return site, new
+
+    def told(self, site: KnownSite, slots: tuple[int, ...]) -> None:
+        """What of a site's binding was told, as in a Run."""
+        for relative, segment in zip(slots[1::5], slots[2::5], strict=True):
+            if not relative:
+                self._named.setdefault(segment, []).append(site)
+
+    def freed(self, segments: Iterable[int]) -> None:
+        """Values of these segments have ended."""
+        for segment in segments:
+            for site in self._named.pop(segment, ()):
+                site.left = not any(
+                    at in self._named for relative, at, _, _ in site.memory.slots if not relative
+                )
 
     def _best(
         self, known: list[KnownSite], hint: KnownSite | None, segment: int, names: list[Name]
@@ -64,6 +85,19 @@ class Sites:
                 best, fewest = site, changes
                 if not changes:
                     break
-        if fewest > few and len(known) < MAX_SITES_PER_TEMPLATE:
-            return None
-        return best
+        if fewest <= few:
+            return best
+        left = [site for site in (hint, *known) if site is not None and site.left]
+        if left:
+            return min(left, key=lambda site: _unlike(site.memory, segment, names))
+        return None if len(known) < MAX_SITES_PER_TEMPLATE else best
+
+
+def _unlike(memory: SiteMemory, segment: int, names: list[Name]) -> int:
+    """How many names would have to be told otherwise than as other values in the place of those of the last run."""
+    if len(memory.slots) != len(names):
+        return len(names) + 1
+    return sum(
+        (row, out) != name[1:] or (relative and segment - at != name[0])
+        for (relative, at, row, out), name in zip(memory.slots, names, strict=True)
+    )

@@ -61,16 +61,18 @@ def encode_run(
     wants: tuple[int, ...] | None = None,
     ticket: int | None = None,
     uploaded: frozenset[int] = frozenset(),
+    again: bool = False,
 ) -> Run:
     """The Run that tells these names, holes, keep-set and frees; updates the memory as the peer will.
 
     keep: flat (row, out). frees: flat (distance, row, out). uploaded: slots whose value came from the client;
-    at a new site they are guessed to stay, and what a run made to follow.
+    at a new site they are guessed to stay, and what a run made to follow. again: other values stand where those of the
+    site's last run stood, and will stay or follow as those did.
     """
     run = Run(
         segment,
         site,
-        _encode_slots(memory, segment, names, uploaded),
+        _encode_slots(memory, segment, names, uploaded, again),
         _encode_holes(memory, holes),
         None if keep == memory.keep else keep,
         None if frees == memory.frees else frees,
@@ -98,7 +100,7 @@ def count_changes(memory: SiteMemory, segment: int, names: list[Name], limit: in
 
 
 def _encode_slots(
-    memory: SiteMemory, segment: int, names: list[Name], uploaded: frozenset[int]
+    memory: SiteMemory, segment: int, names: list[Name], uploaded: frozenset[int], again: bool
 ) -> tuple[int, ...] | None:
     known = memory.slots
     first = not known
@@ -117,7 +119,8 @@ def _encode_slots(
             if was_row == row and was_out == out and number == (segment - was if was_relative else was):
                 continue
             # the guess failed: name it the other way, which is how it will stay equal next time if it can
-            entry = (0, number, row, out) if was_relative else (1, segment - number, row, out)
+            relative = was_relative if again else 1 - was_relative
+            entry = (relative, segment - number if relative else number, row, out)
             known[slot] = entry
         changed += (slot, *entry)
     return tuple(changed) or None

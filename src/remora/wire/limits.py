@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-PROTOCOL = 3
-OLDEST_PROTOCOL = 2
+PROTOCOL = 4
+OLDEST_PROTOCOL = 2  # has no run-ahead; what older clients are granted, whose predictions would be others
 
 MAX_FRAME_NBYTES = 8 << 20
 MAX_MESSAGES = 4096  # in one frame

@@ -220,7 +220,7 @@ class Await(msgspec.Struct, frozen=True, array_like=True, tag=19):
 
 class RunAhead(msgspec.Struct, frozen=True, array_like=True, tag=20):
     """From here on both ends predict what the client says next (runahead/predictor.py), and the executor may be up to
-    `depth` programs ahead of it. Since protocol 3."""
+    `depth` programs ahead of it. Since protocol 4."""
 
     depth: Annotated[int, Meta(ge=1, le=MAX_DEPTH)]
 

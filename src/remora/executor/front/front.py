@@ -277,7 +277,7 @@ class Front:
             secret=session.secret,
             epoch=1,
             executor=self.name,
-            protocol=min(PROTOCOL, wants.protocol),
+            protocol=PROTOCOL if wants.protocol >= PROTOCOL else OLDEST_PROTOCOL,
             torch=ready.torch,
             device=ready.device,
             ops_digest=ready.ops_digest,
