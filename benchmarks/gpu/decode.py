@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ from remora.pool.embedded import EmbeddedExecutor
 from remora.session.connect import current
 
 FORCED = 24  # teacher-forced steps
-EAGER_RUNS = 3  # of them, whose distances from each other are eager's own
+FORCED_RUNS = 10  # of them, eager's and Remora's: the distances between eager's are its own
 WARM_UPS, WARM_S = 2, 60.0
 FIRSTS_WITHIN_S = 120.0
 COPIED_NBYTES = 1 << 30
@@ -162,6 +162,22 @@ def furthest(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return max(runs, key=lambda run: (run["max_abs"], -run["equal_steps"]))
 
 
+def spread(runs: Sequence[torch.Tensor], eager: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """How far runs are from eager's: each from those that eager made after the one of the same number, so that eager
+    is compared with itself in just as many pairs. The furthest pair, and the distances of all, ascending."""
+    pairs = [apart(other, run) for at, run in enumerate(runs) for other in eager[at + 1 :]]
+    most = sorted(pair["max_abs"] for pair in pairs)
+    firsts = all(pair["first_step_equal"] for pair in pairs)
+    return {
+        **furthest(pairs),
+        "first_step_equal": firsts,
+        "pairs": len(pairs),
+        "median_of_pairs": statistics.median(most),
+        "all_pairs": [round(one, 5) for one in most],
+        "equal_steps_of_pairs": statistics.median(pair["equal_steps"] for pair in pairs),
+    }
+
+
 def copied_bytes_per_s(device: str) -> float:
     """Bytes read and written a second by a copy on the device, at best."""
     source = torch.ones(
@@ -212,7 +228,7 @@ def measure(bench: Bench, name: str) -> dict[str, Any]:
     return result
 
 
-def eager(bench: Bench, model: Any, ids: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
+def eager(bench: Bench, model: Any, ids: torch.Tensor) -> tuple[dict[str, Any], list[torch.Tensor]]:
     """Local PyTorch as a user has it: its times, memory, tokens, and how far it is from itself."""
     args, on_gpu = bench.args, bench.args.device.startswith("cuda")
     there = ids.to(args.device)
@@ -230,10 +246,10 @@ def eager(bench: Bench, model: Any, ids: torch.Tensor) -> tuple[dict[str, Any], 
             torch.cuda.max_memory_reserved(),
         )
     bench.log(f"local eager {found}")
-    runs = [forced_logits(model, there, expected.to(args.device)) for _ in range(EAGER_RUNS)]
-    pairs = [apart(a, b) for at, a in enumerate(runs) for b in runs[at + 1 :]]
-    bench.log(f"eager against itself {furthest(pairs)}")
-    return {"summary": found, "apart": furthest(pairs), "expected": expected}, torch.stack(runs)
+    runs = [forced_logits(model, there, expected.to(args.device)) for _ in range(FORCED_RUNS)]
+    own = spread(runs, runs)
+    bench.log(f"eager against itself {own}")
+    return {"summary": found, "apart": own, "expected": expected}, runs
 
 
 def remote(
@@ -243,7 +259,7 @@ def remote(
     ids: torch.Tensor,
     rtt: float,
     local: dict[str, Any],
-    logits: torch.Tensor,
+    logits: list[torch.Tensor],
 ) -> dict[str, Any]:
     """A session of its own behind a round trip, the same weights in it."""
     args = bench.args
@@ -263,7 +279,8 @@ def remote(
         worked_s = executor_s()
         trials = [trial(model, there, "remora", args.tokens) for _ in range(args.trials)]
         worked_s = executor_s() - worked_s
-        forced = forced_logits(model, there, local["expected"].to("remora"))
+        tokens = local["expected"].to("remora")
+        forced = [forced_logits(model, there, tokens) for _ in range(FORCED_RUNS)]
         found = {
             **summary(trials),
             "cold_ms_per_token": round(cold.ms, 3),
@@ -277,7 +294,7 @@ def remote(
             "peak_bytes": torch.remora.max_memory_allocated(),  # type: ignore[attr-defined]
             "reserved_bytes": torch.remora.memory_reserved(),  # type: ignore[attr-defined]
             "same_tokens_as_local": int((trials[0].tokens == local["expected"]).sum()),
-            "against_eager": furthest([apart(run, forced) for run in logits]),
+            "against_eager": spread(forced, logits),
         }
         del model
     finally:

@@ -55,9 +55,12 @@ class Kind(enum.IntEnum):
 
 
 class SessionTerms(msgspec.Struct, frozen=True):
+    """exact: only kernels that PyTorch itself would choose."""
+
     principal: str
     seed: int
     memory_nbytes: int
+    exact: bool = True
 
 
 class BlobFile(msgspec.Struct, frozen=True):

@@ -83,10 +83,10 @@ class WorkerSession:
         self.generators: dict[int, torch.Generator] = {}
         self.flags: dict[tuple[str, ...], tuple[bool | int | str | None, ...]] = {}
         self.default_dtype = torch.float32
-        self.exact = True  # only kernels that PyTorch itself would choose
+        self.exact = terms.exact  # only kernels that PyTorch itself would choose
         self.device = device
         self.values = Values()
-        self.tiers = device.tiers_of(self.values)
+        self.tiers = device.tiers_of(self.values, self.exact)
         self.bounds = Bounds(device.device) if device.device.type == "cuda" else None
         self.blobs = Blobs()
         self.templates: list[Defined] = []
