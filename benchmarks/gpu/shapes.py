@@ -12,19 +12,21 @@ import transformers
 
 @dataclass(frozen=True)
 class Shape:
-    """bar_ms: a token in the exact tier, at any round trip. A Llama has its four sizes, GPT-2 is its default."""
+    """bar_ms: a token in the exact tier, at any round trip; inexact_bar_ms: with `exact=False`. A Llama has its four
+    sizes, GPT-2 is its default."""
 
     bar_ms: float
     hidden: int = 0
     inner: int = 0
     layers: int = 0
     heads: int = 0
+    inexact_bar_ms: float = float("inf")
 
 
 SHAPES = {
     "gpt2": Shape(2.5),
     "llama-1b": Shape(float("inf"), 2048, 8192, 16, 32),
-    "llama-8b": Shape(9.0, 4096, 14336, 32, 32),
+    "llama-8b": Shape(9.0, 4096, 14336, 32, 32, 7.0),
 }
 TINY = Shape(float("inf"), 64, 128, 2, 8)
 

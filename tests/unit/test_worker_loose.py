@@ -107,6 +107,7 @@ def test_a_step_is_one_graph_whatever_the_length_of_its_caches(lane, kernels):
     assert len(tier.plan.stages) == 1
     assert tier.recordings == 1
     assert tier.plan.runs > 80
+    assert lane.graphed.usage.inexact_segments == tier.plan.runs
     assert kernels.lengths[-1] == 160 + 89
 
 
@@ -136,7 +137,7 @@ def test_results_that_are_too_far_away_are_not_used_and_counted(lane, kernels):
     start(lane)
     kernels.wrong = 0.1
     decode(lane, 12)
-    assert lane.graphed.tiers.disagreed == 1
+    assert lane.graphed.tiers.refused == 1
     (tier,) = lane.graphed.tiers.all()
     assert tier.kernels is None
     assert tier.plan is not None  # of PyTorch's kernels
@@ -177,3 +178,46 @@ def test_a_table_tells_what_it_was_told_last_more_often_than_it_has_places():
     for run in range(PLACES * 2 + 3):
         table.tell(list(range(run, run + 6)))
         assert table.on_device.flatten().tolist() == list(range(run, run + 6))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("h", "group", "d", "length"), [(8, 4, 128, 577), (12, 1, 64, 63), (3, 2, 80, 4000), (1, 1, 16, 1)]
+)
+def test_kernels_of_a_gpu_append_and_attend(dtype, h, group, d, length):
+    from remora.executor.worker.loose import apart, kernels_of
+
+    device = torch.device("cuda:0")
+    kernels = kernels_of(device)
+
+    def some(*shape):
+        return torch.randn(*shape, device=device).to(dtype)
+
+    rows = length + 3
+    caches = [torch.full((2, h, rows, d), float("nan"), dtype=dtype, device=device) for _ in range(2)]
+    pasts = [some(2, h, length, d) for _ in range(2)]
+    for cache, past in zip(caches, pasts, strict=True):
+        cache[:, :, :length] = past
+    query = some(2, 1, h * group, d).transpose(1, 2)
+    new = [some(2, 1, h, d).transpose(1, 2) for _ in range(2)]
+    table = torch.tensor(
+        [[0] * 5, [*(cache.data_ptr() for cache in caches), rows, rows, length]], device=device
+    )
+    made = kernels.attend(query, *new, table[1], None)
+    keys, values = (torch.cat(pair, dim=2) for pair in zip(pasts, new, strict=True))
+    expected = scaled_dot_product_attention(query.float(), keys.float(), values.float(), enable_gqa=True)
+    assert apart(made, expected.to(dtype)) <= 1
+    for cache, whole in zip(caches, (keys, values), strict=True):
+        assert torch.equal(cache[:, :, : length + 1], whole)
+        assert cache[:, :, length + 1 :].isnan().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("n", "k"), [(4096, 4096), (1024, 14336), (77, 100)])
+def test_kernels_of_a_gpu_multiply_a_row(n, k):
+    from remora.executor.worker.loose import apart, kernels_of
+
+    x, weight = (torch.randn(*shape, device="cuda:0").bfloat16() for shape in ((1, 1, k), (n, k)))
+    made = kernels_of(torch.device("cuda:0")).linear(x, weight)
+    assert apart(made, torch.nn.functional.linear(x, weight)) <= 1

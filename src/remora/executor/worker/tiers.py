@@ -187,6 +187,7 @@ class Tier:
             self.elsewhere.clear()
             self.different.clear()
             plan.runs += 1
+            self.tiers.inexact_runs += self.kernels is not None
         return registers
 
     def _checked(
@@ -207,7 +208,7 @@ class Tier:
             return True
         registers[:] = expected
         self.kernels = None
-        self.tiers.disagreed += 1
+        self.tiers.refused += 1
         self.drop()
         del self.watched
         return False
@@ -446,7 +447,8 @@ class Tiers:
         self.room_nbytes, self.clear_all = room_nbytes, clear_all
         self.kernels = kernels
         self.nbytes = 0
-        self.disagreed = 0  # programs in which those were too far from PyTorch's own
+        self.refused = 0  # programs in which those were too far from PyTorch's own
+        self.inexact_runs = 0  # of programs, with them
         self._tiers: dict[tuple[int, tuple[int, ...]], list[Tier]] = {}
         self._n_tiers = 0
 
