@@ -6,8 +6,8 @@ Random bf16 weights, made on the device; batch 1; greedy `generate` of Hugging F
 bounds it (weights over memory's rate); local eager, and how far it is from itself when fed the same tokens; for each
 round trip a session: upload, first call, warm-up, trials, the same tokens fed; with `--tiers exact,inexact` also
 sessions with `exact=False`; then first tokens of new processes; with `--compiled` Hugging Face's own static cache,
-which compiles for a minute. A part that would not end within `--budget-s` is left out, and named. `--device cpu --tiny` tries
-all of it where there is no GPU, without bars on time.
+which compiles for a minute. A part that would not end within `--budget-s` is left out, and named. `--device cpu --tiny`
+tries all of it where there is no GPU, without bars on time.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ from remora.executor.worker.attends import Attend, attends
 from remora.executor.worker.loose import Kernels
 from remora.executor.worker.tables import PLACES, Table
 from remora.ir.graph import Template
-from remora.ir.node import Const, Hole, Items, Node, Ref, Slot
+from remora.ir.node import Const, Hole, Items, Node, Ref, Slot, Symbol
+from remora.ops.dtypes import bytes_of
+from remora.wire.messages import Put
 
 H, D = 2, 128  # caches are large enough to grow in place
 ATTENTION = "aten.scaled_dot_product_attention.default"
@@ -142,6 +144,43 @@ def test_results_that_are_too_far_away_are_not_used_and_counted(lane, kernels):
     assert tier.kernels is None
     assert tier.plan is not None  # of PyTorch's kernels
     assert tier.plan.runs > 0
+
+
+def test_a_row_times_a_matrix_has_a_kernel_of_its_own(lane, kernels):
+    called = []
+    kernels_linear = kernels.linear
+    lane.graphed.tiers.kernels.linear = lambda x, weight: called.append(x.shape) or kernels_linear(x, weight)
+    start(lane)
+    weight = torch.rand(24, D).bfloat16()
+    lane.tell(Put(7, "bfloat16", tuple(weight.shape), bytes(bytes_of(weight))))
+    row = Node("aten.select.int", (Slot(0), Hole("int"), Hole("int")))
+    site = lane.program(
+        row,
+        Node("aten._to_copy.default", (Ref(0),), (("dtype", Symbol("dtype", "bfloat16")),)),
+        Node("aten.linear.default", (Ref(1), Slot(1))),
+        Node("aten.tanh.default", (Ref(2),)),
+        Node("aten.neg.default", (Ref(3),)),
+    )
+    lane.put(8, torch.rand(1, 1, 1, D))
+    for segment in range(10, 20):
+        lane.run(segment, site, [(8, 0, 0), (7, 0, 0)], (4, 0), holes=[1, 0])
+        lane.near((segment, 4, 0))
+    assert set(called) == {(1, 1, D)}
+
+
+def test_a_heavy_program_stays_interpreted(lane):
+    start(lane)
+    for name in (5, 6):
+        lane.put(name, torch.rand(1, H, 1200, D))
+    nodes = [Node("aten.mul.Tensor", (Slot(0), Slot(1)))]
+    nodes += [Node("aten.add.Tensor", (Ref(at), Slot(1))) for at in range(14)]
+    site = lane.program(*nodes, Node("aten.linear.default", (Ref(14), Slot(2))))
+    lane.put(7, torch.rand(4, D))
+    for segment in range(10, 15):
+        lane.run(segment, site, [(5, 0, 0), (6, 0, 0), (7, 0, 0)], (15, 0))
+        lane.near((segment, 15, 0))
+    (tier,) = lane.graphed.tiers.all()
+    assert tier.interpreted
 
 
 def test_an_exact_session_has_pytorchs_kernels(kernels):

@@ -81,7 +81,10 @@ class Kernels:
             return
         caches = torch.zeros(2, *given[1].shape, dtype=given[1].dtype, device=self.device)
         numbers = [caches[0].data_ptr(), caches[1].data_ptr(), 1, 1, 0]
-        self.attend(given[0], given[1], given[2], torch.tensor(numbers, device=self.device), None)
+        row = torch.tensor(numbers).to(
+            self.device, non_blocking=True
+        )  # elsewhere, waiting may be forbidden just now
+        self.attend(given[0], given[1], given[2], row, None)
 
 
 def kernels_of(device: torch.device) -> Kernels | None:

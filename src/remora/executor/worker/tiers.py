@@ -138,11 +138,11 @@ class Tier:
         watched = self.watched
         moved = {*watched.moved, *self.moving}
         stages = arrange(watched.rows(), watched.kept, watched.uncopyable(moved))
-        if self.kernels is not None and not self.kernels.ready(needs(stages, watched, self._template)):
-            return None  # they are being compiled; until then, as before
         if watched.heavy or not any(stage.piece for stage in stages):
             self.recordings = MAX_RECORDINGS
             return None
+        if self.kernels is not None and not self.kernels.ready(needs(stages, watched, self._template)):
+            return None  # they are being compiled; until then, as before
         self.recordings += 1
         self._steps.clear()
         holes = Holes(watched.fixed(stages), watched.n_slots)
