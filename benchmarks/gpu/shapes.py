@@ -12,7 +12,8 @@ import transformers
 
 @dataclass(frozen=True)
 class Shape:
-    """bar_ms: a token in the exact tier, at any round trip. kind: `gpt2`, `gptj` or `llama`."""
+    """bar_ms: a token in the exact tier, at any round trip; inexact_bar_ms: with `exact=False`. kind: `gpt2`, `gptj`
+    or `llama`."""
 
     bar_ms: float
     kind: str
@@ -21,6 +22,7 @@ class Shape:
     layers: int
     heads: int
     dtype: torch.dtype = torch.bfloat16
+    inexact_bar_ms: float = float("inf")
 
 
 NO_BAR = float("inf")
@@ -29,7 +31,7 @@ SHAPES = {
     "gpt2-xl": Shape(NO_BAR, "gpt2", 1600, 6400, 48, 25),
     "gpt-j": Shape(NO_BAR, "gptj", 4096, 16384, 28, 16, torch.float16),
     "llama-1b": Shape(NO_BAR, "llama", 2048, 8192, 16, 32),
-    "llama-8b": Shape(9.0, "llama", 4096, 14336, 32, 32),
+    "llama-8b": Shape(9.0, "llama", 4096, 14336, 32, 32, inexact_bar_ms=7.0),
 }
 
 

@@ -75,7 +75,7 @@ def main() -> None:
             if kind == Kind.STEP:
                 for message in decode_to_executor(payload):
                     reply_to(message, session, folder, sock)
-                usage = hop.Usage(1000, {session: (10, 0.5, 2)})
+                usage = hop.Usage(1000, {session: hop.SessionUsage(10, 0.5, 2)})
                 sock.sendall(packet(Kind.USAGE, 0, usage))
 
 

@@ -48,6 +48,15 @@ def test_runs_are_apart_by_their_furthest_step(decode: Any) -> None:
     assert decode.furthest([decode.apart(first, first), found]) == found
 
 
+def test_spreads_compare_as_many_pairs_with_eager_as_eager_with_itself(decode: Any) -> None:
+    eager = [torch.full((2, 1), at * 1.0) for at in range(3)]
+    own = decode.spread(eager, eager)
+    assert (own["pairs"], own["all_pairs"], own["max_abs"]) == (3, [1.0, 1.0, 2.0], 2.0)
+    ours = decode.spread([torch.full((2, 1), 1.0)] * 3, eager)
+    assert (ours["pairs"], ours["all_pairs"], ours["median_of_pairs"]) == (3, [0.0, 1.0, 1.0], 1.0)
+    assert not ours["first_step_equal"]
+
+
 def test_a_part_without_time_is_left_out_and_named(decode: Any) -> None:
     one = bench(decode, budget_s=10.0)
     assert one.has_time("short", 5)
@@ -82,7 +91,7 @@ def test_times_are_judged_at_each_round_trip_and_one_left_out_misses(decode: Any
             "first_token_ms": {"0": [60.0, 66.0, 90.0], "50": [120.0, 119.0, 118.0]},
         }
         decode.judge_times(one, "llama-8b", result)
-        return {bar.name.removeprefix("llama-8b"): bar.ok for bar in one.report.bars}
+        return {bar.name.removeprefix("llama-8b, exact"): bar.ok for bar in one.report.bars}
 
     assert judged({"50": {"ms_per_token": 8.2, "peak_bytes": 110}}) == {
         ", RTT 0 ms: ms per token": True,
@@ -93,6 +102,14 @@ def test_times_are_judged_at_each_round_trip_and_one_left_out_misses(decode: Any
         ", RTT 50 ms: first token, ms over eager's and a round trip": False,
         ": tokens/s at the longest round trip over the shortest": True,
     }
+    inexact = bench(decode)
+    decode.judge_tier(
+        inexact,
+        "llama-8b",
+        "inexact",
+        {"local_eager": {"peak_bytes": 1, "ttft_ms": 1}, "remora_inexact": {"0": {"ms_per_token": 7.1}}},
+    )
+    assert [bar.bar for bar in inexact.report.bars if bar.name.endswith("0 ms: ms per token")] == [7.0, 7.0]
     left_out = judged({})
     assert not left_out[", RTT 50 ms: ms per token"]
     assert not left_out[": tokens/s at the longest round trip over the shortest"]

@@ -80,13 +80,15 @@ class First:
     spent: Numbers = field(default_factory=dict)
 
 
-def connect(url: str, run_ahead: bool) -> None:
+def connect(url: str, run_ahead: bool, exact: bool = True) -> None:
     """Opens the session, with run-ahead or without.
 
     Raises:
         UsageError: it is asked for, and this Remora has none.
     """
-    if "run_ahead" in inspect.signature(remora.connect).parameters:
+    if not exact:
+        remora.connect(url, run_ahead=run_ahead, exact=False)
+    elif "run_ahead" in inspect.signature(remora.connect).parameters:
         remora.connect(url, run_ahead=run_ahead)
     elif run_ahead:
         raise UsageError("this Remora has no run-ahead to turn on")

@@ -55,9 +55,12 @@ class Kind(enum.IntEnum):
 
 
 class SessionTerms(msgspec.Struct, frozen=True):
+    """exact: only kernels that PyTorch itself would choose."""
+
     principal: str
     seed: int
     memory_nbytes: int
+    exact: bool = True
 
 
 class BlobFile(msgspec.Struct, frozen=True):
@@ -184,11 +187,22 @@ class Others(msgspec.Struct, frozen=True):
     nbytes: int
 
 
+class SessionUsage(msgspec.Struct, frozen=True, array_like=True):
+    """Totals of a session's life, but for used_nbytes. inexact_segments: run with other kernels than PyTorch's;
+    inexact_refused: programs for which those were compared and were too far away."""
+
+    used_nbytes: int = 0
+    device_s: float = 0.0
+    segments: int = 0
+    inexact_segments: int = 0
+    inexact_refused: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True):
-    """Per session number: live bytes on the device, device seconds, segments run; totals of a session's life."""
+    """Live bytes on the device, and what each session used, by its number."""
 
     used_nbytes: int
-    sessions: dict[int, tuple[int, float, int]]
+    sessions: dict[int, SessionUsage]
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -53,6 +53,7 @@ def connect(
     token: str | None = None,
     placement: str | None = None,
     run_ahead: bool | None = None,
+    exact: bool | None = None,
 ) -> None:
     """Opens a session; from now on `device="remora"` lives there.
 
@@ -65,6 +66,11 @@ def connect(
             remora:1, …, and "remora" is the current one of them (torch.remora.set_device).
         run_ahead: whether executors may run what the program is about to do before it does; what comes of it is used
             only where the program then did just that. None: yes, unless REMORA_RUN_AHEAD is 0.
+        exact: whether only kernels run that PyTorch itself would choose. False: on a GPU, decode steps may use others
+            that are faster. The first runs of each program are compared, on the same inputs, with PyTorch's; a result
+            that is further away than 1/32 of its largest element (bfloat16; 1/128 float16, 1/4096 float32) is not
+            used, nor are such kernels in that program again: `remora status` counts it. On a CPU nothing changes.
+            None: yes, unless REMORA_EXACT is 0.
 
     Raises:
         UsageError: there is a session already.
@@ -79,6 +85,8 @@ def connect(
     settings = ClientSettings()
     if run_ahead is not None:
         settings = replace(settings, run_ahead=run_ahead)
+    if exact is not None:
+        settings = replace(settings, exact=exact)
     addresses = _listed(url if url is not None else settings.url)
     token = token if token is not None else settings.token
     placement = placement if placement is not None else settings.placement
@@ -122,7 +130,8 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
     """Opens the process's session over any transport, which is closed if that fails."""
     deadline = time.monotonic() + settings.connect_timeout_s
     try:
-        grant = transport.open_session(wants(), settings.connect_timeout_s)
+        grant = transport.open_session(wants(exact=settings.exact), settings.connect_timeout_s)
+        _as_asked(grant, settings, transport.address)
         session = Session(transport, grant, settings)
     except BaseException:
         transport.close()
@@ -136,8 +145,9 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
     opened: list[tuple[Transport, Grant]] = []
     try:
         for number, transport in enumerate(transports):
-            asked = wants(number if policy.indexed else 0)
+            asked = wants(number if policy.indexed else 0, settings.exact)
             opened.append((transport, transport.open_session(asked, settings.connect_timeout_s)))
+            _as_asked(opened[-1][1], settings, transport.address)
         alike([(grant.device.partition(":")[0], transport.address) for transport, grant in opened])
         for transport, grant in opened if len(opened) > 1 else ():
             if grant.protocol < PEERS_SINCE:
@@ -167,7 +177,15 @@ def alike(devices: Sequence[tuple[str, str]]) -> None:
         )
 
 
-def wants(index: int = 0) -> OpenSession:
+def _as_asked(grant: Grant, settings: ClientSettings, address: str) -> None:
+    """Raises UsageError if an executor does not know what was asked for."""
+    if grant.exact != settings.exact:
+        raise UsageError(
+            f"executor {address} does not know exact=False: install this version of Remora there, or leave it out"
+        )
+
+
+def wants(index: int = 0, exact: bool = True) -> OpenSession:
     """index: of the device that the executor is."""
     return OpenSession(
         protocol=PROTOCOL,
@@ -175,6 +193,7 @@ def wants(index: int = 0) -> OpenSession:
         torch=torch_version(),
         client=f"{socket.gethostname()[:48]}:{os.getpid()}",
         seed=default_generator_of(index).initial_seed(),
+        exact=exact,
     )
 
 

@@ -72,8 +72,10 @@ def explanation(of: Observed) -> Explanation:
 def _device(pool: Pool, number: int, address: str, grant: Grant) -> str:
     """What the executor calls its device: measured, it is called `name at address`."""
     if number >= len(pool.devices):
-        return grant.device
-    return pool.devices[number].name.removesuffix(f" at {address[:70]}")
+        name = grant.device
+    else:
+        name = pool.devices[number].name.removesuffix(f" at {address[:70]}")
+    return name if grant.exact else f"{name}, exact=False"
 
 
 # -- what lives where

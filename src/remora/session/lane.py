@@ -162,6 +162,7 @@ class Lane:
             confirmed=used,
             wasted=wasted,
             depth=self.ahead.depth if self.ahead else 0,
+            exact=self.grant.exact,
         )
 
     def _story(self, segment: int, row: int, late: bool = False) -> str:

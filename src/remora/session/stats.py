@@ -14,7 +14,8 @@ class Stats:
     how many pushes. speculated: programs (up to a sync each) that executors ran before they were told to. confirmed:
     of them, those that the program then asked for. wasted: those that were undone. depth: programs that an executor
     may be ahead by now; of several, the most. whole_calls: calls of modules that were captured as a whole.
-    capture_route: how the last call was: `lazy`, `warming` or `guarded`. A difference keeps the later depth and route.
+    capture_route: how the last call was: `lazy`, `warming` or `guarded`. exact: whether only kernels
+    run that PyTorch would choose. A difference keeps the later depth, route and exact.
     """
 
     bytes_sent: int = 0
@@ -35,6 +36,7 @@ class Stats:
     depth: int = 0
     whole_calls: int = 0
     capture_route: str = "lazy"
+    exact: bool = True
 
     def __sub__(self, earlier: Stats) -> Stats:
         counts = {name: getattr(self, name) - getattr(earlier, name) for name in _COUNTED}
@@ -42,7 +44,7 @@ class Stats:
 
     def __add__(self, other: Stats) -> Stats:
         counts = {name: getattr(self, name) + getattr(other, name) for name in _COUNTED}
-        return replace(self, **counts, depth=max(self.depth, other.depth))
+        return replace(self, **counts, depth=max(self.depth, other.depth), exact=self.exact and other.exact)
 
 
-_COUNTED = [field.name for field in fields(Stats) if field.name not in ("depth", "capture_route")]
+_COUNTED = [field.name for field in fields(Stats) if field.name not in ("depth", "capture_route", "exact")]

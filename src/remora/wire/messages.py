@@ -396,6 +396,7 @@ class OpenSession(msgspec.Struct, frozen=True):
     client: Word = ""
     seed: int = 0
     memory_nbytes: Nbytes = 0  # wanted; 0: whatever is granted
+    exact: bool = True  # False: kernels may be others than PyTorch's, within a tolerance
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -416,6 +417,7 @@ class Grant(msgspec.Struct, frozen=True):
     principal: Word
     priority: int = 0
     push_secret: Word = ""  # lets other executors add values to this session, and do nothing else
+    exact: bool = True  # as asked for; an executor that does not know the question says True
 
 
 class Abandon(msgspec.Struct, frozen=True):
@@ -468,6 +470,7 @@ class Status(msgspec.Struct, frozen=True):
     sessions: int
     workers_started: int
     principals: dict[str, dict[str, float]]  # principal to counters
-    # bytes_in, bytes_out (client), device_s, segments; pushes, push_s, peer_bytes_out, arrivals, peer_bytes_in;
+    # bytes_in, bytes_out (client), device_s, segments, of them inexact_segments; inexact_refused (programs); pushes,
+    # push_s, peer_bytes_out, arrivals, peer_bytes_in;
     # of the pushes, those through the memory of a host that the two share (host_pushes), of a device
     # (device_pushes), and those that did not go the shortest way that there is (missed_pushes)

@@ -217,13 +217,17 @@ class Front:
 
     def _note_usage(self, worker: Worker, usage: Usage) -> None:
         worker.used_nbytes = usage.used_nbytes
-        for number, (used_nbytes, device_s, segments) in usage.sessions.items():
+        for number, used in usage.sessions.items():
             session = self.table.by_number.get(number)
             if session is not None:
                 self.count(
-                    session, device_s=device_s - session.device_s, segments=segments - session.segments
+                    session,
+                    device_s=used.device_s - session.used.device_s,
+                    segments=used.segments - session.used.segments,
+                    inexact_segments=used.inexact_segments - session.used.inexact_segments,
+                    inexact_refused=used.inexact_refused - session.used.inexact_refused,
                 )
-                session.used_nbytes, session.device_s, session.segments = used_nbytes, device_s, segments
+                session.used = used
         self.unlink(self.blobs.shrink(self.memory()))
         self._share_usage()
 
@@ -271,7 +275,9 @@ class Front:
         ready = (await self.workers.take(tenant_of(principal), self.now())).ready
         assert ready is not None
         session = self.table.open(principal, self.now())
-        self.send(Kind.OPEN, session, SessionTerms(principal, wants.seed, memory.capacity_nbytes))
+        self.send(
+            Kind.OPEN, session, SessionTerms(principal, wants.seed, memory.capacity_nbytes, wants.exact)
+        )
         return Grant(
             session=session.id,
             secret=session.secret,
@@ -287,6 +293,7 @@ class Front:
             in_flight_nbytes=MAX_UNACKED_NBYTES,
             principal=principal,
             push_secret=session.push_secret,
+            exact=wants.exact,
         )
 
     def end(self, session: Session, reason: str, ran: Progress | None = None, late: bool = False) -> None:

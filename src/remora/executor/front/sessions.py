@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from remora.executor.front.refusal import Refuse
 from remora.executor.front.tokens import tenant_of
-from remora.executor.hop import BulkFile
+from remora.executor.hop import BulkFile, SessionUsage
 from remora.transport.stream import Stream
 
 MAX_GONE = 1024  # ended sessions whose reason is remembered
@@ -38,9 +38,7 @@ class Session:
     read_at: dict[str, float] = field(default_factory=dict)  # bulks that were read whole
     offers: dict[str, int] = field(default_factory=dict)  # how often the worker was given each blob
     stepped_at: float | None = None  # when the last step went to the worker, if no reply came since
-    used_nbytes: int = 0
-    device_s: float = 0.0
-    segments: int = 0
+    used: SessionUsage = field(default_factory=SessionUsage)
     arrived: OrderedDict[str, None] = field(default_factory=OrderedDict)  # pushes, which may come twice
 
     @property

@@ -315,10 +315,7 @@ class Worker:
     def usage(self) -> None:
         self.usage_at = time.monotonic()
         self.usage_due = False
-        per_session = {
-            number: (session.used_nbytes, session.device_s, session.segments)
-            for number, session in self.sessions.items()
-        }
+        per_session = {number: session.usage for number, session in self.sessions.items()}
         self.hop.sendall(packet(Kind.USAGE, 0, Usage(self.used_nbytes(), per_session)))
 
     def used_nbytes(self) -> int:

@@ -104,7 +104,7 @@ def spares(tensor: torch.Tensor) -> bool:
 
 def growing_kernel(node: Node, plain: Kernel, room_nbytes: Callable[[], int]) -> Kernel:
     """What a row calls that `readers.py` allows to grow a tensor in place; `plain` is PyTorch's own."""
-    return (_Cat if node.op == CAT else _Select)(plain, room_nbytes)
+    return (Cat if node.op == CAT else _Select)(plain, room_nbytes)
 
 
 class _Row:
@@ -143,7 +143,7 @@ class _Row:
         return _carrying(buffer.rows(0, length), known)
 
 
-class _Cat(_Row):
+class Cat(_Row):
     def __call__(self, tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
         at, rows = self._growth(tensors, dim)
         if not rows or not self.pays:
@@ -152,17 +152,31 @@ class _Cat(_Row):
         known, length = grown(old), old.shape[at]
         if known is None or known.dim != at:  # it may grow once only
             return _carrying(self.contiguous(tensors, dim), Grown(self, at, length + rows, rows, None))
-        buffer = known.buffer
-        if buffer is None or length + rows > buffer.capacity or not buffer.ends_at(length):
-            buffer = self.buffer(old, old.shape, at, length + rows, _spare(length + rows))
-            if buffer is None:
-                return _carrying(self.contiguous(tensors, dim), Grown(self, at, length + rows, rows, None))
-            buffer.rows(0, length).copy_(old)
+        buffer = self._with_room(old, at, length, rows)
+        if buffer is None:
+            return _carrying(self.contiguous(tensors, dim), Grown(self, at, length + rows, rows, None))
         end = length
         for new in tensors[1:]:
             buffer.rows(end, end + new.shape[at]).copy_(new)
             end += new.shape[at]
         return self.view(buffer, end, rows)
+
+    def reserve(self, old: torch.Tensor, at: int) -> torch.Tensor | None:
+        """A view that is one row longer than `old` along `at`; that row is the caller's to write, in the order of the
+        stream. None: there is no room, or it does not pay."""
+        length = old.shape[at]
+        buffer = self._with_room(old, at, length, 1) if self.pays else None
+        return None if buffer is None else self.view(buffer, length + 1, 1)
+
+    def _with_room(self, old: torch.Tensor, at: int, length: int, rows: int) -> Buffer | None:
+        """A buffer that begins with `old`, and may be written behind it."""
+        known = grown(old)
+        buffer = known.buffer if known is not None and known.dim == at else None
+        if buffer is None or length + rows > buffer.capacity or not buffer.ends_at(length):
+            buffer = self.buffer(old, old.shape, at, length + rows, _spare(length + rows))
+            if buffer is not None:
+                buffer.rows(0, length).copy_(old)
+        return buffer
 
     def _growth(self, tensors: Sequence[torch.Tensor], dim: int) -> tuple[int, int]:
         """The dimension, counted from 0, and by how many rows the first tensor grows there; 0: it does not."""

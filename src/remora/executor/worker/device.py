@@ -13,6 +13,7 @@ import torch
 from remora.executor.worker.describe import Marks
 from remora.executor.worker.flags import Flags
 from remora.executor.worker.graphs import Recorder, recorder_of
+from remora.executor.worker.loose import Kernels, kernels_of
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.outbox import Outbox
 from remora.executor.worker.rng import Generators
@@ -46,17 +47,20 @@ class Device:
     flags: Flags = field(default_factory=Flags)
     marks: Marks = field(init=False)
     recorder: Recorder | None = field(init=False)
+    kernels: Kernels | None = field(init=False)  # for sessions that are not exact
     tiers: list[Tiers] = field(default_factory=list)  # of the sessions, if the device has graphs
 
     def __post_init__(self) -> None:
         self.marks = Marks(self.device)
         self.recorder = recorder_of(self.device)
+        self.kernels = kernels_of(self.device)
 
-    def tiers_of(self, values: Values) -> Tiers | None:
+    def tiers_of(self, values: Values, exact: bool) -> Tiers | None:
         """A new session's."""
         if self.recorder is None:
             return None
-        made = Tiers(values, self.recorder, self.room_nbytes, self.drop_graphs)
+        kernels = None if exact else self.kernels
+        made = Tiers(values, self.recorder, self.room_nbytes, self.drop_graphs, kernels)
         self.tiers.append(made)
         return made
 

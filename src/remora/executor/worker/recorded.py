@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from remora.executor.worker.append import grown
 from remora.executor.worker.pieces import Stage
 from remora.executor.worker.program import Failure, Registers
-from remora.executor.worker.watching import Meta, same_meta
+from remora.executor.worker.tables import Table
+from remora.executor.worker.watching import Attending, Meta, same_meta
 
 
 @dataclass(eq=False, slots=True)
@@ -40,7 +42,8 @@ class Pin:
 @dataclass(eq=False, slots=True)
 class Piece:
     """A recorded stage. copies: (register, metadata, buffer) of the inputs that are copied to where it reads them;
-    `own`: those that no earlier piece of the plan copies."""
+    `own`: those that no earlier piece of the plan copies. attending: what appends to caches and attends to them, with
+    the kind of each; table: where it finds them. unchecked: runs whose results are still to be compared."""
 
     row: int
     replay: Callable[[], None]
@@ -48,6 +51,9 @@ class Piece:
     copies: tuple[tuple[int, Meta, torch.Tensor], ...]
     own: tuple[tuple[int, Meta, torch.Tensor], ...]
     gives: tuple[tuple[int, torch.Tensor], ...]
+    attending: tuple[tuple[Attending, Meta], ...] = ()
+    table: Table | None = None
+    unchecked: int = 0
 
     def ready(self, registers: Registers) -> bool:
         """Whether the inputs are as they were when this was recorded."""
@@ -56,6 +62,25 @@ class Piece:
             if pin.seen() is not tensor and not pin.holds(tensor):
                 return False
         return all(same_meta(registers[register], meta) for register, meta, _ in self.copies)
+
+    def reserve(self, registers: Registers) -> bool:
+        """Makes the caches one row longer, which the graph will write. False: there is no room; nothing happened."""
+        if self.table is None:
+            return True
+        numbers: list[int] = []
+        for one, kind in self.attending:
+            made = [
+                grow.reserve(registers[past], 2) if _is_cache(registers[past], kind) else None
+                for grow, past in ((one.grow_keys, one.past_keys), (one.grow_values, one.past_values))
+            ]
+            registers[one.keys], registers[one.values] = made
+            if made[0] is None or made[1] is None:
+                for earlier, _ in self.attending:
+                    registers[earlier.keys] = registers[earlier.values] = None
+                return False
+            numbers += _row(*made)
+        self.table.tell(numbers)
+        return True
 
     def run(self, registers: Registers, alone: bool) -> None:
         """alone: earlier pieces of this run have copied nothing for this one. Raises Failure."""
@@ -73,6 +98,22 @@ class Piece:
             raise Failure(self.row, error, registers) from error
         for register, tensor in self.gives:
             registers[register] = tensor
+
+
+def _is_cache(past: Any, new: Meta) -> bool:
+    """Whether a tensor is one that such rows may be appended to. new: of what is appended."""
+    if not isinstance(past, torch.Tensor) or past.dim() != 4 or past.dtype is not new[0]:
+        return False
+    b, h, _, d = new[1]
+    return past.shape == (b, h, past.shape[2], d)
+
+
+def _row(keys: torch.Tensor, values: torch.Tensor) -> list[int]:
+    """Of a table, as loose.py reads it."""
+    buffers = [known.buffer for known in (grown(keys), grown(values)) if known is not None]
+    first, second = (buffer for buffer in buffers if buffer is not None)
+    addresses = [first.memory.data_ptr(), second.memory.data_ptr()]
+    return [*addresses, first.capacity, second.capacity, keys.shape[2] - 1]
 
 
 class Holes:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from remora.errors import ProtocolError, RemoraError
-from remora.executor.hop import BlobFile, SessionTerms
+from remora.executor.hop import BlobFile, SessionTerms, SessionUsage
 from remora.executor.worker.ahead import Ahead
 from remora.executor.worker.blobs import Blobs
 from remora.executor.worker.bounds import Bounds
@@ -83,10 +83,10 @@ class WorkerSession:
         self.generators: dict[int, torch.Generator] = {}
         self.flags: dict[tuple[str, ...], tuple[bool | int | str | None, ...]] = {}
         self.default_dtype = torch.float32
-        self.exact = True  # only kernels that PyTorch itself would choose
+        self.exact = terms.exact  # only kernels that PyTorch itself would choose
         self.device = device
         self.values = Values()
-        self.tiers = device.tiers_of(self.values)
+        self.tiers = device.tiers_of(self.values, self.exact)
         self.bounds = Bounds(device.device) if device.device.type == "cuda" else None
         self.blobs = Blobs()
         self.templates: list[Defined] = []
@@ -133,6 +133,11 @@ class WorkerSession:
     def used_nbytes(self) -> int:
         """Of the device's memory, by values and what is kept to run programs fast."""
         return self.values.used_nbytes + (self.tiers.nbytes if self.tiers is not None else 0)
+
+    @property
+    def usage(self) -> SessionUsage:
+        inexact = (self.tiers.inexact_runs, self.tiers.refused) if self.tiers is not None else (0, 0)
+        return SessionUsage(self.used_nbytes, self.device_s, self.segments, *inexact)
 
     def allow_blob(self, blob: BlobFile) -> None:
         self.blobs.offer(blob)

@@ -26,11 +26,14 @@ import torch
 from remora.executor.worker.capturable import judge
 from remora.executor.worker.failure import is_fatal, kind_of
 from remora.executor.worker.graphs import Recorder
+from remora.executor.worker.loose import WIDTH, Kernels
+from remora.executor.worker.loosened import Scratch, agree, loosened, needs, scratch_rows
 from remora.executor.worker.pieces import Stage, arrange
 from remora.executor.worker.program import Failure, Instruction, Program, Registers, fill, walk
 from remora.executor.worker.recorded import Holes, Piece, Pin, Plan
+from remora.executor.worker.tables import Table
 from remora.executor.worker.values import Values
-from remora.executor.worker.watching import Watched, same_meta
+from remora.executor.worker.watching import Meta, Watched, same_meta
 from remora.ir.graph import Template
 from remora.wire.binding import Name
 
@@ -41,6 +44,7 @@ WORTH_RUNS = 32  # a recording is worth it if it is replayed so often
 MAX_TIERS = 2048  # of a session
 MAX_IN_TURN = 16  # layers that one site serves
 ROOM_SHARE = 4  # graphs take at most that part of what values may still take
+CHECKED_RUNS = 2  # of a piece with other kernels than PyTorch's: its results are compared with theirs
 PROGRAM_NBYTES = 8 << 20  # room for a program's graphs, before it is known
 
 
@@ -50,6 +54,7 @@ class Tier:
     def __init__(self, tiers: Tiers, template: Template, program: Program, names: list[Name]) -> None:
         self.tiers, self.names = tiers, names
         self.alone = False  # the only one of its site
+        self.kernels = tiers.kernels
         self._template, self._program = template, program
         self.plan: Plan | None = None
         self.recordings = self.misses = 0
@@ -61,7 +66,7 @@ class Tier:
 
     @cached_property
     def watched(self) -> Watched:
-        return Watched(self._template, self._program, self.tiers.recorder)
+        return Watched(self._template, self._program, self.tiers.recorder, loose=self.kernels is not None)
 
     @property
     def interpreted(self) -> bool:
@@ -136,6 +141,8 @@ class Tier:
         if watched.heavy or not any(stage.piece for stage in stages):
             self.recordings = MAX_RECORDINGS
             return None
+        if self.kernels is not None and not self.kernels.ready(needs(stages, watched, self._template)):
+            return None  # they are being compiled; until then, as before
         self.recordings += 1
         self._steps.clear()
         holes = Holes(watched.fixed(stages), watched.n_slots)
@@ -148,25 +155,29 @@ class Tier:
         steps = self._instructions(plan, program)
         missed: list[bool] = []  # of each miss: whether something is of another kind, and not just elsewhere
         first_result = self.watched.first_result
+        given_up = False  # what pieces make is not what it should be
         alone = bool(self.watched.written)  # what is written between pieces is copied anew
         for at, stage in enumerate(plan.stages):
             try:
-                if not stage.piece:
+                if not stage.piece or given_up:
                     walk(steps[at], registers, progress, restrided)
                     continue
                 progress[0] = stage.rows[0].number
                 piece = plan.pieces[at] or self._record(plan, at, steps[at], registers)
-                if piece is None or not piece.ready(registers):
+                if piece is None or not (piece.ready(registers) and piece.reserve(registers)):
                     missed.append(self._differs(piece, stage, registers))
                     walk(steps[at], registers, progress, restrided)
                     alone = True
                     continue
+                before = list(registers) if piece.unchecked else None
                 piece.run(registers, alone)
+                if before is not None:
+                    given_up = not self._checked(piece, stage, steps[at], before, registers)
                 for register in stage.drops:
                     if register >= first_result:
                         registers[register] = None
             except Failure as failure:
-                done = self._done(plan, at, failure)
+                done = self._done(plan, at, failure, program)
                 self._resume(program, failure, done, progress, restrided, stage.piece)
                 return registers
         if missed:
@@ -176,7 +187,31 @@ class Tier:
             self.elsewhere.clear()
             self.different.clear()
             plan.runs += 1
+            self.tiers.inexact_runs += self.kernels is not None
         return registers
+
+    def _checked(
+        self,
+        piece: Piece,
+        stage: Stage,
+        steps: Sequence[Instruction],
+        expected: Registers,
+        registers: Registers,
+    ) -> bool:
+        """Runs PyTorch's own kernels on the same inputs. If the piece is too far from them, their results count, and
+        this program will have no others."""
+        piece.unchecked -= 1
+        for one, _ in piece.attending:
+            expected[one.keys] = expected[one.values] = None
+        walk(steps, expected, [0], [0])
+        if agree([(registers[register], expected[register]) for register in stage.gives]):
+            return True
+        registers[:] = expected
+        self.kernels = None
+        self.tiers.refused += 1
+        self.drop()
+        del self.watched
+        return False
 
     def _missed(self, changed: bool) -> None:
         """A guard did not hold. changed: what was seen of earlier runs says nothing of later ones."""
@@ -239,13 +274,26 @@ class Tier:
                 plan.buffers[register] = _buffer_like(tensors[register])
             inside[register] = plan.buffers[register]
 
+        attending = [watched.attending[row.number] for row in stage.rows if row.number in watched.attending]
+        gives = [r for r in stage.gives if not any(r in one.grown for one in attending)]
+        table = None
+        if self.kernels is not None:
+            if attending:
+                table = Table(len(attending), WIDTH, next(iter(tensors.values())).device)
+            steps = loosened(steps, stage, watched, self._template, self.kernels, table)
+
         def body() -> list[torch.Tensor]:
             given = list(inside)
             walk(steps, given, [0], [0])
-            return [given[register] for register in stage.gives]
+            return [given[register] for register in gives]
 
+        scratch: Scratch | None = None
         try:
+            if self.kernels is not None:
+                kinds = [watched.metas[one.new_keys] for one in attending]
+                scratch = self._try_out(body, kinds, table)
             replay, outputs, nbytes = self.tiers.recorder.record(body, plan.pool)
+            del scratch
         except Exception as error:
             if is_fatal(error.cause if isinstance(error, Failure) else error):
                 raise
@@ -268,10 +316,22 @@ class Tier:
             tuple(pins),
             tuple((r, watched.metas[r], plan.buffers[r]) for r in copied),
             tuple((r, watched.metas[r], plan.buffers[r]) for r in copied if r not in earlier),
-            tuple(zip(stage.gives, outputs, strict=True)),
+            tuple(zip(gives, outputs, strict=True)),
+            tuple((one, watched.metas[one.new_keys]) for one in attending),
+            table,
+            CHECKED_RUNS if self.kernels is not None else 0,
         )
         plan.pieces[at] = piece
         return piece
+
+    def _try_out(self, body: Callable[[], Any], kinds: list[Meta], table: Table | None) -> Scratch:
+        """Once outside of a graph, where kernels are loaded; the caches are nobody's, and live as long as what is
+        returned."""
+        scratch = scratch_rows(kinds, self.tiers.recorder.kind)
+        if table is not None:
+            table.tell(scratch.numbers)
+        body()
+        return scratch
 
     def _stays(self, register: int, tensor: torch.Tensor) -> bool:
         """Whether the tensor will be in the same place next time."""
@@ -302,13 +362,13 @@ class Tier:
 
     # -- failures
 
-    def _done(self, plan: Plan, at: int, failure: Failure) -> set[int]:
+    def _done(self, plan: Plan, at: int, failure: Failure, program: Program) -> set[int]:
         """Instructions that have run when a row of stage `at` failed."""
         done = {n for stage in plan.stages[:at] for row in stage.rows for n in row.instructions}
         stage = plan.stages[at]
         if not stage.piece or failure.row != stage.rows[0].number:
             for row in stage.rows:
-                if row.number == failure.row:
+                if failure.row in {program.instructions[n].row for n in row.instructions}:
                     break
                 done.update(row.instructions)
         return done
@@ -372,7 +432,8 @@ def _all_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 class Tiers:
     """Of one session. nbytes: what graphs hold of the device's memory. room_nbytes: what values may still take.
-    clear_all: drops the graphs of all sessions; whether there were any."""
+    clear_all: drops the graphs of all sessions; whether there were any. kernels: other ones than PyTorch's, which the
+    session has agreed to."""
 
     def __init__(
         self,
@@ -380,10 +441,14 @@ class Tiers:
         recorder: Recorder,
         room_nbytes: Callable[[], int],
         clear_all: Callable[[], bool],
+        kernels: Kernels | None = None,
     ) -> None:
         self.values, self.recorder = values, recorder
         self.room_nbytes, self.clear_all = room_nbytes, clear_all
+        self.kernels = kernels
         self.nbytes = 0
+        self.refused = 0  # programs in which those were too far from PyTorch's own
+        self.inexact_runs = 0  # of programs, with them
         self._tiers: dict[tuple[int, tuple[int, ...]], list[Tier]] = {}
         self._n_tiers = 0
 

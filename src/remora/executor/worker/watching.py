@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import torch
 
+from remora.executor.worker.append import Cat
+from remora.executor.worker.attends import attends
 from remora.executor.worker.capturable import judge
 from remora.executor.worker.failure import kind_of
 from remora.executor.worker.graphs import Recorder
+from remora.executor.worker.loose import fits
 from remora.executor.worker.pieces import Row, Stage, registers_written
 from remora.executor.worker.program import Failure, Program, Registers, walk
 from remora.executor.worker.readers import readers
@@ -52,14 +56,41 @@ def _strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...
     return tuple(0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Attending:
+    """Registers of an attention and of the rows that grow what it reads, which count as one row. dims: along what
+    they grow. grow_keys, grow_values: the calls that do it."""
+
+    query: int
+    new_keys: int
+    new_values: int
+    past_keys: int
+    past_values: int
+    dims: tuple[int, int]
+    keys: int
+    values: int
+    scale: int | None
+    grow_keys: Cat
+    grow_values: Cat
+
+    @property
+    def pasts(self) -> frozenset[int]:
+        return frozenset((self.past_keys, self.past_values))
+
+    @property
+    def grown(self) -> frozenset[int]:
+        return frozenset((self.keys, self.values))
+
+
 class Watched:
     """The rows of one program over its first runs.
 
     metas: register: what it was each time. varying: registers that were not the same. moved: those that were in
-    another place. outcasts: rows that no graph can hold. fences: rows that keep their place.
+    another place. outcasts: rows that no graph can hold. fences: rows that keep their place. attending: by its row,
+    an attention that a graph can hold together with what it reads; empty unless `loose`.
     """
 
-    def __init__(self, template: Template, program: Program, recorder: Recorder) -> None:
+    def __init__(self, template: Template, program: Program, recorder: Recorder, loose: bool = False) -> None:
         self.recorder = recorder
         self.n_slots = template.n_slots
         self.n_instructions = len(program.instructions)
@@ -73,16 +104,21 @@ class Watched:
         self.groups: dict[int, list[int]] = {}
         for at, step in enumerate(program.instructions):
             self.groups.setdefault(step.row, []).append(at)
+        kept_outputs = tuple((row, out) for row, out, _ in program.keep)
+        growing = readers(template, kept_outputs).growing
+        self.attending = self._merged(template, program, growing) if loose else {}
         self.reads = {row: self._outside(program, row) for row in self.groups}
         self.makes = {
             row: tuple(program.instructions[at].result for at in places)
             for row, places in self.groups.items()
         }
+        self.arguments = {row: program.instructions[places[-1]].reads for row, places in self.groups.items()}
+        self.last = {row: program.instructions[places[-1]].result for row, places in self.groups.items()}
+        self._rows_of = {
+            row: frozenset(program.instructions[at].row for at in self.groups[row]) for row in self.attending
+        }
         self.written: dict[int, list[int]] = {}
-        kept_outputs = tuple((row, out) for row, out, _ in program.keep)
-        self.outcasts |= readers(
-            template, kept_outputs
-        ).growing  # what they do depends on who else reads a buffer
+        self.outcasts |= growing  # what they do depends on who else reads a buffer
         for row in self.groups:
             self._judge(row, template, program)
         self.unsteady: set[int] = set()  # registers that looked the same, and were not
@@ -105,9 +141,53 @@ class Watched:
 
     def _outside(self, program: Program, row: int) -> frozenset[int]:
         steps = [program.instructions[at] for at in self.groups[row]]
-        return frozenset(register for step in steps for register in step.reads) - {s.result for s in steps}
+        read = frozenset(register for step in steps for register in step.reads) - {s.result for s in steps}
+        return read - self.attending[row].pasts if row in self.attending else read
+
+    def _merged(self, template: Template, program: Program, growing: Collection[int]) -> dict[int, Attending]:
+        fences = {row for row, node in enumerate(template.nodes) if judge(node).fence}
+        found = {}
+        for one in attends(template, growing, fences).values():
+            (keys, keys_list), (values, values_list) = (
+                (program.instructions[self.groups[row][-1]], program.instructions[self.groups[row][0]])
+                for row in (one.keys, one.values)
+            )
+            attention = program.instructions[self.groups[one.row][-1]]
+            if not (isinstance(keys.call, Cat) and isinstance(values.call, Cat)):
+                continue
+            names = [name for name, _ in template.nodes[one.row].kwargs]
+            scale = attention.reads[3 + names.index("scale")] if "scale" in names else None
+            found[one.row] = Attending(
+                attention.reads[0],
+                keys_list.reads[1],
+                values_list.reads[1],
+                keys_list.reads[0],
+                values_list.reads[0],
+                (keys.reads[1], values.reads[1]),
+                keys.result,
+                values.result,
+                scale,
+                keys.call,
+                values.call,
+            )
+            self.groups[one.row] = [
+                *self.groups.pop(one.keys),
+                *self.groups.pop(one.values),
+                *self.groups[one.row],
+            ]
+        return found
+
+    def _judge_attending(self, one: Attending, row: int, registers: Registers) -> None:
+        """Before a run: whether its shapes are those that a graph can serve."""
+        tensors = [registers[r] for r in (one.query, one.new_keys, one.new_values)]
+        pasts = [registers[one.past_keys], registers[one.past_values]]
+        if any(registers[dim] not in (2, -2) for dim in one.dims) or not fits(*tensors, *pasts):
+            self.outcasts.add(row)
 
     def _judge(self, row: int, template: Template, program: Program) -> None:
+        if row in self.attending:
+            self.launching.add(row)
+            return
         judged = judge(template.nodes[row])
         if judged.fence:
             self.fences.add(row)
@@ -123,6 +203,10 @@ class Watched:
             lists = {step.result: step.reads for step in calls[:-1]}
             written = [calls[-1].reads[place] for place in judged.written if place < len(calls[-1].reads)]
             self.written[row] = [r for register in written for r in lists.get(register, (register,))]
+
+    def rows_of(self, row: int) -> frozenset[int]:
+        """The rows of the template that count as this one."""
+        return self._rows_of.get(row, frozenset((row,)))
 
     def bind(self, names: list[Name]) -> None:
         """The values that the slots of the next run are."""
@@ -152,7 +236,10 @@ class Watched:
                 continue
             steps = [program.instructions[at] for at in places]
             read = [(r, registers[r]) for r in self.reads[row] if isinstance(registers[r], torch.Tensor)]
-            if self.runs or row in self.outcasts or row in self.fences:
+            if row in self.attending:
+                self._judge_attending(self.attending[row], row, registers)
+                walk(steps, registers, progress, restrided)
+            elif self.runs or row in self.outcasts or row in self.fences:
                 walk(steps, registers, progress, restrided)
             else:
                 self._strictly(row, steps, registers, progress, restrided)
@@ -217,6 +304,8 @@ class Watched:
         found, changing = [], self.varying | self.unsteady
         for row, places in self.groups.items():
             touched = {*self.reads[row], *self.makes[row]}
+            if row in self.attending:
+                touched -= self.attending[row].grown
             same = row not in self.outcasts and row not in self.fences and not touched & changing
             views = {made: self.sources[made] for made in self.makes[row] if made in self.sources}
             found.append(
