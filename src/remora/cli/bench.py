@@ -19,7 +19,7 @@ LONGEST_RTT_MS = 1000.0
 def bench(
     experiment: Annotated[
         str,
-        typer.Argument(help="Which one: decode, train, zoo, compat, semantics, placement, calibration."),
+        typer.Argument(help="Which one: decode, train, zoo, compat, semantics, placement, calibration, sim."),
     ] = "decode",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: a minute or so.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
@@ -52,7 +52,7 @@ def bench(
 
     if experiment not in EXPERIMENTS:
         raise fail("bench", f"there is no experiment {experiment!r}; there is: {', '.join(EXPERIMENTS)}", 2)
-    if rtt is not None and experiment != "decode":
+    if rtt is not None and experiment not in ("decode", "sim"):
         raise fail("bench", f"--rtt is of decode; {experiment} has no round trips to choose", 2)
     try:
         rtts = round_trips(rtt) if rtt is not None else ()
