@@ -12,7 +12,7 @@ from remora.ops.cost import Kind
 from remora.plan.devices import Device, Link, Pool, Rates, flat
 from remora.plan.duration import Duration
 from remora.runahead.ahead import RunningAhead
-from remora.runahead.predictor import Agreement, Predictor
+from remora.runahead.predictor import Agreement
 from remora.sim import simulate, tape
 from remora.sim.script import Commit, Ends, Lane, Say, Script, Told, Wait, Work
 from remora.sim.simulate import Load, Luck, World
@@ -144,4 +144,3 @@ def test_a_tape_says_what_a_predictor_says() -> None:
         assert (said is None, len(undone), live.epoch) == (said_taped is None, len(undone_taped), taped.epoch)
     assert agreed > 50
     assert known.agreements.count(Agreement.OTHER) > 10
-    assert Predictor().epoch == 0

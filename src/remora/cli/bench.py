@@ -43,7 +43,9 @@ def bench(
     ] = None,
     rtt: Annotated[
         str | None,
-        typer.Option(help="Round trips in ms, such as 0,10,50: decode measures run-ahead behind each."),
+        typer.Option(
+            help="Round trips in ms, such as 0,10,50: decode measures run-ahead behind each, sim its simulation."
+        ),
     ] = None,
 ) -> None:
     """Measure remote against local; the last line of output is JSON, exit code 1 means a bar was missed."""
@@ -53,7 +55,7 @@ def bench(
     if experiment not in EXPERIMENTS:
         raise fail("bench", f"there is no experiment {experiment!r}; there is: {', '.join(EXPERIMENTS)}", 2)
     if rtt is not None and experiment not in ("decode", "sim"):
-        raise fail("bench", f"--rtt is of decode; {experiment} has no round trips to choose", 2)
+        raise fail("bench", f"--rtt is of decode and sim; {experiment} has no round trips to choose", 2)
     try:
         rtts = round_trips(rtt) if rtt is not None else ()
     except ValueError as error:
