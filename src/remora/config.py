@@ -32,6 +32,7 @@ class ClientSettings:
     transport: str = field(default_factory=lambda: _text("REMORA_TRANSPORT") or "websocket")
     run_ahead: bool = field(default_factory=lambda: os.environ.get("REMORA_RUN_AHEAD") != "0")
     exact: bool = field(default_factory=lambda: os.environ.get("REMORA_EXACT") != "0")
+    record: str | None = field(default_factory=lambda: _text("REMORA_RECORD"))
     connect_timeout_s: float = field(default_factory=lambda: _float("REMORA_CONNECT_TIMEOUT", 2.0))
     grace_s: float = field(default_factory=lambda: _float("REMORA_GRACE", 60.0))
 

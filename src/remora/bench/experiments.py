@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "semantics": "remora.bench.semantics",
     "placement": "remora.bench.placement",
     "calibration": "remora.bench.calibration",
+    "sim": "remora.bench.simulated",
 }
 
 

@@ -89,6 +89,10 @@ class Network:
             tuple(ports[_port(member)]["tx"]["bytes"] for member in order),
         )
 
+    @property
+    def name(self) -> str:
+        return self._prefix
+
     def _namespace(self, member: int) -> str:
         return f"{self._prefix}-{member}"
 
@@ -158,6 +162,37 @@ def network(members: int, bytes_per_s: float) -> Iterator[Network]:
         yield made
     finally:
         made.close()
+
+
+@dataclass(frozen=True)
+class Known:
+    """A network that is there. pid: of the process that made it; alive: whether that still runs."""
+
+    name: str
+    pid: int
+    alive: bool
+    namespaces: tuple[str, ...]
+
+
+def known() -> list[Known]:
+    """All networks of this machine that were made here.
+
+    Raises:
+        NoNamespaces: not on this machine; says why.
+    """
+    _require()
+    found: dict[str, list[str]] = {}
+    for name in _namespaces():
+        if _NAME.fullmatch(name):
+            found.setdefault(name.rpartition("-")[0], []).append(name)
+    networks = []
+    for name, namespaces in found.items():
+        of = _NAME.fullmatch(namespaces[0])
+        assert of is not None
+        networks.append(
+            Known(name, int(of[1]), _started(int(of[1])) == int(of[2]), tuple(sorted(namespaces)))
+        )
+    return networks
 
 
 def remove_stale() -> list[str]:

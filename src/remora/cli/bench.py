@@ -23,7 +23,8 @@ def bench(
     experiment: Annotated[
         str,
         typer.Argument(
-            help="Which one: seed, modes, scale, decode, train, zoo, compat, semantics, placement, calibration; or all."
+            help="Which one: seed, modes, scale, decode, train, zoo, compat, semantics, placement, calibration, sim; "
+            "or all."
         ),
     ] = "decode",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: a minute or so.")] = False,
@@ -48,7 +49,9 @@ def bench(
     ] = None,
     rtt: Annotated[
         str | None,
-        typer.Option(help="Round trips in ms, such as 0,10,50: decode measures run-ahead behind each."),
+        typer.Option(
+            help="Round trips in ms, such as 0,10,50: decode measures run-ahead behind each, sim its simulation."
+        ),
     ] = None,
     rate: Annotated[
         str | None, typer.Option(help="Gbit/s of links, such as 0.56,10, for seed. None: all.")
@@ -68,12 +71,12 @@ def bench(
         known = ", ".join(experiments.EXPERIMENTS)
         raise fail("bench", f"there is no experiment {experiment!r}; there is: {known}, all", 2)
     for option, given, of in (
-        ("--rtt", rtt, "decode"),
-        ("--rate", rate, "seed"),
-        ("--executors", executors, "seed"),
+        ("--rtt", rtt, ("decode", "sim")),
+        ("--rate", rate, ("seed",)),
+        ("--executors", executors, ("seed",)),
     ):
-        if given is not None and experiment != of:
-            raise fail("bench", f"{option} is of {of}; {experiment} has none to choose", 2)
+        if given is not None and experiment not in of:
+            raise fail("bench", f"{option} is of {' and '.join(of)}; {experiment} has none to choose", 2)
     try:
         rtts = round_trips(rtt) if rtt is not None else ()
         rates = listed("--rate", rate, "Gbit/s", LONGEST_GBIT) if rate is not None else ()

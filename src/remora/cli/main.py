@@ -13,6 +13,7 @@ from remora.cli.estimate import estimate
 from remora.cli.explain import explain
 from remora.cli.run import run
 from remora.cli.serve import serve
+from remora.cli.sim import sim
 from remora.cli.status import status
 
 app = typer.Typer(
@@ -28,8 +29,10 @@ app.command(context_settings={"allow_interspersed_args": False})(estimate)
 app.command()(serve)
 app.command()(status)
 app.command()(doctor)
+app.command()(sim)
 if find_spec("remora.cli.bench"):
     app.command()(import_module("remora.cli.bench").bench)
+    app.add_typer(import_module("remora.cli.link").app, name="link")
 
 
 def _print_version(wanted: bool) -> None:

@@ -33,9 +33,17 @@ def run(
     ),
     as_cuda: bool = typer.Option(False, "--as-cuda", help='Let "cuda" in the script mean the remora device'),
     lint: bool = typer.Option(False, "--lint", help="Say at the end which lines waited for the executor"),
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Write down what the script does, for remora sim; no contents [REMORA_RECORD]"),
+    ] = None,
     lint_json: Annotated[Path | None, typer.Option(help="The same as JSON, into this file")] = None,
 ) -> None:
     """Run a script with the remora device; its options, output and exit code are its own."""
+    if record is not None:
+        with failures_in_one_line("run"):
+            record.unlink(missing_ok=True)
+        os.environ["REMORA_RECORD"] = str(record.absolute())
     prepare("run", script, url, token, placement, as_cuda)
     if not (lint or lint_json):
         run_script(script, arguments)

@@ -29,6 +29,7 @@ from remora.pool.embedded import EmbeddedExecutor
 from remora.session.calibration import calibrated
 from remora.session.explaining import Observed, explanation
 from remora.session.pooled import PoolSession
+from remora.session.recording import record
 from remora.session.session import Session
 from remora.session.stats import Stats
 from remora.transport.http import HttpTransport
@@ -80,7 +81,7 @@ def connect(
     if _current is not None:
         raise UsageError(f"already connected to {_current.transport.address}; call remora.disconnect() first")
     if _instead is not None:
-        _opened(_instead(), time.monotonic() + 1.0)
+        _opened(_instead(), time.monotonic() + 1.0, replace(ClientSettings(), record=None))
         return
     settings = ClientSettings()
     if run_ahead is not None:
@@ -136,7 +137,7 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
     except BaseException:
         transport.close()
         raise
-    return _opened(session, deadline)
+    return _opened(session, deadline, settings)
 
 
 def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy: Policy) -> Session:
@@ -163,7 +164,7 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
         for transport in transports:
             transport.close()
         raise
-    return _opened(session, deadline)
+    return _opened(session, deadline, settings)
 
 
 def alike(devices: Sequence[tuple[str, str]]) -> None:
@@ -197,7 +198,7 @@ def wants(index: int = 0, exact: bool = True) -> OpenSession:
     )
 
 
-def _opened(session: Session, deadline: float) -> Session:
+def _opened(session: Session, deadline: float, settings: ClientSettings) -> Session:
     """Makes an open session the process's own."""
     global _current, _stop
     try:
@@ -205,6 +206,7 @@ def _opened(session: Session, deadline: float) -> Session:
             lane.link.open(max(0.1, deadline - time.monotonic()))
         session.op_table()  # on disk after the first time; now, so that no op waits for it
         store.load()
+        record(session, settings, wants())
     except BaseException as error:
         session.close(Disconnected(str(error)))
         raise
