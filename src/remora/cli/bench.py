@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remora.cli.bench_report import write_report
 from remora.cli.failure import fail, failures_in_one_line
 
 if TYPE_CHECKING:
@@ -19,8 +20,13 @@ LONGEST_RTT_MS = 1000.0
 def bench(
     experiment: Annotated[
         str,
-        typer.Argument(help="Which one: decode, train, zoo, compat, semantics, placement, calibration."),
+        typer.Argument(
+            help="Which one: decode, train, zoo, compat, semantics, placement, calibration; or report, with files."
+        ),
     ] = "decode",
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Of report: records, as experiments leave them.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: a minute or so.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
     url: Annotated[
@@ -41,12 +47,19 @@ def bench(
     policy: Annotated[
         list[str] | None, typer.Option(help="One policy, for placement; repeatable. None: all.")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Of report: the page to write.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Of report: the folder for its pictures.")] = None,
     rtt: Annotated[
         str | None,
         typer.Option(help="Round trips in ms, such as 0,10,50: decode measures run-ahead behind each."),
     ] = None,
 ) -> None:
     """Measure remote against local; the last line of output is JSON, exit code 1 means a bar was missed."""
+    if experiment == "report":
+        write_report(files or (), html, png)
+        return
+    if files or html or png:
+        raise fail("bench", "files, --html and --png are of report", 2)
     from remora.bench.experiments import EXPERIMENTS, run
     from remora.bench.harness import Options
 
