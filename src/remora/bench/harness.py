@@ -9,12 +9,15 @@ import random
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
+from remora.bench import records
 from remora.bench.intervals import of_median
 
 T = TypeVar("T")
@@ -31,6 +34,10 @@ class Impossible(Exception):
     """A measurement that cannot be true: the bench is wrong, not the program."""
 
 
+class NotAsSaid(Impossible):
+    """A run that was not what its arm says: another policy, another transport, other bytes, other values."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What the command line asks of an experiment. url: None starts an executor of its own.
@@ -38,6 +45,7 @@ class Options:
     only: one architecture of `zoo`, op of `compat`, program of `semantics`. write: the file whose table `compat` makes
     anew, the folder of the golden graphs of `semantics`.
     workloads, policies: of `placement`; none: all. rtts: of `decode`, ms, ascending; with some it measures run-ahead.
+    executors: of `seed`: addresses on hosts of their own; none: it starts some. rates: of `seed`, Gbit/s; none: all.
     """
 
     quick: bool = False
@@ -48,6 +56,8 @@ class Options:
     workloads: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
     rtts: tuple[float, ...] = ()
+    executors: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,10 @@ class Report:
     experiment: str
     rows: list[Row] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
+    samples: list[records.Sample] = field(default_factory=list)
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     started: float = field(default_factory=time.perf_counter)
+    began: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def say(self, text: str) -> None:
         """One line of progress on stderr."""
@@ -115,9 +128,40 @@ class Report:
         self.bars.append(bar_)
         self.say(f"{'ok    ' if bar_.ok else 'MISSED'} {name}: {value:.4g} {op} {bar:.4g}")
 
+    def sample(self, **fields: Any) -> records.Sample:
+        """Adds all trials of an arm; fields: of records.Sample, but for those that say which run it is."""
+        sample = records.Sample(run=self.run, experiment=self.experiment, **fields)
+        self.samples.append(sample)
+        return sample
+
     @property
     def ok(self) -> bool:
         return all(bar.ok for bar in self.bars)
+
+    def as_records(self, command: str, options: Options) -> list[records.Record]:
+        """All of it as lines of a file of results; command: what was run."""
+        which = {"run": self.run, "experiment": self.experiment}
+        found = versions()
+        run = records.Run(
+            **which,
+            command=command,
+            commit=found.pop("commit"),
+            started=self.began,
+            versions=found,
+            seed=options.seed,
+            quick=options.quick,
+        )
+        rows = [
+            records.Row(
+                **which, **{k: _finite(v) if isinstance(v, float) else v for k, v in asdict(row).items()}
+            )
+            for row in self.rows
+        ]
+        bars = [
+            records.Bar(**which, **{**asdict(bar), "value": _finite(bar.value)}, ok=bar.ok)
+            for bar in self.bars
+        ]
+        return [run, *self.samples, *rows, *bars]
 
     def content(self) -> dict[str, Any]:
         """What the JSON line holds."""

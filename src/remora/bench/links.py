@@ -18,11 +18,15 @@ from urllib.parse import urlsplit
 
 from remora.bench import raw_rate
 from remora.bench.delay_proxy import delay_proxy
+from remora.bench.forks import Fork
 from remora.bench.harness import Impossible, check_physics
 from remora.bench.netns import BURST_NBYTES, CLIENT, Network, NoNamespaces, Traffic, network
 from remora.pool.embedded import EmbeddedExecutor
+from remora.session.connect import current
+from remora.session.pooled import PoolSession
 
 KINDS = ("netns", "proxy", "loopback")
+HOSTS_S = 60.0
 GIGABIT = 1e9 / 8
 CALIBRATION_S = 0.25
 _MOST_NBYTES = 256 << 20
@@ -108,6 +112,45 @@ def executors(
             urls = [stack.enter_context(proxied(url, link)) for url in urls]
         rates = _calibrate_one(link if chosen == "proxy" else Link(0.0)) if calibrate else _asked(link)
         yield Executors(urls, None, chosen, f"{chosen}: {why}", link, rates, None, started)
+
+
+@contextmanager
+def on_hosts(urls: Sequence[str]) -> Iterator[Executors]:
+    """Executors that run on hosts of their own; the token is REMORA_TOKEN. Their network is what it is.
+
+    Its rates are those that a session measures when it opens a pool.
+
+    Raises:
+        ArmFailed: no session there; holds the reason.
+    """
+    asked = Fork("rates", lambda: _Rates(urls))
+    try:
+        rates = asked.ask("measured", HOSTS_S)
+    finally:
+        asked.close()
+    yield Executors(list(urls), None, "hosts", f"hosts: {', '.join(urls)}", Link(0.0), Calibration(**rates))
+
+
+class _Rates:
+    """What a fork asks hosts that it opens a session on: this process itself never connects."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self.urls = urls
+
+    def measured(self) -> dict[str, float | None]:
+        import remora
+
+        remora.connect(self.urls, placement="local")
+        session = current()
+        assert isinstance(session, PoolSession)
+        pool = session.placement.planner.pool
+        up = pool.client[0].bytes_per_s
+        return {"up": up, "down": up, "peers": pool.link(0, 1).bytes_per_s if len(self.urls) > 1 else None}
+
+    def close(self) -> None:
+        import remora
+
+        remora.disconnect()
 
 
 def _choose(kind: str | None, link: Link | None) -> tuple[str, str]:

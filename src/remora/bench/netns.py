@@ -119,7 +119,7 @@ class Network:
         self._shape(tc, device)
 
     def _shape(self, tc: tuple[str, ...], device: str) -> None:
-        burst = max(BURST_NBYTES, int(self.bytes_per_s / 1000))
+        burst = burst_nbytes(self.bytes_per_s)
         queue = max(4 * burst, int(self.bytes_per_s * _QUEUE_S))
         rate = ("rate", f"{self.bytes_per_s * 8:.0f}bit", "burst", str(burst), "limit", str(queue))
         _run(*tc, "qdisc", "add", "dev", device, "root", "tbf", *rate)
@@ -130,6 +130,11 @@ class Network:
             _run("ip", "link", "del", self._client_device)
         for name in (*(self._namespace(member) for member in range(self.members)), self._switch):
             _remove(name)
+
+
+def burst_nbytes(bytes_per_s: float) -> int:
+    """What a link of that rate passes at once after a pause."""
+    return max(BURST_NBYTES, int(bytes_per_s / 1000))
 
 
 @contextmanager

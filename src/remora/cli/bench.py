@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,13 +17,14 @@ if TYPE_CHECKING:
     from remora.bench.harness import Report
 
 LONGEST_RTT_MS = 1000.0
+LONGEST_GBIT = 1000.0
 
 
 def bench(
     experiment: Annotated[
         str,
         typer.Argument(
-            help="Which one: decode, train, zoo, compat, semantics, placement, calibration; or report, with files."
+            help="Which one: seed, decode, train, zoo, compat, semantics, placement, calibration; all; or report."
         ),
     ] = "decode",
     files: Annotated[
@@ -53,6 +56,15 @@ def bench(
         str | None,
         typer.Option(help="Round trips in ms, such as 0,10,50: decode measures run-ahead behind each."),
     ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Gbit/s of links, such as 0.56,10, for seed. None: all.")
+    ] = None,
+    executors: Annotated[
+        str | None, typer.Option(help="Addresses of two executors on hosts of their own, for seed.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A file that the raw results are added to, as JSON lines.")
+    ] = None,
 ) -> None:
     """Measure remote against local; the last line of output is JSON, exit code 1 means a bar was missed."""
     if experiment == "report":
@@ -60,22 +72,34 @@ def bench(
         return
     if files or html or png:
         raise fail("bench", "files, --html and --png are of report", 2)
-    from remora.bench.experiments import EXPERIMENTS, run
+    from remora.bench import experiments, records
     from remora.bench.harness import Options
 
-    if experiment not in EXPERIMENTS:
-        raise fail("bench", f"there is no experiment {experiment!r}; there is: {', '.join(EXPERIMENTS)}", 2)
-    if rtt is not None and experiment != "decode":
-        raise fail("bench", f"--rtt is of decode; {experiment} has no round trips to choose", 2)
+    if experiment not in (*experiments.EXPERIMENTS, "all"):
+        known = ", ".join(experiments.EXPERIMENTS)
+        raise fail("bench", f"there is no experiment {experiment!r}; there is: {known}, all", 2)
+    for option, given, of in (
+        ("--rtt", rtt, "decode"),
+        ("--rate", rate, "seed"),
+        ("--executors", executors, "seed"),
+    ):
+        if given is not None and experiment != of:
+            raise fail("bench", f"{option} is of {of}; {experiment} has none to choose", 2)
     try:
         rtts = round_trips(rtt) if rtt is not None else ()
+        rates = listed("--rate", rate, "Gbit/s", LONGEST_GBIT) if rate is not None else ()
     except ValueError as error:
         raise fail("bench", str(error), 2) from None
+    hosts = tuple(url.strip() for url in (executors or "").split(",") if url.strip())
+    asked = Options(
+        quick, url, seed, only, write, tuple(workload or ()), tuple(policy or ()), rtts, hosts, rates
+    )
+    if experiment == "all":
+        raise typer.Exit(experiments.run_all(asked, out))
     with failures_in_one_line("bench"):
-        report = run(
-            experiment,
-            Options(quick, url, seed, only, write, tuple(workload or ()), tuple(policy or ()), rtts),
-        )
+        report = experiments.run(experiment, asked)
+        if out is not None:
+            records.write(out, report.as_records(shlex.join(["remora", *sys.argv[1:]]), asked))
     if not as_json:
         _print_tables(report)
     typer.echo(json.dumps(report.content()))
@@ -88,14 +112,21 @@ def round_trips(text: str) -> tuple[float, ...]:
     Raises:
         ValueError: it is no such list; quotes it.
     """
+    return listed("--rtt", text, "milliseconds", LONGEST_RTT_MS)
+
+
+def listed(option: str, text: str, unit: str, most: float) -> tuple[float, ...]:
+    """Numbers of a list with commas, ascending, each once.
+
+    Raises:
+        ValueError: it is no such list; quotes it.
+    """
     try:
         found = {float(part) for part in text.split(",")}
     except ValueError:
         found = set()
-    if not found or not all(0 <= rtt <= LONGEST_RTT_MS for rtt in found):
-        raise ValueError(
-            f"--rtt {text!r} is no list of milliseconds from 0 to {LONGEST_RTT_MS:g}, such as 0,10,50"
-        )
+    if not found or not all(0 <= number <= most for number in found):
+        raise ValueError(f"{option} {text!r} is no list of {unit} from 0 to {most:g}, such as 0,10,50")
     return tuple(sorted(found))
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
@@ -60,7 +61,8 @@ class PoolSession(Given):
         )
         self._indexed = planner.policy.indexed
         self._generators = {0}
-        self._peer_nbytes, self._peer_messages = 0, 0
+        self.peer_nbytes: Counter[tuple[int, int]] = Counter()  # sent, by source and target
+        self._peer_messages = 0
         self._push_failure: PushFailed | None = None
         self._watching = False
         for index, lane in enumerate(self.lanes):
@@ -248,7 +250,9 @@ class PoolSession(Given):
 
     def _pushed(self, answer: Pushed | PushFailed) -> None:
         if isinstance(answer, Pushed):
-            self._peer_nbytes += answer.nbytes
+            push = self.placement.ledger.pushes.get(answer.ticket)
+            if push is not None:
+                self.peer_nbytes[push.source, push.target] += answer.nbytes
             self._peer_messages += 1
             self.placement.ledger.pushed(answer)
             return
@@ -372,7 +376,7 @@ class PoolSession(Given):
                 whole_calls=counters.whole_calls,
                 capture_route=counters.route,
                 plans=self.placement.plans.made,
-                peer_bytes=self._peer_nbytes,
+                peer_bytes=self.peer_nbytes.total(),
                 peer_messages=self._peer_messages,
             )
 

@@ -55,7 +55,7 @@ class HttpTransport(Traffic):
             raise UsageError(f"transport {mode!r} does not exist; REMORA_TRANSPORT is websocket or post")
         self._address = parse_address(url)
         self.address = self._address.text
-        self._mode = mode
+        self.mode = mode
         self._sleep = sleep
         self._tls = _tls_context(ca_file) if self._address.secure else None
         self._headers = {"Authorization": f"Bearer {_header_safe(token)}"} if token else {}
@@ -73,7 +73,7 @@ class HttpTransport(Traffic):
     def open_channel(self, grant: Grant, epoch: int, received: int, timeout_s: float) -> tuple[Channel, int]:
         path = f"{_route(grant)}/steps"
         headers = {**self._headers, **_secret(grant)}
-        if self._mode == "post":
+        if self.mode == "post":
             poster = PostChannel(self._address, self._tls, path, headers, epoch, received)
             try:
                 poster.post(0.0, timeout_s)
