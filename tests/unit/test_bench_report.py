@@ -61,6 +61,16 @@ def test_latency_is_the_smallest_cache_in_ms_a_step_by_rate() -> None:
     assert found.head.runs == ("s1",)
 
 
+def test_other_arms_and_transports_and_a_twin_over_less_are_no_part_of_the_published_figure() -> None:
+    others = [sample(arm="split"), sample(arm="local", transport="", executors=0), sample(transport="post")]
+    twin = sample(workload="seed, twin", shape={"cache_tokens": 16}, nbytes={"0>1": [1] * 7})
+    found = series.latency(gathered(seed_run(sample(), *others, twin)))
+    assert isinstance(found, Bars)
+    assert found.arms == ("blind",)
+    assert "128 tokens" in found.head.caption
+    assert isinstance(series.wire_bytes(gathered(seed_run(twin))), Missing)
+
+
 def test_bytes_are_of_a_step_and_all_ways_together() -> None:
     both = sample(nbytes={"0>1": [1000] * 7, "client>0": [200] * 7})
     found = series.wire_bytes(gathered(seed_run(both)))
@@ -117,6 +127,22 @@ def test_predictions_pair_with_what_the_model_said_and_with_simulated_twins() ->
         "simulator, seed": [(pytest.approx(1.0), pytest.approx(0.8))],
     }
     assert "1 point, median error 20.0%, worst 20%." in found.head.caption
+
+
+def test_rows_that_were_measured_and_simulated_are_pairs_too() -> None:
+    def row(arm: str, median: float, unit: str = "ms", measure: str = "decode, RTT 0") -> Row:
+        both = {"run": "r", "experiment": "sim", "measure": measure, "unit": unit, "trials": 3}
+        return Row(**both, arm=arm, median=median, low=1.0, high=3.0, low95=1.0, high95=3.0)
+
+    lone = row("measured", 9.0, measure="not simulated")
+    evidence = gathered(
+        [measured.run("r", "sim"), row("simulated", 2.2), row("measured", 2.0), lone, row("local", 1.0)]
+    )
+    found = growth.predictions(evidence)
+    assert isinstance(found, Scatter)
+    ((name, pairs),) = found.clouds
+    assert (name, [(shown.median, predicted) for shown, predicted in pairs]) == ("simulator", [(2.0, 2.2)])
+    assert found.head.runs == ("r",)
 
 
 def test_growth_varies_one_quantity_and_keeps_the_others() -> None:

@@ -40,6 +40,11 @@ class Evidence:
         ordered = sorted(self.bars, key=lambda bar: self._weight(bar.run))
         return list({(bar.experiment, bar.name): bar for bar in ordered}.values())
 
+    def standing_rows(self) -> list[Row]:
+        """The newest of each measure of an arm, as above."""
+        ordered = sorted(self.rows, key=lambda row: self._weight(row.run))
+        return list({(row.experiment, row.measure, row.arm): row for row in ordered}.values())
+
     def experiments(self) -> set[str]:
         return {run.experiment for run in self.runs.values()}
 

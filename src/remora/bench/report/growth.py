@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from statistics import median
 
 from remora.bench.intervals import of_ratio
@@ -46,6 +46,9 @@ def predictions(evidence: Evidence) -> Scatter | Missing:
             pair = per_unit_ms(sample), per_unit_ms(twin).median
             clouds.setdefault(f"simulator, {sample.experiment}", []).append(pair)
             drawn.append(sample)
+    pairs_of_rows = list(_simulated_rows(evidence))
+    if pairs_of_rows:
+        clouds.setdefault("simulator", []).extend(pair for _, pair in pairs_of_rows)
     if not clouds:
         return Missing(name, title, "measurements with a prediction, or simulated as well")
     caption = (
@@ -57,9 +60,25 @@ def predictions(evidence: Evidence) -> Scatter | Missing:
         )
     )
     return Scatter(
-        Head(name, title, caption, runs_of(drawn)),
+        Head(
+            name, title, caption, tuple(dict.fromkeys((*runs_of(drawn), *(run for run, _ in pairs_of_rows))))
+        ),
         tuple((cloud, tuple(pairs)) for cloud, pairs in clouds.items()),
     )
+
+
+def _simulated_rows(evidence: Evidence) -> Iterator[tuple[str, tuple[Value, float]]]:
+    """Of each measure that was measured and simulated in one run: that run, and both in milliseconds."""
+    rows = {(row.experiment, row.measure, row.arm): row for row in evidence.standing_rows()}
+    for (experiment, measure, arm), row in rows.items():
+        twin = rows.get((experiment, measure, SIMULATED))
+        if arm != MEASURED or twin is None or twin.run != row.run or (row.unit, twin.unit) != ("ms", "ms"):
+            continue
+        if row.median is None or twin.median is None:
+            continue
+        low = row.median if row.low95 is None else row.low95
+        high = row.median if row.high95 is None else row.high95
+        yield row.run, (Value(row.median, low, high, row.trials), twin.median)
 
 
 def errors_text(errors: list[float]) -> str:

@@ -15,6 +15,7 @@ K = TypeVar("K")
 ORDER = ("naive", "full KV", "blind", "split", "delta KV", "aware", "handle", "semantic", "resident")
 SEED, CACHE = "seed", "cache_tokens"
 BASE = "blind"  # what gains are of
+PUBLISHED = (BASE, "aware", "resident")  # the arms of the seed's figure, and the one that needs no wait
 SAVED = (0.5, 0.9)
 
 
@@ -86,7 +87,7 @@ def latency(evidence: Evidence) -> Bars | Missing:
     if not samples:
         return Missing(name, title, "`remora bench seed`")
     tokens = min(sample.shape[CACHE] for sample in samples)
-    samples = [sample for sample in samples if sample.shape[CACHE] == tokens]
+    samples = [sample for sample in samples if sample.shape[CACHE] == tokens and sample.arm in PUBLISHED]
     rates = sorted({sample.link.gbit_per_s for sample in samples if sample.link.gbit_per_s is not None})
     return Bars(
         Head(
@@ -108,7 +109,11 @@ def wire_bytes(evidence: Evidence) -> Bars | Missing:
     """Bytes of a step by arm: of the seed at its smallest cache, and of the modes."""
     name, title = "bytes", "What crosses the wire"
     counted = [sample for sample in evidence.standing() if sample.nbytes and sample.transport == "websocket"]
-    counted = [sample for sample in counted if sample.experiment in (SEED, "modes")]
+    counted = [
+        sample
+        for sample in counted
+        if sample.experiment in (SEED, "modes") and (sample.workload == SEED or CACHE not in sample.shape)
+    ]
     if not counted:
         return Missing(name, title, "`remora bench seed`, `remora bench modes`")
     groups: list[str] = []
