@@ -111,8 +111,8 @@ class Contestant:
         assert self._process.stdout is not None
         until = time.monotonic() + within_s
         while b"\n" not in self._read:
-            left_s = until - time.monotonic()
-            if left_s <= 0 or not select.select([self._process.stdout], [], [], left_s)[0]:
+            left_s = max(0.0, until - time.monotonic())
+            if not select.select([self._process.stdout], [], [], left_s)[0]:
                 raise Failed(f"no answer within {within_s:.0f} s")
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
