@@ -33,7 +33,7 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2.2em; } h3 { font-s
 figure { margin: 1em 0; } figure svg { height: auto; max-width: 100%; }
 figcaption, .soft { color: var(--soft); font-size: .9em; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .87em; }
-th, td { padding: .15em .8em .15em 0; text-align: left; vertical-align: top; }
+th, td { padding: .15em 1.2em .15em 0; text-align: left; vertical-align: top; min-width: 4em; }
 th { border-bottom: 2px solid var(--soft); } td { border-bottom: 1px solid var(--grid); }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .missed td { color: var(--missed); font-weight: 600; }
@@ -99,10 +99,15 @@ def _words(text: str) -> str:
 
 
 def _made_by(runs: Sequence[str], evidence: Evidence) -> str:
-    links = [
-        f'<a href="#run-{escape(name)}"><code>{escape(command(evidence.runs[name]))}</code></a>'
-        for name in runs
-    ]
+    links = []
+    for name in runs:
+        run = evidence.runs[name]
+        when = ", ".join(
+            part for part in (run.started[:10], run.commit, "quick" if run.quick else "") if part
+        )
+        links.append(
+            f'<a href="#run-{escape(name)}"><code>{escape(command(run))}</code></a> ({escape(when)})'
+        )
     return f"Made by {', '.join(links)}."
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from remora.bench.records import SIMULATED, Bar, Row, Run, Sample
 from remora.bench.report.evidence import Evidence
 from remora.bench.report.figures import Missing, Value
-from remora.bench.report.series import CACHE, SAVED, gains, per_unit_ms, per_unit_nbytes, rate_name
+from remora.bench.report.series import SAVED, gains, per_unit_ms, per_unit_nbytes, rate_name
 
 ONE_TRIAL, NO_INTERVAL, FEW = "one trial", "no interval", 6
 
@@ -159,7 +159,7 @@ def reached(evidence: Evidence) -> Table | None:
             saved = [(y, grid.values[x, y]) for y in heat.ys if (x, y) in grid.values]
             firsts = [_first(saved, share) for share in SAVED]
             rows.append((grid.title, x, *firsts))
-    heads = ("arm", "link", *(f"{share:.0%} saved from {CACHE.replace('_', ' ')}" for share in SAVED))
+    heads = ("arm", "link", *(f"{share:.0%} saved from a cache of" for share in SAVED))
     return Table("Where the gain is", heads, tuple(rows), frozenset({2, 3}))
 
 
