@@ -19,6 +19,7 @@ from remora.bench.delay_proxy import delay_proxy
 
 HERE = Path(__file__).parent
 SRC = HERE.parents[1] / "src"
+WITH_US = ("setpriv", "--pdeathsig", "KILL")  # however this process ends, what it started ends too
 START_S, OPEN_S, TRIAL_S = 60.0, 180.0, 60.0
 _CONNECTION = re.compile(r"bytes_(sent|received):(\d+)")
 
@@ -156,7 +157,7 @@ def contestant(
 
         def run(*arguments: str) -> subprocess.Popen[bytes]:
             process = subprocess.Popen(
-                [str(python), *arguments],
+                [*WITH_US, str(python), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -167,7 +168,7 @@ def contestant(
 
         if peer.server:
             server = subprocess.Popen(
-                [str(python), *(argument.format(port=port) for argument in peer.server)],
+                [*WITH_US, str(python), *(argument.format(port=port) for argument in peer.server)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
