@@ -23,7 +23,7 @@ def bench(
     experiment: Annotated[
         str,
         typer.Argument(
-            help="Which one: seed, decode, train, zoo, compat, semantics, placement, calibration; or all."
+            help="Which one: seed, modes, scale, decode, train, zoo, compat, semantics, placement, calibration; or all."
         ),
     ] = "decode",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: a minute or so.")] = False,
