@@ -3,10 +3,10 @@
 The interval of a median is that of order statistics: with n trials, x(k) to x(n+1-k) holds the true median with
 probability 1 - 2 P(Binomial(n, 1/2) < k), whatever the distribution of times, which is skewed and has outliers. k is
 the largest that keeps 95 %; below six trials not even the smallest and the largest do (93.75 % at five), and the
-interval says so in `coverage`. Exact, and without random numbers. The bootstrap is not used there: for a median its percentile interval is an order-statistics
-interval too, but one that promises more than it keeps (87.5 % at seven trials), and BCa's correction
-does not exist for a median, whose jackknife is not consistent. What whole runs took is a ratio of means, which has no
-order statistics, and there it is used.
+interval says so in `coverage`. Exact, and without random numbers. The bootstrap is not used there: for a median its
+percentile interval is an order-statistics interval too, but one that promises more than it keeps (87.5 % at seven
+trials), and BCa's correction does not exist for a median, whose jackknife is not consistent. What whole runs took is a
+ratio of means, which has no order statistics: there the bootstrap is used.
 """
 
 from __future__ import annotations
