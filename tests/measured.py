@@ -78,7 +78,7 @@ def tokens(
 
 def modes() -> Iterator[Record]:
     yield run("modes-run", "modes")
-    arms = {"local": 40.0, "full KV": 120.0, "delta KV": 60.0, "handle": 50.0, "semantic": 44.0}
+    arms = {"local": 40.0, "full KV both ways": 120.0, "delta KV": 60.0, "handle": 50.0, "semantic": 44.0}
     yield from tokens("modes", arms, (0.0, 10.0, 50.0), "GPT-2")
     yield from tokens(
         "modes", {"local": 5.0, "handle": 9.0, "semantic": 6.0}, (0.0, 10.0, 50.0), "12 thin layers"
@@ -87,26 +87,27 @@ def modes() -> Iterator[Record]:
 
 def scale() -> Iterator[Record]:
     yield run("scale-run", "scale")
-    usual = {"layers": 12.0, "width": 64.0, "context": 128.0, "batch": 1.0, "clients": 1.0}
+    usual = {"layers": 12.0, "width": 64.0, "context": 128.0, "batch": 1.0, "clients": 1.0, "executors": 1.0}
     varied = {
         "layers": (2, 6, 12, 24, 48),
         "width": (64, 128, 256, 512),
         "context": (128, 512, 2048),
         "batch": (1, 2, 4, 8),
         "clients": (1, 2, 4),
+        "executors": (1, 2),
     }
     for quantity, sizes in varied.items():
         for size in sizes:
-            for arm, factor in (("local", 1.0), ("remora", 1.1)):
+            for arm, factor in (("local", 1.0), ("remote", 1.1)):
                 shape = usual | {quantity: float(size)}
                 ms = factor * (1 + 0.3 * shape["layers"] * (shape["width"] / 64) * shape["clients"] ** 0.5)
                 yield Sample(
                     run="scale-run",
                     experiment="scale",
-                    workload="decode",
+                    workload="small Llama",
                     arm=arm,
                     link=Link(by="loopback"),
-                    executors=0 if arm == "local" else 1,
+                    executors=0 if arm == "local" else int(shape["executors"]),
                     unit="token",
                     units=16,
                     shape=shape,

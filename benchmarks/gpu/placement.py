@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import torch
 import transformers
-from decode import log, make
+from shapes import make
 
 import remora
 from remora.pool.embedded import EmbeddedExecutor
@@ -29,6 +29,10 @@ from remora.session.connect import current
 
 PROMPT, STEPS, TRIALS = 512, 16, 5
 CUT_SHARE = 2.3  # of one executor's memory that the model takes, on three
+
+
+def log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def model_of(name: str, device: str, tiny: bool) -> Any:

@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 
+from remora.bench import intervals
 from remora.bench.intervals import of_median, of_ratio
 
 
@@ -57,3 +58,22 @@ def test_ratio_of_arms_that_took_turns_forgets_drift() -> None:
 def test_what_has_no_ratio_is_refused(a: list[float], b: list[float], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         of_ratio(a, b)
+
+
+def test_a_ratio_of_means_has_a_bootstrap_interval_that_holds_it_and_narrows() -> None:
+    rng = random.Random(1)
+    few, many = ([[rng.gauss(mean, 1) for _ in range(n)] for mean in (60, 10)] for n in (8, 80))
+    wide, narrow = (intervals.of_means(*arms) for arms in (few, many))
+    for found in (wide, narrow):
+        assert found.low < found.median < found.high
+        assert found.low < 6.0 < found.high
+    assert narrow.high - narrow.low < (wide.high - wide.low) / 2
+    assert intervals.of_means(*few) == wide  # the same each time
+
+
+def test_a_ratio_of_means_refuses_what_it_cannot_know() -> None:
+    assert intervals.of_means([6.0, 6.0], [2.0, 2.0]).low == 3.0
+    with pytest.raises(ValueError, match="two trials"):
+        intervals.of_means([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="above 0"):
+        intervals.of_means([1.0, 2.0], [1.0, 0.0])

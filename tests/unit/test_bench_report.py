@@ -148,7 +148,9 @@ def test_rows_that_were_measured_and_simulated_are_pairs_too() -> None:
 def test_growth_varies_one_quantity_and_keeps_the_others() -> None:
     found = growth.growth(ALL)
     assert isinstance(found, Lines)
-    assert [panel.x_label for panel in found.panels] == ["layers", "width", "context", "batch", "clients"]
+    quantities = ["layers", "width", "context", "batch", "clients", "executors"]
+    assert [panel.x_label for panel in found.panels] == quantities
+    assert [[x for x, _ in line.points] for line in found.panels[-1].lines] == [[1, 2], [1, 2]]
     layers = found.panels[0]
     assert layers.log_x
     assert [x for x, _ in layers.lines[0].points] == [2, 6, 12, 24, 48]

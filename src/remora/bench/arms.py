@@ -76,8 +76,8 @@ class Trial:
     cpu_s: float
     digests: tuple[str, ...]
     spent: dict[str, int]
-    nbytes: dict[str, int] = field(default_factory=dict)
     passed: Traffic | None = None
+    nbytes: dict[str, int] = field(default_factory=dict)
 
     def between_executors(self) -> float:
         """Bytes between executors: the kernel's count, else the session's own; not a number if it has none."""

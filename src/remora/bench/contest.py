@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,8 +15,9 @@ from remora.bench.ceiling import check_not_before
 from remora.bench.harness import CLOCK_SLACK, NotAsSaid, Report, check_physics, interleave
 from remora.bench.links import Executors
 from remora.bench.records import CLIENT
-from remora.bench.workloads import Build, Outputs
+from remora.bench.workloads import Build, Outputs, Running
 
+Digests = tuple[str, ...]
 BOTH_WAYS, UP, DOWN, BETWEEN = "both ways", "up", "down", "between executors"
 
 
@@ -52,19 +54,21 @@ def carried(ways: dict[str, int]) -> dict[str, int]:
 class Entry:
     """One arm's program, and what it must show.
 
-    units: of a trial, which is a step of what `build` makes. reference: makes a trial's outputs with plain PyTorch.
-    floor_s: a trial cannot take less. predicted_s: stated before.
+    units: of a trial, which is a step of what `build` makes. reference: makes a trial's outputs with plain PyTorch;
+    None: they are not compared. floor_s: a trial cannot take less. predicted_s: of a trial, stated before. goes_on:
+    a trial begins where the last one ended, warm-ups first; the reference, asked for each, must do so too.
     """
 
     arm: Arm
     build: Build
     units: int
-    reference: Callable[[], Outputs]
+    reference: Callable[[], Outputs] | None
     carries: tuple[Carries, ...] = ()
     floor_s: float = 0.0
     predicted_s: float | None = None
     warm_ups: int = 2
     bound: str = ""
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,14 +117,14 @@ def contest(
         Impossible: faster than the link, or than the floor.
         ArmFailed: an arm failed; nothing is left out.
     """
-    expected = {entry.arm.name: tuple(map(digest, entry.reference())) for entry in entries}
+    expected = {entry.arm.name: _expected(entry, trials) for entry in entries}
     with forked_each([(entry.arm, entry.build) for entry in entries], pool) as processes:
         acts = {}
         for entry, process in zip(entries, processes, strict=True):
-            warm = process.open(entry.warm_ups)
-            _compare(entry, warm, expected[entry.arm.name] * entry.warm_ups)
-            acts[entry.arm.name] = lambda entry=entry, process=process: _trial(
-                setting, entry, process, expected[entry.arm.name], pool
+            outputs = expected[entry.arm.name]
+            _compare(entry, process.open(entry.warm_ups), [next(outputs) for _ in range(entry.warm_ups)])
+            acts[entry.arm.name] = lambda entry=entry, process=process, outputs=outputs: _trial(
+                setting, entry, process, next(outputs), pool
             )
         found = interleave(acts, trials, rng)
         busy = [_busy_s(process) if clocks else 0.0 for process in processes]
@@ -134,10 +138,10 @@ def contest(
 
 
 def _trial(
-    setting: Setting, entry: Entry, process: ArmProcess, expected: tuple[str, ...], pool: Executors
+    setting: Setting, entry: Entry, process: ArmProcess, expected: Digests | None, pool: Executors
 ) -> Trial:
     trial = process.step(0.0)
-    _compare(entry, trial.digests, expected)
+    _compare(entry, trial.digests, [expected])
     check(f"{setting.workload}, {entry.arm.name}", entry, trial, pool.rates.fastest)
     return trial
 
@@ -159,12 +163,26 @@ def check(what: str, entry: Entry, trial: Trial, link_bytes_per_s: float) -> Non
     check_not_before(what, trial.seconds * CLOCK_SLACK * 1e3, entry.floor_s * 1e3)
 
 
-def _compare(entry: Entry, digests: Sequence[str], expected: Sequence[str]) -> None:
-    if tuple(digests) != tuple(expected):
-        differ = sum(a != b for a, b in zip(digests, expected, strict=False))
+def _expected(entry: Entry, trials: int) -> Iterator[Digests | None]:
+    """What each trial must give, warm-ups first. Computed now, so that nothing else runs while arms are timed."""
+    if entry.reference is None:
+        return itertools.repeat(None)
+    if not entry.goes_on:
+        return itertools.repeat(tuple(map(digest, entry.reference())))
+    count = entry.warm_ups + trials
+    return iter([tuple(map(digest, entry.reference())) for _ in range(count)])
+
+
+def _compare(entry: Entry, digests: Sequence[str], expected: Sequence[Digests | None]) -> None:
+    """Raises NotAsSaid if the outputs of some trials are not the expected ones."""
+    known = [one for one in expected if one is not None]
+    if len(known) < len(expected):
+        return
+    wanted = tuple(itertools.chain.from_iterable(known))
+    if tuple(digests) != wanted:
+        differ = sum(a != b for a, b in zip(digests, wanted, strict=False))
         raise NotAsSaid(
-            f"{entry.arm.name}: {differ} of {len(expected)} outputs differ from local PyTorch's"
-            f" ({len(digests)} came)"
+            f"{entry.arm.name}: {differ} of {len(wanted)} outputs differ from local PyTorch's ({len(digests)} came)"
         )
 
 
@@ -195,7 +213,7 @@ def _sample(report: Report, setting: Setting, result: Result, pool: Executors) -
         predicted_s=entry.predicted_s,
         floor_s=entry.floor_s or None,
         bound=entry.bound,
-        identical=True,
+        identical=None if entry.reference is None else True,
     )
 
 
@@ -216,10 +234,15 @@ def row(report: Report, setting: Setting, where: str, result: Result) -> float:
 
 
 def on_cpu(build: Build) -> Callable[[], Outputs]:
-    """The reference of a program that runs as it is on any device."""
+    """The reference of a program that runs as it is on any device; each call is one more trial."""
+    made: list[Running] = []
 
     def reference() -> Outputs:
-        torch.set_num_threads(1)
-        return build("cpu").step()
+        if not made:
+            torch.set_num_threads(1)
+            made.append(build("cpu"))
+            if made[0].prepare is not None:
+                made[0].prepare(0.0)
+        return made[0].step()
 
     return reference

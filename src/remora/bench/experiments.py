@@ -14,6 +14,8 @@ from remora.bench.harness import Impossible, NotAsSaid, Options, Report
 
 EXPERIMENTS = {
     "seed": "remora.bench.seed",
+    "modes": "remora.bench.published",
+    "scale": "remora.bench.scale",
     "decode": "remora.bench.decode",
     "train": "remora.bench.training",
     "zoo": "remora.bench.zoo",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from remora.bench import records
-from remora.bench.intervals import of_median
+from remora.bench.intervals import Interval, of_means, of_median
 
 T = TypeVar("T")
 COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -122,6 +122,15 @@ class Report:
             )
         )
         return found.median
+
+    def ratio(
+        self, measure: str, arm: str, numerators: Sequence[float], denominators: Sequence[float]
+    ) -> Interval:
+        """Adds a row: what whole runs of one arm took over those of another, with its bootstrap interval."""
+        found = of_means(numerators, denominators)
+        ends = min(numerators) / max(denominators), max(numerators) / min(denominators)
+        self.rows.append(Row(measure, arm, "x", found.median, *ends, found.trials, found.low, found.high))
+        return found
 
     def bar(self, name: str, value: float, op: str, bar: float) -> None:
         bar_ = Bar(name, value, op, bar)

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from remora.bench import gains, seed_arms
+from remora.bench import gains, seed_arms, seed_models
 from remora.bench.contest import BOTH_WAYS, Result, Setting, carried, contest, row
 from remora.bench.gains import Twin, Wire
 from remora.bench.harness import CLOCK_SLACK, Options, Report
-from remora.bench.intervals import of_ratio
 from remora.bench.links import Executors, Link, executors, on_hosts
 from remora.bench.netns import burst_nbytes
 from remora.bench.seed_arms import AWARE, BLIND, KINDS, RESIDENT, SPLIT, STEPS, Kind
@@ -86,7 +85,9 @@ def _at(report: Report, rate: float | None, options: Options, rng: random.Random
         report.say(
             f"{pool.about}: a raw socket carries {carries:.3g} Gbit/s, so arms that move are bound by {bound}"
         )
-        return _Rate(report, pool, about, bound, rate, options.quick, rng).measure()
+        found = _Rate(report, pool, about, bound, rate, options.quick, rng).measure()
+        seed_models.measure(report, pool, about, bound, options.quick, rng)
+        return found
 
 
 class _Rate:
@@ -178,12 +179,10 @@ class _Rate:
                 self.report.row(f"seed, {where}: predicted / measured", name, "x", [ratio])
         blind = results[BLIND.name].seconds
         for kind in (AWARE, RESIDENT):
-            interval = of_ratio(blind, results[kind.name].seconds)
-            self.report.say(
-                f"  blind / {kind.name}: {interval.median:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+            found = self.report.ratio(
+                f"seed, {where}: time, blind / this", kind.name, blind, results[kind.name].seconds
             )
-            ratios = [a / b for a, b in zip(blind, results[kind.name].seconds, strict=True)]
-            self.report.row(f"seed, {where}: time, blind / this", kind.name, "x", ratios)
+            self.report.say(f"  blind / {kind.name}: {found.median:.3g} [{found.low:.3g}, {found.high:.3g}]")
 
     def _setting(self, workload: str, tokens: int) -> Setting:
         return Setting(workload, "step", {"cache_tokens": tokens, "width": seed_arms.WIDTH})

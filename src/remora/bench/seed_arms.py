@@ -25,6 +25,7 @@ WIDTH, STEPS = 768, 10
 TOKEN_NBYTES = 4 * WIDTH
 # Of a step, requests and replies; measured: 340 to 630, and 3,400 where each message is a request with heads.
 CLIENT_FRAMING = {"websocket": 700, "post": 5000}
+NEW_FRAMING = 8192  # of a trial: templates that one of its steps is the first to need
 PUSH_FRAMING = 512  # of a step: a push's heads, twice
 
 
@@ -163,7 +164,7 @@ def entry(
         lambda: plain("cpu").step(),
         (
             Carries(BETWEEN, between, (TOKEN_NBYTES + PUSH_FRAMING) * steps if kind.moves else 0),
-            Carries(BOTH_WAYS, returned, CLIENT_FRAMING[transport] * steps),
+            Carries(BOTH_WAYS, returned, CLIENT_FRAMING[transport] * steps + NEW_FRAMING),
         ),
         floor_s * steps,
         None if predicted_s is None else predicted_s * steps,

@@ -24,7 +24,8 @@ def bench(
     experiment: Annotated[
         str,
         typer.Argument(
-            help="Which one: seed, decode, train, zoo, compat, semantics, placement, calibration; all; or report."
+            help="Which one: seed, modes, scale, decode, train, zoo, compat, semantics, placement, calibration; all; "
+            "or report, with files."
         ),
     ] = "decode",
     files: Annotated[

@@ -30,7 +30,7 @@ VERMILLION, ORANGE, BLUE, GREEN, SKY, PURPLE, GREY = (
 COLOURS = {
     "blind": VERMILLION,
     "naive": VERMILLION,
-    "full KV": PURPLE,
+    "full KV both ways": PURPLE,
     "split": ORANGE,
     "delta KV": ORANGE,
     "aware": SKY,
@@ -38,6 +38,7 @@ COLOURS = {
     "semantic": BLUE,
     "resident": BLUE,
     "remora": BLUE,
+    "remote": BLUE,
     "local": GREY,
 }
 OTHERS = (GREEN, PURPLE, ORANGE, SKY, VERMILLION, BLUE)

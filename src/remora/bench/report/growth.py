@@ -111,16 +111,17 @@ def growth(evidence: Evidence) -> Lines | Missing:
 
 
 def _quantities(samples: Iterable[Sample]) -> list[str]:
-    keys = dict.fromkeys(key for sample in samples for key in sample.shape)
-    return [*keys, "executors"] if "executors" not in keys else list(keys)
+    return list(dict.fromkeys([*(key for sample in samples for key in sample.shape), "executors"]))
 
 
 def _amount(sample: Sample, quantity: str) -> float | None:
-    return sample.executors if quantity == "executors" else sample.shape.get(quantity)
+    """Of local PyTorch, what its remote side has executors."""
+    known = sample.shape.get(quantity)
+    return sample.executors if known is None and quantity == "executors" else known
 
 
 def _rest(sample: Sample, quantity: str) -> tuple[object, ...]:
-    """What must be equal for two samples to differ in one quantity alone. Local runs know no executors."""
+    """What must be equal for two samples to differ in one quantity alone; local PyTorch has no executors."""
     others = tuple(sorted((key, size) for key, size in sample.shape.items() if key != quantity))
     executors = None if quantity == "executors" or sample.arm == LOCAL else sample.executors
     link = sample.link

@@ -12,7 +12,17 @@ from remora.bench.report.figures import Bars, Grid, Head, Heat, Line, Lines, Mis
 
 K = TypeVar("K")
 # Arms that pictures show in this order, the worst first; others follow as they come.
-ORDER = ("naive", "full KV", "blind", "split", "delta KV", "aware", "handle", "semantic", "resident")
+ORDER = (
+    "naive",
+    "full KV both ways",
+    "blind",
+    "split",
+    "delta KV",
+    "aware",
+    "handle",
+    "semantic",
+    "resident",
+)
 SEED, CACHE = "seed", "cache_tokens"
 BASE = "blind"  # what gains are of
 PUBLISHED = (BASE, "aware", "resident")  # the arms of the seed's figure, and the one that needs no wait

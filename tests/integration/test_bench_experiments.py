@@ -1,0 +1,86 @@
+"""The experiments seed, modes and scale in their smallest forms: real executors, real bytes, every check in place."""
+
+from __future__ import annotations
+
+from executor_process import run_program
+
+# Forks of a process that has no threads and no session, as in the experiments.
+HEAD = """
+import random, torch
+from remora.bench import links, contest, seed_arms, seed, mode_arms, models, scale
+from remora.bench.contest import BETWEEN, BOTH_WAYS, DOWN, UP, Setting, carried
+from remora.bench.harness import NotAsSaid, Report
+torch.set_num_threads(1)
+report, rng = Report("x"), random.Random(0)
+"""
+
+
+def test_the_seeds_arms_carry_what_they_say_and_are_exact() -> None:
+    done = run_program(
+        HEAD
+        + """
+with links.executors(2, None, "--no-same-host", calibrate=False) as pool:
+    entries = [seed_arms.local_entry(32)]
+    entries += [seed_arms.entry(kind, 32, 4) for kind in seed_arms.KINDS]
+    found = contest.contest(report, Setting("seed", "step"), entries, pool, 2, rng, clocks=True)
+for name, result in found.items():
+    between = {carried(trial.nbytes)[BETWEEN] // 4 // seed_arms.nbytes_of(32) for trial in result.trials}
+    print(name, between, result.busy_s > 0)
+print(len(report.samples), all(sample.identical for sample in report.samples))
+"""
+    )
+    assert done.stdout.splitlines() == [
+        "local {0} False",
+        "blind {1} True",
+        "split {1} True",
+        "aware {0} True",
+        "resident {0} True",
+        "5 True",
+    ], done.stderr
+
+
+def test_modes_carry_their_arithmetic_and_a_wrong_claim_or_output_is_refused() -> None:
+    done = run_program(
+        HEAD
+        + """
+model, tokens = models.gpt2(2, 48, 4, 512), 3
+weights = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))
+sizes = mode_arms.Sizes.of(model.config, 4, weights)
+ids = models.prompt(9)
+ids_made = mode_arms.plain(model.to, ids, tokens)
+def measure(modes, sizes, made):
+    entries = [mode_arms.entry(mode, model.to, sizes, ids, tokens, made) for mode in modes]
+    return contest.contest(report, Setting("GPT-2", "token"), entries, pool, 1, rng)
+def refused(sizes, made):
+    try:
+        measure([mode_arms.HANDLE], sizes, made)
+    except NotAsSaid as error:
+        return str(error)
+with links.executors(2, None, "--no-same-host", calibrate=False) as pool:
+    print(*measure(mode_arms.MODES, sizes, ids_made))
+    print(refused(mode_arms.Sizes(0, 10**6, 0), ids_made))
+    print(refused(sizes, [ids_made[0] + 1]))
+"""
+    )
+    names, claim, output = done.stdout.splitlines()
+    assert names == "naive full KV both ways delta KV handle semantic", done.stderr
+    assert "bytes down, where 3000000 to" in claim
+    assert output == "handle: 1 of 1 outputs differ from local PyTorch's (1 came)"
+
+
+def test_a_point_of_scale_with_two_clients_and_one_on_two_executors() -> None:
+    done = run_program(
+        HEAD
+        + """
+with links.executors(2, calibrate=False) as pool:
+    for point in (scale.Point(2, clients=2), scale.Point(2, executors=2)):
+        cost = scale.measured(report, point, pool, 3, 1, rng)
+        print(cost.local_ms > 0, cost.remote_ms > 0, 0 < cost.nbytes < 20_000)
+print([(sample.arm, sample.executors, len(sample.seconds)) for sample in report.samples])
+"""
+    )
+    assert done.stdout.splitlines() == [
+        "True True True",
+        "True True True",
+        "[('local', 0, 2), ('remote', 1, 2), ('local', 0, 1), ('remote', 2, 1)]",
+    ], done.stderr
