@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import time
@@ -24,6 +25,9 @@ START_S, OPEN_S, TRIAL_S = 60.0, 180.0, 60.0
 _CONNECTION = re.compile(r"bytes_(sent|received):(\d+)")
 
 
+Counts = dict[str, tuple[int, int]]  # bytes sent and received, by connection
+
+
 class Failed(Exception):
     """A contestant did not do what it was asked, or not in time; says what it said itself."""
 
@@ -32,7 +36,8 @@ class Failed(Exception):
 class Peer:
     """One arm. server: its command behind the environment's Python, with {port}; empty: there is none.
 
-    listens: on that port, so that a proxy can stand before it. variables: of its environment, at both ends.
+    listens: on that port, so that a proxy can stand before it. variables: of its environment, at both ends. spins: it
+    takes a core while it waits, so it is stopped while others have their turn.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Peer:
     environment: str
     server: tuple[str, ...] = ()
     listens: bool = True
+    spins: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -65,7 +71,7 @@ PEERS = (
     ),
     Peer("mycelya", "mycelya", "mycelya", (str(HERE / "mycelya_link.py"), "{port}")),
     # its agents connect to addresses that they tell each other: no proxy can stand between
-    Peer("torch RPC", "rpc", "base", (str(HERE / "rpc_programs.py"), "{port}"), listens=False),
+    Peer("torch RPC", "rpc", "base", (str(HERE / "rpc_programs.py"), "{port}"), listens=False, spins=True),
 )
 
 
@@ -82,15 +88,23 @@ class Trial:
 class Contestant:
     """A client that is warm and answers trials. Use `contestant`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int | None) -> None:
-        self._process, self._port = process, port
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        port: int | None,
+        spinning: Sequence[subprocess.Popen[bytes]] = (),
+    ) -> None:
+        """port: whose traffic is counted. spinning: what is stopped between trials."""
+        self._process, self._port, self._spinning = process, port, spinning
         self._read = b""
 
     def ready(self) -> None:
         self._answer(OPEN_S)
+        self._signal(signal.SIGSTOP)
 
     def trial(self) -> Trial:
         """Raises Failed."""
+        self._signal(signal.SIGCONT)
         before = self._counted()
         assert self._process.stdin is not None
         try:
@@ -100,13 +114,13 @@ class Contestant:
             raise Failed(f"its client is gone: {error}") from None
         found = self._answer(TRIAL_S)
         after = self._counted()
-        spent = [None, None]
-        if before and before.keys() <= after.keys():  # connections that ended took their counts with them
-            spent = [sum(counts[way] for counts in after.values()) for way in (0, 1)]
-            spent = [
-                total - sum(counts[way] for counts in before.values()) for way, total in enumerate(spent)
-            ]
-        return Trial(found["seconds"], found["found"], *spent)
+        self._signal(signal.SIGSTOP)
+        sent, received = _spent(before, after)
+        return Trial(found["seconds"], found["found"], sent, received)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._spinning:
+            process.send_signal(number)
 
     def _answer(self, within_s: float) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -125,7 +139,7 @@ class Contestant:
             raise Failed(answer["error"])
         return answer
 
-    def _counted(self) -> dict[str, tuple[int, int]]:
+    def _counted(self) -> Counts:
         """Bytes sent and received so far by each connection to the port, as the kernel counts them."""
         if self._port is None:
             return {}
@@ -136,6 +150,17 @@ class Contestant:
             both = dict(_CONNECTION.findall(counts))
             found[name.split()[2]] = int(both.get("sent", 0)), int(both.get("received", 0))
         return found
+
+
+def _spent(before: Counts, after: Counts) -> tuple[int | None, int | None]:
+    """Bytes sent and received between the two; None if a connection ended and took its counts with it."""
+    if not before or not before.keys() <= after.keys():
+        return None, None
+    sent, received = (
+        sum(counts[way] for counts in after.values()) - sum(counts[way] for counts in before.values())
+        for way in (0, 1)
+    )
+    return sent, received
 
 
 @contextmanager
@@ -182,7 +207,7 @@ def contestant(
             assert peer.listens
             port = stack.enter_context(delay_proxy("127.0.0.1", port, rtt_ms / 2e3))
         client = run(str(HERE / "arm.py"), peer.arm, str(port), workload, str(units))
-        yield Contestant(client, port if peer.listens else None)
+        yield Contestant(client, port if peer.listens else None, (server, client) if peer.spins else ())
 
 
 def _free_port() -> int:
@@ -206,6 +231,7 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Asked first, then made to."""
+    process.send_signal(signal.SIGCONT)  # the stopped do not hear
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
