@@ -21,7 +21,7 @@ from remora.bench.delay_proxy import delay_proxy
 HERE = Path(__file__).parent
 SRC = HERE.parents[1] / "src"
 WITH_US = ("setpriv", "--pdeathsig", "KILL")  # however this process ends, what it started ends too
-START_S, OPEN_S, TRIAL_S = 60.0, 180.0, 60.0
+START_S, OPEN_S, TRIAL_S = 180.0, 300.0, 60.0
 _CONNECTION = re.compile(r"bytes_(sent|received):(\d+)")
 
 
