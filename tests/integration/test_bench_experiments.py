@@ -21,8 +21,8 @@ def test_the_seeds_arms_carry_what_they_say_and_are_exact() -> None:
         + """
 with links.executors(2, None, "--no-same-host", calibrate=False) as pool:
     entries = [seed_arms.local_entry(32)]
-    entries += [seed_arms.entry(kind, 32, 4) for kind in seed_arms.KINDS]
-    found = contest.contest(report, Setting("seed", "step"), entries, pool, 2, rng, clocks=True)
+    entries += [seed_arms.entry(kind, 32, 4) for kind in (seed_arms.BLIND, seed_arms.AWARE, seed_arms.RESIDENT)]
+    found = contest.contest(report, Setting("seed", "step"), entries, pool, 1, rng, clocks=True)
 for name, result in found.items():
     between = {carried(trial.nbytes)[BETWEEN] // 4 // seed_arms.nbytes_of(32) for trial in result.trials}
     print(name, between, result.busy_s > 0)
@@ -32,14 +32,13 @@ print(len(report.samples), all(sample.identical for sample in report.samples))
     assert done.stdout.splitlines() == [
         "local {0} False",
         "blind {1} True",
-        "split {1} True",
         "aware {0} True",
         "resident {0} True",
-        "5 True",
+        "4 True",
     ], done.stderr
 
 
-def test_modes_carry_their_arithmetic_and_a_wrong_claim_or_output_is_refused() -> None:
+def test_modes_carry_their_arithmetic_and_a_wrong_output_is_refused() -> None:
     done = run_program(
         HEAD
         + """
@@ -51,36 +50,32 @@ ids_made = mode_arms.plain(model.to, ids, tokens)
 def measure(modes, sizes, made):
     entries = [mode_arms.entry(mode, model.to, sizes, ids, tokens, made) for mode in modes]
     return contest.contest(report, Setting("GPT-2", "token"), entries, pool, 1, rng)
-def refused(sizes, made):
+def refused(made):
     try:
         measure([mode_arms.HANDLE], sizes, made)
     except NotAsSaid as error:
         return str(error)
 with links.executors(2, None, "--no-same-host", calibrate=False) as pool:
     print(*measure(mode_arms.MODES, sizes, ids_made))
-    print(refused(mode_arms.Sizes(0, 10**6, 0), ids_made))
-    print(refused(sizes, [ids_made[0] + 1]))
+    print(refused([ids_made[0] + 1]))
 """
     )
-    names, claim, output = done.stdout.splitlines()
+    names, output = done.stdout.splitlines()
     assert names == "naive full KV both ways delta KV handle semantic", done.stderr
-    assert "bytes down, where 3000000 to" in claim
     assert output == "handle: 1 of 1 outputs differ from local PyTorch's (1 came)"
 
 
-def test_a_point_of_scale_with_two_clients_and_one_on_two_executors() -> None:
+def test_a_point_of_scale_with_two_clients_on_two_executors() -> None:
     done = run_program(
         HEAD
         + """
 with links.executors(2, calibrate=False) as pool:
-    for point in (scale.Point(2, clients=2), scale.Point(2, executors=2)):
-        cost = scale.measured(report, point, pool, 3, 1, rng)
-        print(cost.local_ms > 0, cost.remote_ms > 0, 0 < cost.nbytes < 20_000)
+    cost = scale.measured(report, scale.Point(2, clients=2, executors=2), pool, 3, 1, rng)
+    print(cost.local_ms > 0, cost.remote_ms > 0, 0 < cost.nbytes < 20_000)
 print([(sample.arm, sample.executors, len(sample.seconds)) for sample in report.samples])
 """
     )
     assert done.stdout.splitlines() == [
         "True True True",
-        "True True True",
-        "[('local', 0, 2), ('remote', 1, 2), ('local', 0, 1), ('remote', 2, 1)]",
+        "[('local', 0, 2), ('remote', 2, 2)]",
     ], done.stderr

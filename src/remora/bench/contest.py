@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -119,13 +120,13 @@ def contest(
     """
     expected = {entry.arm.name: _expected(entry, trials) for entry in entries}
     with forked_each([(entry.arm, entry.build) for entry in entries], pool) as processes:
-        acts = {}
-        for entry, process in zip(entries, processes, strict=True):
-            outputs = expected[entry.arm.name]
-            _compare(entry, process.open(entry.warm_ups), [next(outputs) for _ in range(entry.warm_ups)])
-            acts[entry.arm.name] = lambda entry=entry, process=process, outputs=outputs: _trial(
-                setting, entry, process, next(outputs), pool
+        _open_all(entries, processes, expected)
+        acts = {
+            entry.arm.name: lambda entry=entry, process=process: _trial(
+                setting, entry, process, next(expected[entry.arm.name]), pool
             )
+            for entry, process in zip(entries, processes, strict=True)
+        }
         found = interleave(acts, trials, rng)
         busy = [_busy_s(process) if clocks else 0.0 for process in processes]
     results = {
@@ -135,6 +136,19 @@ def contest(
     for result in results.values():
         _sample(report, setting, result, pool)
     return results
+
+
+def _open_all(
+    entries: Sequence[Entry], processes: Sequence[ArmProcess], expected: dict[str, Iterator[Digests | None]]
+) -> None:
+    """All at once: nothing is timed yet."""
+
+    def opened(entry: Entry, process: ArmProcess) -> None:
+        outputs = expected[entry.arm.name]
+        _compare(entry, process.open(entry.warm_ups), [next(outputs) for _ in range(entry.warm_ups)])
+
+    with ThreadPoolExecutor(len(entries)) as opening:
+        list(opening.map(opened, entries, processes))
 
 
 def _trial(

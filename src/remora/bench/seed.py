@@ -139,13 +139,14 @@ class _Rate:
         }
         self._say_ceilings(tokens, floor_s, predicted)
         kinds = [kind for kind in KINDS if kind.name in predicted]
+        posted = (AWARE,) if self.quick else (BLIND, AWARE, RESIDENT)
         entries = [seed_arms.local_entry(tokens)]
         for kind in kinds:
             steps = _steps(kind, predicted[kind.name])
             bound = self.bound if kind.moves else ""
             of = {"floor_s": floor_s, "bound": bound}
             entries.append(seed_arms.entry(kind, tokens, steps, predicted_s=predicted[kind.name], **of))
-            if self.seed_like and tokens == SEED_TOKENS and kind is not SPLIT:
+            if self.seed_like and tokens == SEED_TOKENS and kind in posted:
                 entries.append(seed_arms.entry(kind, tokens, steps, transport="post", **of))
         results = contest(self.report, setting, entries, self.pool, self.trials, self.rng)
         self._rows(setting, tokens, results, predicted)
