@@ -35,8 +35,9 @@ $(VENV)/.minilm: $(VENV)/.installed
 demo: $(VENV)/.installed $(VENV)/.minilm
 	@$(BIN)/python -m remora.bench.demo
 
+# Files in the order of their folders: the long ones come first, and the short ones of tests/unit fill what is left.
 test: lint types
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The same tests with client and executor on different PyTorch versions, both ways round. The other Python needs
 # what `pip install '.[dev]'` brings, with its own torch; Remora itself comes from here.

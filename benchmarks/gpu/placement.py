@@ -14,6 +14,9 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,60 @@ def measured(
     return {**found, "first": first}
 
 
+def compared(
+    name: str, device: str, tiny: bool, urls: list[str], save: Callable[[dict[str, Any]], None]
+) -> None:
+    """A model under each placement; `save` gets all arms so far after each."""
+    log(name)
+    arms: dict[str, Any] = {}
+    reference = None
+    for placement, n in (("local", 1), ("semantic", 2), ("data_aware", 2), ("split", 2), ("blind", 2)):
+        try:
+            trials = 2 if placement in ("split", "blind") else TRIALS
+            arm = measured(urls[:n], placement, model_of(name, device, tiny), prompt_of(tiny), trials)
+            first = arm.pop("first")
+            reference = first if reference is None else reference
+            arm["first_logits_equal"] = bool(torch.equal(first, reference))
+            arms[placement] = arm
+        except Exception as error:
+            arms[placement] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            log(f"{placement}: {arms[placement]['error'][:300]}")
+            remora.disconnect()
+        save(arms)
+
+
+def larger_than_one(name: str, device: str, tiny: bool) -> dict[str, Any]:
+    """A model of CUT_SHARE executors on three."""
+    log(f"{name} on executors of 1/{CUT_SHARE} of it")
+    model = model_of(name, device, tiny)
+    nbytes = sum(parameter.nbytes for parameter in model.parameters())
+    cap = str(int(nbytes / CUT_SHARE))
+    with executors(3, "--device", device, "--memory", cap) as urls:
+        try:
+            arm = measured(urls, "semantic", model, prompt_of(tiny))
+            arm.pop("first")
+            return {"nbytes": nbytes, "cap": cap, **arm}
+        except Exception as error:
+            remora.disconnect()
+            said = f"{type(error).__name__}: {error}"[:3000]
+            log(said[:300])
+            return {"error": said}
+
+
+def prompt_of(tiny: bool) -> int:
+    return 16 if tiny else PROMPT
+
+
+@contextmanager
+def executors(n: int, *options: str) -> Iterator[list[str]]:
+    made = [EmbeddedExecutor(*options) for _ in range(n)]
+    try:
+        yield [executor.start() for executor in made]
+    finally:
+        for executor in made:
+            executor.stop()
+
+
 def main() -> None:
     asked = argparse.ArgumentParser()
     asked.add_argument("--models", default="gpt2,llama-1b")
@@ -123,7 +180,6 @@ def main() -> None:
     asked.add_argument("--tiny", action="store_true")
     asked.add_argument("--out", type=Path)
     options = asked.parse_args()
-    prompt = 16 if options.tiny else PROMPT
     results: dict[str, Any] = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -132,53 +188,16 @@ def main() -> None:
         "steps_a_trial": STEPS,
     }
 
-    def save() -> None:
+    def save(name: str, found: dict[str, Any]) -> None:
+        results[name] = found
         if options.out:
             options.out.write_text(json.dumps(results, indent=1, default=str))
 
-    executors = [EmbeddedExecutor("--device", options.device) for _ in range(2)]
-    urls = [executor.start() for executor in executors]
-    for name in options.models.split(","):
-        log(name)
-        arms: dict[str, Any] = {}
-        reference = None
-        for placement, n in (("local", 1), ("semantic", 2), ("data_aware", 2), ("split", 2), ("blind", 2)):
-            try:
-                model = model_of(name, options.device, options.tiny)
-                arm = measured(
-                    urls[:n], placement, model, prompt, 2 if placement in ("split", "blind") else TRIALS
-                )
-                first = arm.pop("first")
-                reference = first if reference is None else reference
-                arm["first_logits_equal"] = bool(torch.equal(first, reference))
-                arms[placement] = arm
-            except Exception as error:
-                arms[placement] = {"error": f"{type(error).__name__}: {error}"[:2000]}
-                log(f"{placement}: {arms[placement]['error'][:300]}")
-                remora.disconnect()
-            results[name] = arms
-            save()
-    for executor in executors:
-        executor.stop()
-
-    log(f"{options.larger} on executors of 1/{CUT_SHARE} of it")
-    model = model_of(options.larger, options.device, options.tiny)
-    nbytes = sum(parameter.nbytes for parameter in model.parameters())
-    cap = str(int(nbytes / CUT_SHARE))
-    executors = [EmbeddedExecutor("--device", options.device, "--memory", cap) for _ in range(3)]
-    urls = [executor.start() for executor in executors]
-    try:
-        arm = measured(urls, "semantic", model, prompt)
-        first = arm.pop("first")
-        whole = results.get(options.larger, {}).get("local", {})
-        results["larger"] = {"nbytes": nbytes, "cap": cap, **arm, "alone": whole.get("ms_a_token")}
-    except Exception as error:
-        results["larger"] = {"error": f"{type(error).__name__}: {error}"[:3000]}
-        log(results["larger"]["error"][:300])
-        remora.disconnect()
-    for executor in executors:
-        executor.stop()
-    save()
+    with executors(2, "--device", options.device) as urls:
+        for name in options.models.split(","):
+            compared(name, options.device, options.tiny, urls, partial(save, name))
+    alone = results.get(options.larger, {}).get("local", {}).get("ms_a_token")
+    save("larger", {**larger_than_one(options.larger, options.device, options.tiny), "alone": alone})
     print(json.dumps({key: value for key, value in results.items() if not isinstance(value, dict)}))
 
 

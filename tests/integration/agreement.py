@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 Program = Callable[[str], Any]  # device to a tree of tensors and plain values
@@ -51,6 +52,18 @@ def _plain(item: Any) -> Any:
 def randn(device: str, *shape: int, dtype: torch.dtype = torch.float32, grad: bool = True) -> torch.Tensor:
     """Drawn on the CPU, and so the same on every device."""
     return torch.randn(*shape, dtype=dtype).to(device).requires_grad_(grad)
+
+
+def grads(model: nn.Module) -> list[Any]:
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def trained(model: nn.Module, *inputs: torch.Tensor) -> Any:
+    """Outputs, and the gradients of a sum of squares: of the parameters and of the inputs."""
+    outputs = model(*inputs)
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    sum(leaf.float().pow(2).sum() for leaf in leaves if leaf.requires_grad).backward()
+    return outputs, grads(model), [tensor.grad for tensor in inputs]
 
 
 def error_of(act: Callable[[], Any]) -> tuple[str, str]:

@@ -1,10 +1,11 @@
-"""One executor for all tests that need no other, and two for those about devices."""
+"""One executor for all tests that need no other, and two more for those about several."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from executor_process import Proxy, executor_process
+from front_process import front_process
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +33,22 @@ def connected(executor):
     remora.disconnect()
 
 
-@pytest.fixture(scope="module")
-def executors():
+@pytest.fixture(scope="session")
+def second():
+    with executor_process("--memory", "2GiB") as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def third():
+    with executor_process("--memory", "2GiB") as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def executors(executor, second):
     """Addresses of two."""
-    with executor_process("--memory", "2GiB") as one, executor_process("--memory", "2GiB") as two:
-        yield [one.url, two.url]
+    return [executor.url, second.url]
 
 
 @pytest.fixture
@@ -55,3 +67,12 @@ def proxy(executor):
     proxy = Proxy(executor.port)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory):
+    """A front with a worker that has no device, and tokens of two tenants."""
+    tokens = tmp_path_factory.mktemp("front") / "tokens"
+    tokens.write_text("alpha acme/ann\nbeta acme/bob\ngamma other/eve\n")
+    with front_process("--token-file", str(tokens)) as front:
+        yield front

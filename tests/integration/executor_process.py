@@ -209,16 +209,3 @@ class Proxy:
             self._pairs = [pair for pair in self._pairs if source not in pair]
         for sock in (source, target):
             sock.close()
-
-
-def run_program(
-    code: str, *args: str, timeout_s: float = 60.0, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs Python code in a process of its own, warnings being errors."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *args],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env={**os.environ, **environment},
-    )

@@ -1,7 +1,8 @@
 """A worker without a device, which speaks the hop: for tests of the front alone.
 
-Fetch is answered by Values that hold its names as text; Barrier by Done. A Seed makes trouble:
-1 writes a bulk value, 2 notes progress and dies, 3 dies without a note. What comes is noted in received.log.
+Fetch is answered by Values that hold its names as text, or the session's number if it names none; Barrier
+by Done. A Seed makes trouble: 1 writes a bulk value, 2 notes progress and dies, 3 dies without a note. What
+comes is noted in received.log.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def read_exactly(sock: socket.socket, nbytes: int) -> bytes:
 
 def reply_to(message: object, session: int, folder: Path, sock: socket.socket) -> None:
     if isinstance(message, Fetch):
-        text = ",".join(map(str, message.names)).encode()
+        text = ",".join(map(str, message.names or (session,))).encode()
         value = Payload("uint8", (len(text),), (1,), text, len(text))
         sock.sendall(packet(Kind.REPLY, session, encode((Values(message.ticket, (value,)),))))
     elif isinstance(message, Barrier):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import signal
 import ssl
@@ -16,7 +17,7 @@ import msgspec
 
 from remora.wire.codec import decode_envelope, decode_to_client, encode
 from remora.wire.frames import StepFrame
-from remora.wire.messages import Grant, OpenSession
+from remora.wire.messages import Grant, OpenSession, Refusal
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 START = f"""
@@ -57,11 +58,6 @@ class FrontProcess:
         while line not in self.received():
             assert time.monotonic() < until, f"the worker was not sent {line!r}"
             time.sleep(0.01)
-
-    def last_opened(self) -> int:
-        """Number of the session that was opened last, once the worker has noted it."""
-        time.sleep(0.2)
-        return max(int(line.split()[1]) for line in self.received() if line.startswith("OPEN"))
 
     def stop(self) -> tuple[int, str]:
         """Ends it by its own pid; exit code and stderr."""
@@ -138,3 +134,17 @@ def opened(frame: bytes):
     """(seq, ack, messages) of a reply."""
     envelope = decode_envelope(frame)
     return envelope.seq, envelope.ack, decode_to_client(bytes(envelope.messages))
+
+
+def with_caller(front, scenario, token="alpha"):
+    """Runs a scenario with one client of a front."""
+
+    async def run():
+        async with Caller(front.url, token) as caller:
+            return await scenario(caller)
+
+    return asyncio.run(run())
+
+
+def refusal(body):
+    return msgspec.json.decode(body, type=Refusal)

@@ -14,13 +14,16 @@ from front_process import Caller, opened, step
 from remora.ir.graph import Template
 from remora.ir.node import Hole, Items, Node, Slot
 from remora.wire.messages import (
-    Abandon,
     Await,
+    Barrier,
     Define,
+    Done,
     Failed,
     Fetch,
     Grant,
     Lost,
+    Memory,
+    MemoryQuery,
     Payload,
     Peer,
     Push,
@@ -36,6 +39,7 @@ ANSWER_S = 20.0
 FULL = Template((Node("aten.full.default", (Items((Hole("int"),)), Hole("float"))),))
 ADD = Template((Node("aten.add.Tensor", (Slot(0), Hole("int"))),))
 ADD_IN_PLACE = Template((Node("aten.add_.Tensor", (Slot(0), Hole("int"))),))
+MB = 1 << 18  # floats
 
 
 class Lane:
@@ -157,4 +161,23 @@ async def lanes(*urls: str, tokens: tuple[str | None, ...] = (), authority: Path
             await lane.caller.ask("DELETE", "", lane.grant)
 
 
-__all__ = ["ADD", "ADD_IN_PLACE", "FULL", "Abandon", "Lane", "lanes"]
+def with_lanes(scenario, *executors):
+    """Runs a scenario with a session on each executor."""
+
+    async def run():
+        async with lanes(*(executor.url for executor in executors)) as made:
+            return await scenario(*made)
+
+    return asyncio.run(run())
+
+
+async def settled(lane: Lane) -> None:
+    ticket = lane.ticket()
+    await lane.send(Barrier(ticket))
+    assert isinstance(await lane.answer(ticket), Done)
+
+
+async def memory(lane: Lane) -> Memory:
+    ticket = lane.ticket()
+    await lane.send(MemoryQuery(ticket))
+    return await lane.answer(ticket)

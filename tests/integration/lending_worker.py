@@ -1,6 +1,7 @@
 """A worker on a CPU whose memory can be lent as a GPU's can: to a process of this host, which copies out of it.
 
-What REMORA_TEST_LENDING holds goes wrong: export, full (for now), open, slow (to open), die (at opening).
+What the file `fault` in the executor's folder says goes wrong: export, full (for now), open, slow (to open), die (at
+opening).
 """
 
 from __future__ import annotations
@@ -20,16 +21,23 @@ from remora.executor.worker import __main__ as worker
 from remora.executor.worker import exports, outbox
 from remora.executor.worker.exports import CannotExport, CannotOpen, Export
 
-FAULT = os.environ.get("REMORA_TEST_LENDING", "")
 FOLDER = Path(sys.argv[sys.argv.index("--folder") + 1])
+
+
+def fault() -> str:
+    try:
+        return (FOLDER.parent / "fault").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 class SharedMemory:
     kind = "shared"
 
     def make(self, nbytes: int) -> Export:
-        if FAULT in ("export", "full"):
-            raise CannotExport(f"a fault of the test: {FAULT}", lasting=FAULT == "export")
+        wrong = fault()
+        if wrong in ("export", "full"):
+            raise CannotExport(f"a fault of the test: {wrong}", lasting=wrong == "export")
         path = FOLDER / f"lent-{secrets.token_hex(8)}"
         with open(path, "xb+") as file:
             file.truncate(nbytes)
@@ -43,12 +51,13 @@ class SharedMemory:
         os.unlink(export.handle)
 
     def read(self, handle: bytes, targets: Sequence[tuple[int, torch.Tensor]]) -> None:
-        if FAULT == "die":
+        wrong = fault()
+        if wrong == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if FAULT == "slow":
+        if wrong == "slow":
             time.sleep(1.5)
         try:
-            if FAULT == "open":
+            if wrong == "open":
                 raise OSError("a fault of the test: open")
             with open(handle, "rb") as file:
                 memory = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)

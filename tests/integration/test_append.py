@@ -16,7 +16,7 @@ BATCH = models.prompt(140, batch=3, vocabulary=128, seed=5)
 PADDING = torch.ones_like(BATCH)
 PADDING[0, :40] = 0
 PADDING[2, :1] = 0
-NEW = 24
+NEW = 16
 
 MODES = modes(PROMPT, BATCH, PADDING)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from executor_process import ExecutorProcess
 
 DEVICES = """
 import json, torch
@@ -162,18 +165,63 @@ print(json.dumps([tokens("cuda") == expected, also == expected, str(placed.devic
 """
 
 
-def _run(tmp_path: Path, source: str, *options: str) -> Any:
+SCRIPTS = {
+    "devices": DEVICES,
+    "evaluation": EVALUATION,
+    "checkpoints": CHECKPOINTS,
+    "refusals": REFUSALS,
+    "precision": "import warnings; warnings.simplefilter('ignore')" + PRECISION,
+    "generate": GENERATE,
+    "probes": PROBES,
+}
+
+# One process runs them all: each costs the start of an interpreter else. What a script prints last is its answer.
+ALL = """
+import contextlib, io, json, pathlib, sys, traceback, warnings
+
+answers = {}
+for name, source in json.loads(pathlib.Path(sys.argv[1]).read_text()).items():
+    said = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said):
+            exec(compile(source, name, "exec"), {"__name__": "__main__"})
+        answers[name] = json.loads(said.getvalue().splitlines()[-1])
+    except BaseException:
+        answers[name] = traceback.format_exc()
+print(json.dumps(answers))
+"""
+
+
+def _run(tmp_path: Path, source: str, *options: str, after: tuple[str, ...] = ()) -> Any:
     script = tmp_path / "script.py"
     script.write_text(source)
     code = "from remora.cli.main import main; main()"
-    command = [sys.executable, "-W", "error::UserWarning", "-c", code, "run", *options, str(script)]
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code, "run", *options, str(script), *after]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_every_way_to_say_cuda_gives_remora(tmp_path: Path) -> None:
-    wrong, total, memory, event, local, name = _run(tmp_path, DEVICES, "--as-cuda")
+@pytest.fixture(scope="module")
+def answers(executor: ExecutorProcess, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each of SCRIPTS says under `--as-cuda`."""
+    folder = tmp_path_factory.mktemp("as_cuda")
+    scripts = folder / "scripts.json"
+    named = {name: text.replace("FOLDER", repr(str(folder / "model"))) for name, text in SCRIPTS.items()}
+    scripts.write_text(json.dumps(named))
+    return _run(folder, ALL, "--as-cuda", "--url", executor.url, after=(str(scripts),))
+
+
+def _here(source: str) -> Any:
+    """What it says in this process, on the CPU."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(source, "here", "exec"), {"__name__": "__main__"})
+    return json.loads(said.getvalue().splitlines()[-1])
+
+
+def test_every_way_to_say_cuda_gives_remora(answers: dict[str, Any]) -> None:
+    wrong, total, memory, event, local, name = answers["devices"]
     assert wrong == {}
     assert total == pytest.approx(37.5)
     assert (memory, event) == (True, True)
@@ -181,37 +229,27 @@ def test_every_way_to_say_cuda_gives_remora(tmp_path: Path) -> None:
     assert name is True
 
 
-def test_evaluation_on_cuda_has_the_losses_of_the_cpu(tmp_path: Path) -> None:
-    losses = _run(tmp_path, EVALUATION, "--as-cuda")
+def test_evaluation_on_cuda_has_the_losses_of_the_cpu(answers: dict[str, Any]) -> None:
     local = EVALUATION.replace('"cuda"', '"cpu"').replace(".cuda(non_blocking=True)", "")
-    expected = _run(tmp_path, local.replace("pin_memory=True", "pin_memory=False"))
-    assert losses == pytest.approx(expected, rel=1e-6)
+    expected = _here(local.replace("pin_memory=True", "pin_memory=False"))
+    assert answers["evaluation"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_checkpoints_load_to_cuda_and_share_what_they_shared(tmp_path: Path) -> None:
-    seen = _run(tmp_path, CHECKPOINTS, "--as-cuda")
+def test_checkpoints_load_to_cuda_and_share_what_they_shared(answers: dict[str, Any]) -> None:
     remote = ["remora:0", [0, 7, 2], 3, "remora:0"]
-    assert seen == [
-        remote,
-        remote,
-        remote,
-        remote,
-        ["cpu", [0, 7, 2], 3, "cpu"],
-        ["cpu", [0, 7, 2], 3, "cpu"],
-    ]
+    local = ["cpu", [0, 7, 2], 3, "cpu"]
+    assert answers["checkpoints"] == [remote, remote, remote, remote, local, local]
 
 
-def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path) -> None:
-    said = _run(tmp_path, REFUSALS, "--as-cuda")
+def test_what_cannot_be_kept_is_refused_by_name(answers: dict[str, Any]) -> None:
+    said = dict(answers["refusals"])
     missing = said.pop('torch.ones(2).to("cuda:1")')
     assert "remora:1 does not exist" in missing
     assert all(words.startswith("NotSupported: ") for words in said.values()), said
 
 
-def test_autocast_on_cuda_is_the_devices(tmp_path: Path) -> None:
-    out, old, inside, after, scale, bias = _run(
-        tmp_path, "import warnings; warnings.simplefilter('ignore')" + PRECISION, "--as-cuda"
-    )
+def test_autocast_on_cuda_is_the_devices(answers: dict[str, Any]) -> None:
+    out, old, inside, after, scale, bias = answers["precision"]
     assert (out, old) == ("torch.bfloat16", "torch.float16")
     assert (inside, after, scale) == ([True, True, "torch.bfloat16"], False, 8)
     local = PRECISION.replace('torch.autocast("cuda"', 'torch.autocast("cpu"').replace(".cuda()", "")
@@ -221,18 +259,16 @@ def test_autocast_on_cuda_is_the_devices(tmp_path: Path) -> None:
     local = local.replace('GradScaler("cuda"', 'GradScaler("cpu"').replace(
         "torch.get_autocast_gpu_dtype()", "0"
     )
-    assert _run(tmp_path, local)[-1] == bias
+    assert _here(local)[-1] == bias
 
 
-def test_generate_on_cuda_has_the_tokens_of_the_cpu(tmp_path: Path) -> None:
-    source = GENERATE.replace("FOLDER", repr(str(tmp_path / "model")))
-    assert _run(tmp_path, source, "--as-cuda") == [True, True, "remora:0"]
+def test_generate_on_cuda_has_the_tokens_of_the_cpu(answers: dict[str, Any]) -> None:
+    assert answers["generate"] == [True, True, "remora:0"]
 
 
-def test_every_patch_probes_well(tmp_path: Path) -> None:
-    probes = _run(tmp_path, PROBES, "--as-cuda")
-    assert len(probes) == 7
-    assert set(probes.values()) == {None}
+def test_every_patch_probes_well(answers: dict[str, Any]) -> None:
+    assert len(answers["probes"]) == 7
+    assert set(answers["probes"].values()) == {None}
 
 
 def test_without_the_option_cuda_is_pytorchs_own(tmp_path: Path) -> None:

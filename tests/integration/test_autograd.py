@@ -1,4 +1,4 @@
-"""Hooks, views, in-place writes and grad modes: gradients, errors and version counters as on the CPU."""
+"""Gradients, grad modes and their errors as on the CPU."""
 
 from __future__ import annotations
 
@@ -10,98 +10,6 @@ import pytest
 import torch
 from agreement import agrees, error_of, randn
 from torch import nn
-
-
-@agrees
-def test_hooks_of_tensors_change_gradients(device: str) -> Any:
-    x = randn(device, 3, 4)
-    seen = []
-    y = x.sin()
-    y.register_hook(lambda g: seen.append(g.clone()))
-    y.register_hook(lambda g: g * 2)
-    x.register_hook(lambda g: g + 1)
-    (y**2).sum().backward()
-    return (x.grad, seen)
-
-
-@agrees
-def test_hooks_after_accumulation(device: str) -> Any:
-    x = randn(device, 3)
-    seen = []
-    h = x.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
-    (x * x).sum().backward()
-    h.remove()
-    (x * x).sum().backward()
-    return (x.grad, seen)
-
-
-@agrees
-def test_hooks_of_nodes(device: str) -> Any:
-    x = randn(device, 3)
-    seen = []
-    y = x.exp()
-    y.grad_fn.register_hook(lambda gi, go: seen.append((gi[0].clone(), go[0].clone())))
-    y.grad_fn.register_prehook(lambda go: (go[0] * 3,))
-    y.sum().backward()
-    return (x.grad, seen, y.grad_fn.name())
-
-
-@agrees
-def test_hooks_of_several_tensors(device: str) -> Any:
-    a, b = (randn(device, 3), randn(device, 3))
-    seen = []
-    torch.autograd.graph.register_multi_grad_hook((a, b), lambda gs: seen.append([g.clone() for g in gs]))
-    (a * b).sum().backward()
-    return seen
-
-
-@agrees
-def test_hooks_of_modules(device: str) -> Any:
-    m = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).to(device)
-    seen = []
-    m[0].register_forward_pre_hook(lambda mod, a: (a[0] * 2,))
-    m[0].register_forward_hook(lambda mod, a, o: o + 1)
-    m[2].register_full_backward_pre_hook(lambda mod, go: (go[0] * 3,))
-    m[2].register_full_backward_hook(lambda mod, gi, go: seen.append((gi[0].clone(), go[0].clone())))
-    m[0].register_full_backward_hook(lambda mod, gi, go: seen.append(go[0].clone()))
-    m(randn(device, 3, 4)).sum().backward()
-    return ([p.grad for p in m.parameters()], seen)
-
-
-@agrees
-def test_hooks_of_all_modules(device: str) -> Any:
-    n = []
-    h = nn.modules.module.register_module_forward_hook(lambda m, a, o: n.append(type(m).__name__))
-    h2 = nn.modules.module.register_module_full_backward_hook(
-        lambda m, gi, go: n.append("b" + type(m).__name__)
-    )
-    m = nn.Sequential(nn.Linear(3, 3), nn.ReLU()).to(device)
-    m(randn(device, 2, 3)).sum().backward()
-    h.remove()
-    h2.remove()
-    return n
-
-
-@agrees
-def test_order_of_hooks(device: str) -> Any:
-    x = randn(device, 3)
-    o = []
-    y = x * 2
-    z = y * 3
-    for n, t in (("x", x), ("y", y), ("z", z)):
-        t.register_hook(lambda g, n=n: o.append(n))
-    z.sum().backward()
-    return o
-
-
-@agrees
-def test_removed_hook(device: str) -> Any:
-    x = randn(device, 3)
-    h = x.register_hook(lambda g: g * 2)
-    x.sum().backward()
-    h.remove()
-    x.sum().backward()
-    return x.grad
 
 
 @agrees
@@ -204,156 +112,6 @@ def test_unused_inputs(device: str) -> Any:
 
 
 @agrees
-def test_version_counters(device: str) -> Any:
-    x = torch.zeros(4).to(device)
-    r = [x._version]
-    x.add_(1)
-    r.append(x._version)
-    v = x[1:]
-    v.mul_(2)
-    r += [x._version, v._version]
-    y = x.detach()
-    y.add_(1)
-    r += [x._version, y._version]
-    with torch.autograd._unsafe_preserve_version_counter(x):
-        x.add_(1)
-    r.append(x._version)
-    z = x.data
-    z.add_(1)
-    r += [x._version, z._version]
-    x.requires_grad_()
-    return (r, x)
-
-
-@agrees
-def test_saved_tensor_modified_in_place(device: str) -> Any:
-    x = randn(device, 3)
-    y = x.exp()
-    y.add_(1)
-    e1 = error_of(y.sum().backward)
-    x = randn(device, 3)
-    w = torch.ones(3).to(device)
-    y = x * w
-    w.mul_(2)
-    e2 = error_of(y.sum().backward)
-    x = randn(device, 3, 4)
-    h = x.sigmoid()
-    v = h[0]
-    z = h * h
-    v.zero_()
-    e3 = error_of(z.sum().backward)
-    return (e1, e2, e3)
-
-
-@agrees
-def test_saved_tensor_modified_through_detach(device: str) -> Any:
-    x = randn(device, 3)
-    y = x.exp()
-    y.detach().zero_()
-    return error_of(y.sum().backward)
-
-
-@agrees
-def test_saved_tensor_modified_through_data(device: str) -> Any:
-    x = randn(device, 3)
-    y = x.exp()
-    y.data.zero_()
-    y.sum().backward()
-    return x.grad
-
-
-@agrees
-def test_leaf_modified_in_place(device: str) -> Any:
-    x = randn(device, 3)
-
-    def f():
-        x.add_(1)
-
-    def g():
-        x[0].add_(1)
-
-    def h():
-        x[0] = 1
-
-    return (error_of(f), error_of(g), error_of(h))
-
-
-@agrees
-def test_views_modified_in_place(device: str) -> Any:
-    x = randn(device, 4, 4)
-    y = x * 1
-    y[0] *= 2
-    y.t()[1].mul_(2)
-    v = y.view(16)[::3]
-    v.add_(x.view(16)[:6])
-    y.diagonal().mul_(3)
-    (y * y).sum().backward()
-    return (y, v, x.grad, v._is_view(), v._base is y)
-
-
-@agrees
-def test_one_of_several_views_modified_in_place(device: str) -> Any:
-    x = randn(device, 4, 4)
-
-    def f():
-        a, _b = (x * 1).chunk(2)
-        a.mul_(2)
-
-    def g():
-        a = (x * 1).unbind(0)
-        a[0].mul_(2)
-
-    def h():
-        a = (x * 1).split(2)
-        a[0].add_(1)
-
-    return (error_of(f), error_of(g), error_of(h))
-
-
-@agrees
-def test_views_made_without_grad(device: str) -> Any:
-    base = randn(device, 4)
-    b = base * 1
-    with torch.no_grad():
-        v = b[:2]
-
-    def f():
-        v.mul_(2)
-
-    r = [error_of(f)]
-    x = randn(device, 4)
-    with torch.no_grad():
-        x.add_(1)
-        x[0] = 5
-        x[1:3].mul_(2)
-    (x * x).sum().backward()
-    return (r, x, x.grad, x._version, v._version)
-
-
-@agrees
-def test_writes_into_slices(device: str) -> Any:
-    x = randn(device, 6)
-    y = torch.zeros(6).to(device)
-    y[::2] = x[::2]
-    y[1] = x[0] * x[1]
-    y[2:4].mul_(x[2:4])
-    (y**2).sum().backward()
-    return (x.grad, y)
-
-
-@agrees
-def test_indexed_writes(device: str) -> Any:
-    x = randn(device, 5, 4)
-    v = randn(device, 4)
-    y = x.clone()
-    y[1] = v
-    y[y > 1] = 0.5
-    y[torch.tensor([0, 3]).to(device), 2] = v[:2]
-    (y * y).sum().backward()
-    return (x.grad, v.grad, y)
-
-
-@agrees
 def test_indexed_reads(device: str) -> Any:
     x = randn(device, 5, 4)
     i = torch.tensor([0, 2, 2]).to(device)
@@ -368,41 +126,6 @@ def test_indexed_reads(device: str) -> Any:
     )
     y.backward()
     return x.grad
-
-
-@agrees
-def test_chain_of_writes(device: str) -> Any:
-    x = randn(device, 6)
-    y = x.clone()
-    y.clamp_(0.1, 1)
-    y.sigmoid_()
-    y = y * 1
-    y.add_(x).mul_(2).div_(x.abs() + 1).sub_(1).pow_(2)
-    y.masked_fill_(x > 1, 0)
-    y.index_fill_(0, torch.tensor([1]).to(device), 3.0)
-    y.scatter_add_(0, torch.tensor([0, 0]).to(device), x[:2])
-    y.sum().backward()
-    return (x.grad, y, y._version)
-
-
-@agrees
-def test_copy_into_a_buffer(device: str) -> Any:
-    x = randn(device, 4)
-    buf = torch.zeros(4).to(device)
-    buf.copy_(x)
-    r = [buf.requires_grad]
-    buf.sum().backward()
-    return (r, x.grad)
-
-
-@agrees
-def test_detach_in_place(device: str) -> Any:
-    a = randn(device, 3)
-    b = a * 2
-    b.detach_()
-    r = [b.requires_grad, b.is_leaf]
-    v = (a * 2)[0]
-    return (r, error_of(v.detach_))
 
 
 @agrees
@@ -608,23 +331,6 @@ def test_gradient_edges(device: str) -> Any:
     )
 
 
-@agrees
-def test_error_of_a_hook_gets_out(device: str) -> Any:
-    """In PyTorch 2.13, a Python device's stream guard ends the process when it is asked with an error pending."""
-    x = randn(device, 3)
-    y = x.sin()
-
-    def fail(grad: torch.Tensor) -> None:
-        raise ValueError("this hook fails")
-
-    hook = y.register_hook(fail)
-    errors = [error_of((y * 2).sum().backward)]
-    hook.remove()
-    x.register_hook(lambda grad: (grad, grad))  # not a tensor
-    errors.append(error_of(x.exp().sum().backward))
-    return errors
-
-
 def test_error_of_an_op_in_backward_keeps_its_traceback(connected: ModuleType) -> None:
     class Refused(torch.autograd.Function):
         @staticmethod
@@ -682,24 +388,3 @@ def test_products_in_inference_mode_fold_as_on_the_cpu(device: str) -> Any:
             batch = x.transpose(0, 1)
             found += [nn.functional.linear(batch, weight).clone(), (batch @ weight.t()).clone()]
     return found
-
-
-@agrees
-def test_an_optimizer_step_before_backward_is_seen(device: str) -> Any:
-    """Foreach ops write their tensors, and say so to autograd, as the writes of single tensors do."""
-    found = []
-    for foreach in (True, False):
-        weight = randn(device, 3)
-        steps = torch.optim.Adam([weight], foreach=foreach)
-        loss = (weight * weight).sum()
-        weight.grad = torch.ones(3).to(device)
-        steps.step()
-        found.append((error_of(loss.backward)[0], weight._version))
-    tensors = [randn(device, 2, grad=False) for _ in range(2)]
-    torch._foreach_mul_(tensors, [2.0, 3.0])
-    torch._foreach_lerp_(tensors, tensors, 0.5)
-    with torch.inference_mode():
-        fresh = [torch.ones(2).to(device)]
-        torch._foreach_add_(fresh, 1)
-        torch._foreach_zero_(tensors)
-    return found, [tensor._version for tensor in tensors], fresh[0].clone()

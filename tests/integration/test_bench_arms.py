@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from executor_process import run_program
+from warm_python import run_program
 
 # A process of its own: forks of one that has threads and a session would not be those of the experiment.
 HEAD = """

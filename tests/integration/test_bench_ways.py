@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from executor_process import run_program
+from warm_python import TRANSFORMERS, run_program
 
 from remora.bench.ceiling import round_trip_ms
 from remora.bench.delay_proxy import delay_proxy
@@ -72,6 +72,7 @@ try:
 finally:
     executor.stop()
 """,
+        modules=TRANSFORMERS,
         timeout_s=110,
     )
     assert done.stdout == "KeyError: 'no such'\n", done.stderr

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+from warm_python import run_program
 
 FACTS = """
 import json, sys, warnings, weakref
@@ -200,7 +201,8 @@ assert len(seen) == 1, seen
 
 
 def test_another_accelerator_stays_the_accelerator() -> None:
-    _run(ANOTHER)
+    done = run_program(ANOTHER)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_session_makes_it_the_accelerator(executor: Any) -> None:
@@ -228,7 +230,9 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    assert _run(code).splitlines() == [
+    done = run_program(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
         "[[0.0, 1.0, 2.0]]",
         "[[3.0, 4.0, 5.0]]",
         "remora:0",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import collections
-import os
-import subprocess
-import sys
 import threading
 import warnings
 
 import pytest
 import torch
+from warm_python import run_program
 
 import remora
 
@@ -402,11 +400,5 @@ assert remora.stats().eager_frames == 6
 
 
 def test_compiled_code_that_says_cuda(executor):
-    done = subprocess.run(
-        [sys.executable, "-c", AS_CUDA],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={**os.environ, "REMORA_URL": executor.url},
-    )
+    done = run_program(AS_CUDA, timeout_s=100, warnings_are_errors=False, REMORA_URL=executor.url)
     assert done.returncode == 0, done.stderr

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from warm_python import TRANSFORMERS, run_command
 
 import remora
 from remora.plan.kept import VERSION, Calibration, to_json
@@ -54,15 +53,18 @@ with torch.inference_mode():
 """
 
 
-def estimate(tmp_path: Path, text: str, *options: str, after: tuple[str, ...] = (), environment=()):
+def estimate(tmp_path: Path, text: str, *options: str, after: tuple[str, ...] = ()):
     script = tmp_path / "script.py"
     script.write_text(text)
-    return subprocess.run(
-        [sys.executable, "-m", "remora.cli", "estimate", *options, str(script), *after],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "REMORA_URL": "http://127.0.0.1:1", **dict(environment)},  # where nobody is
+    return run_command(
+        "estimate",
+        *options,
+        str(script),
+        *after,
+        modules=TRANSFORMERS,
+        timeout_s=110,
+        warnings_are_errors=False,
+        REMORA_URL="http://127.0.0.1:1",  # where nobody is
     )
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
 import torch
-from executor_process import executor_process
+from warm_python import TRANSFORMERS, run_command
 
 import remora
 from remora.bench import models
@@ -29,12 +26,6 @@ model = models.gpt2(layers=2, width=48, vocabulary=128).eval().to("remora")
 tokens = model.generate(models.prompt(12).to("remora") % 128, max_new_tokens=6, do_sample=False)
 print(tokens.shape[1])
 """
-
-
-@pytest.fixture(scope="module")
-def executors():
-    with executor_process("--memory", "2GiB") as one, executor_process("--memory", "2GiB") as two:
-        yield [one.url, two.url]
 
 
 @pytest.fixture
@@ -186,13 +177,15 @@ class Tags(HTMLParser):
 def explained(tmp_path, *options: str, script: str = SCRIPT, **environment: str):
     path = tmp_path / "script.py"
     path.write_text(script)
-    told = {name: value for name, value in os.environ.items() if not name.startswith("REMORA_")}
-    return subprocess.run(
-        [sys.executable, "-m", "remora.cli", "explain", *options, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**told, "REMORA_CACHE": str(tmp_path / "cache"), **environment},
+    environment = {"REMORA_CACHE": str(tmp_path / "cache"), **environment}
+    return run_command(
+        "explain",
+        *options,
+        str(path),
+        modules=TRANSFORMERS,
+        timeout_s=110,
+        warnings_are_errors=False,
+        **environment,
     )
 
 

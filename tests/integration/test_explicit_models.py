@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from warm_python import run_program
 
 import remora
 from remora.bench import models
@@ -299,7 +297,8 @@ assert torch.equal(torch.rand(2, device="cuda:0").cpu(), torch.rand(2, device="c
 
 
 def test_programs_for_several_gpus(executors):
-    subprocess.run([sys.executable, "-c", AS_CUDA, *executors], check=True, timeout=100)
+    done = run_program(AS_CUDA, *executors)
+    assert done.returncode == 0, done.stderr
 
 
 def test_data_parallel_says_what_to_do(both):
@@ -324,5 +323,6 @@ assert {first}
 assert torch.remora.device_count() == 2
 assert torch.ones(2, device="remora:1").to("remora:0").sum().item() == 2
 """
-    environment = {**os.environ, "REMORA_URL": ",".join(executors), "REMORA_PLACEMENT": "explicit"}
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=100, env=environment)
+    environment = {"REMORA_URL": ",".join(executors), "REMORA_PLACEMENT": "explicit"}
+    done = run_program(program, **environment)
+    assert done.returncode == 0, done.stderr

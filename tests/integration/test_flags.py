@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from warm_python import run_program
 
 from remora.ops.flags import PRISTINE, current, key_of, write
 
@@ -121,7 +122,8 @@ def test_another_session_keeps_its_own(connected: ModuleType, executor: Any) -> 
         f"remora.connect({executor.url!r})\n"
         "assert torch.empty(1, device='remora').tolist() == [0]"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    done = run_program(code)
+    assert done.returncode == 0, done.stderr
     assert torch.empty(1, device="remora").isnan().all()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from executor_process import run_program
+from warm_python import TRANSFORMERS, run_program
 
 PROGRAM = """
 import os, random, signal, sys, threading, time
@@ -13,15 +13,15 @@ from remora.bench import models
 url, what, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 remora.connect(url)
 rng = random.Random(7)
-model = models.gpt2(layers=2, width=16, heads=2, vocabulary=64)
+model = models.gpt2(layers=1, width=16, heads=2, vocabulary=64)
 ids = models.prompt(6, vocabulary=64)
-expected = model.generate(ids, max_new_tokens=12, do_sample=False)
+expected = model.generate(ids, max_new_tokens=6, do_sample=False)
 model.to("remora")
 big = torch.arange(3 << 20, dtype=torch.float32)
 kept = torch.arange(1000.0).to("remora") * 3
 
 def generate():
-    return torch.equal(model.generate(ids.to("remora"), max_new_tokens=12, do_sample=False).cpu(), expected)
+    return torch.equal(model.generate(ids.to("remora"), max_new_tokens=6, do_sample=False).cpu(), expected)
 
 def upload():
     shift = rng.randrange(1000)
@@ -31,11 +31,11 @@ def upload():
 
 def ops():
     total = torch.zeros(3, device="remora")
-    for i in range(200):
+    for i in range(80):
         total = total + torch.tensor([i, 1, 2]).to("remora")
-        if i % 50 == 0:
+        if i % 20 == 0:
             total.tolist()
-    return total.tolist() == [19900, 200, 400]
+    return total.tolist() == [3160, 80, 160]
 
 act = {"generate": generate, "upload": upload, "ops": ops}[what]
 assert act()
@@ -69,5 +69,5 @@ remora.disconnect()
 
 @pytest.mark.parametrize(("what", "rounds"), [("generate", 40), ("upload", 25), ("ops", 60)])
 def test_interrupted_at_many_moments(executor, what, rounds):
-    done = run_program(PROGRAM, executor.url, what, str(rounds), timeout_s=110)
+    done = run_program(PROGRAM, executor.url, what, str(rounds), modules=TRANSFORMERS, timeout_s=110)
     assert done.stdout.split() == ["True", "True"], done.stderr[-4000:]

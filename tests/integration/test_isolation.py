@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import threading
 
 import pytest
 import torch
 from executor_process import executor_process, status_until
+from warm_python import TRANSFORMERS, run_program
 
 import remora
 from remora.errors import RemoraError
 from remora.session.connect import current
 
 PROGRAM = """
-import sys, torch, remora
+import torch
 from remora.bench import models
+
+def draws_its_own(seed):
+    model = models.gpt2(layers=2, width=16, heads=2, vocabulary=64)
+    ids = models.prompt(6, vocabulary=64, seed=seed)
+    torch.manual_seed(seed)
+    expected = [model.generate(ids, max_new_tokens=16, do_sample=True) for _ in range(4)]
+    model.to("remora")
+    torch.manual_seed(seed)
+    got = [model.generate(ids.to("remora"), max_new_tokens=16, do_sample=True).cpu() for _ in range(4)]
+    return all(map(torch.equal, got, expected))
+"""
+OTHER = """
+import sys, remora
 remora.connect(sys.argv[1])
-seed = int(sys.argv[2])
-model = models.gpt2(layers=2, width=16, heads=2, vocabulary=64)
-ids = models.prompt(6, vocabulary=64, seed=seed)
-torch.manual_seed(seed)
-expected = [model.generate(ids, max_new_tokens=16, do_sample=True) for _ in range(4)]
-model.to("remora")
-torch.manual_seed(seed)
-got = [model.generate(ids.to("remora"), max_new_tokens=16, do_sample=True).cpu() for _ in range(4)]
-print(all(map(torch.equal, got, expected)))
+print(all([draws_its_own(seed) for seed in (2, 3)]))
 """
 
 
-def test_two_programs_at_once_draw_from_their_own_streams(executor):
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, executor.url, seed], stdout=subprocess.PIPE, text=True
-        )
-        for seed in ("1", "2")
-    ]
-    assert [program.communicate(timeout=90)[0] for program in both] == ["True\n", "True\n"]
+def test_two_programs_at_once_draw_from_their_own_streams(connected, executor):
+    said = []
+    other = threading.Thread(
+        target=lambda: said.append(run_program(PROGRAM + OTHER, executor.url, modules=TRANSFORMERS))
+    )
+    here = {}
+    exec(PROGRAM, here)
+    other.start()
+    while other.is_alive():
+        assert here["draws_its_own"](1)
+    assert said[0].stdout == "True\n", said[0].stderr
 
 
 def test_names_of_another_session_cannot_be_read(connected, executor):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import run_command
 
 from remora.session.lint import HINTS
 
@@ -68,13 +67,7 @@ def expected() -> dict[int, tuple[str, int]]:
 def run(
     path: Path, *options: str, url: str, arguments: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "remora.cli", "run", *options, str(path), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "REMORA_URL": url},
-    )
+    return run_command("run", *options, str(path), *arguments, REMORA_URL=url)
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,15 @@ from pathlib import Path
 
 import pytest
 from executor_process import Proxy, executor_process, status_until
-from lane import ADD, ADD_IN_PLACE, FULL, Lane, lanes
-from test_transport_http import _certify
+from lane import ADD, ADD_IN_PLACE, FULL, MB, lanes, memory, settled, with_lanes
 
 from remora.ir.graph import Template
 from remora.ir.node import Hole, Node, Slot
 from remora.wire.messages import (
     Barrier,
-    Done,
     Failed,
     Free,
     Lost,
-    Memory,
-    MemoryQuery,
     Pushed,
     PushFailed,
     Put,
@@ -33,7 +29,6 @@ from remora.wire.messages import (
 
 ROW = Template((Node("aten.select.int", (Slot(0), Hole("int"), Hole("int"))),))
 TRANSPOSED = Template((Node("aten.t.default", (Slot(0),)),))
-MB = 1 << 18  # floats
 
 
 @pytest.fixture(scope="module", params=["--same-host", "--no-same-host"])
@@ -42,33 +37,6 @@ def pair(request):
     options = ("--memory", "1GiB", request.param)
     with executor_process(*options) as a, executor_process(*options) as b:
         yield a, b
-
-
-@pytest.fixture(scope="module")
-def http_pair():
-    options = ("--memory", "1GiB", "--no-same-host")
-    with executor_process(*options) as a, executor_process(*options) as b:
-        yield a, b
-
-
-def with_lanes(scenario, *executors):
-    async def run():
-        async with lanes(*(executor.url for executor in executors)) as made:
-            return await scenario(*made)
-
-    return asyncio.run(run())
-
-
-async def settled(lane: Lane) -> None:
-    ticket = lane.ticket()
-    await lane.send(Barrier(ticket))
-    assert isinstance(await lane.answer(ticket), Done)
-
-
-async def memory(lane: Lane) -> Memory:
-    ticket = lane.ticket()
-    await lane.send(MemoryQuery(ticket))
-    return await lane.answer(ticket)
 
 
 # ---------------------------------------------------------------- what arrives
@@ -272,27 +240,6 @@ def test_steps_that_wait_are_bounded_here_and_run_in_order(pair):
     with_lanes(scenario, *pair)
 
 
-def test_a_session_that_waits_can_be_closed_and_its_lease_ends():
-    with executor_process("--memory", "1GiB", "--lease", "2") as executor:
-
-        async def run():
-            async with lanes(executor.url, executor.url) as (one, two):
-                for lane in (one, two):
-                    await lane.wait((1, 0, 0))
-                    await lane.put(2, 1.0)
-                for _ in range(6):
-                    await asyncio.sleep(0.5)
-                    await two.socket.ping()
-                lost = await one.failed()
-                assert isinstance(lost, Lost)
-                assert "lease" in lost.reason
-                assert executor.status().sessions == 1
-                assert (await two.caller.ask("DELETE", "", two.grant))[0] == 204
-                assert executor.status().workers_started == 1
-
-        asyncio.run(run())
-
-
 # ---------------------------------------------------------------- failures
 
 
@@ -454,48 +401,6 @@ def test_the_source_dies_in_the_middle(pair):
             proxy.close()
 
 
-@pytest.mark.parametrize("n", [8 * MB, MB // 8])
-def test_a_cut_is_mended_once(http_pair, n):
-    proxy = Proxy(http_pair[1].port)
-    try:
-
-        async def scenario(a, b):
-            await a.peer(0, b, url=proxy.url)
-            site = await a.define(FULL)
-            await a.push(0, await a.put(1, 1.0))
-            cuts = proxy.cuts
-            proxy.budget = 2 * n
-            name = await a.full(site, 2, n, 3.0)
-            assert isinstance(await a.push(0, name), Pushed)
-            assert proxy.cuts == cuts + 1
-            await b.wait(name)
-            assert set(await b.floats(name)) == {3.0}
-            assert (await memory(b)).storages == 2
-
-        with_lanes(scenario, *http_pair)
-    finally:
-        proxy.close()
-
-
-def test_a_network_that_cuts_each_time_is_told(http_pair):
-    proxy = Proxy(http_pair[1].port)
-    try:
-
-        async def scenario(a, b):
-            await a.peer(0, b, url=proxy.url)
-            name = await a.full(await a.define(FULL), 1, 8 * MB, 3.0)
-            await a.push(0, await a.put(2, 1.0))
-            proxy.close()
-            answer = await a.push(0, name)
-            assert answer.kind == "unreachable"
-            assert (await memory(b)).storages == 1
-
-        with_lanes(scenario, *http_pair)
-    finally:
-        if not proxy.closed:
-            proxy.close()
-
-
 # ---------------------------------------------------------------- beside other work
 
 
@@ -508,7 +413,7 @@ def test_a_large_push_does_not_hold_small_steps_up(pair):
             name = await source.full(await source.define(FULL), 1, 200 * MB, 1.0)
             await settled(source)
             await target.wait(name)
-            push = asyncio.create_task(source.push(0, name))
+            push, begun = asyncio.create_task(source.push(0, name)), time.monotonic()
             slowest, steps, segment = 0.0, 0, 0
             while not push.done():
                 segment += 1
@@ -519,83 +424,52 @@ def test_a_large_push_does_not_hold_small_steps_up(pair):
                 steps += 1
             assert isinstance(await push, Pushed)
             assert steps >= 10
-            assert slowest < 0.25
+            assert slowest < max(
+                0.25, (time.monotonic() - begun) / 3
+            )  # held up, one step would take all of it
             await settled(target)
             assert (await memory(target)).allocated_nbytes == 200 << 20
 
     asyncio.run(run())
 
 
-def test_what_was_sent_is_counted_and_its_memory_comes_back():
-    with executor_process("--memory", "1GiB") as a, executor_process("--memory", "1GiB") as b:
+def test_what_was_sent_is_counted_and_its_memory_comes_back(pair):
+    a, b = pair
 
-        async def scenario(one, two):
-            await one.peer(0, two)
-            site = await one.define(FULL)
-            total = 0
-            for segment in range(1, 31):
-                name = await one.full(site, segment, 16 * MB, 1.0)
-                total += (await one.push(0, name)).nbytes
-                await two.wait(name)
-                await settled(two)
-                for lane in (one, two):
-                    await lane.send(Free(name))
-            return total
+    def counts():
+        return [executor.status().principals.get("local/user", {}) for executor in pair]
 
-        total = with_lanes(scenario, a, b)
-        sent, came = a.status().principals["local/user"], b.status().principals["local/user"]
-        assert (sent["pushes"], sent["peer_bytes_out"]) == (30, total)
-        assert 0 < sent["push_s"] < 10
-        assert (came["arrivals"], came["peer_bytes_in"]) == (30, total)
-        for executor in (a, b):
-            status_until(executor, lambda status: status.used_nbytes == 0)
-            until = time.monotonic() + 12
-            while shared_nbytes(executor) > 1 << 20:
-                assert time.monotonic() < until, shared_nbytes(executor)
-                time.sleep(0.2)
+    async def scenario(one, two):
+        await one.peer(0, two)
+        site = await one.define(FULL)
+        total = 0
+        for segment in range(1, 31):
+            name = await one.full(site, segment, 16 * MB, 1.0)
+            total += (await one.push(0, name)).nbytes
+            await two.wait(name)
+            await settled(two)
+            for lane in (one, two):
+                await lane.send(Free(name))
+        return total
+
+    before = counts()
+    total = with_lanes(scenario, a, b)
+    sent, came = (
+        {name: n - was.get(name, 0) for name, n in now.items()}
+        for now, was in zip(counts(), before, strict=True)
+    )
+    assert (sent["pushes"], sent["peer_bytes_out"]) == (30, total)
+    assert 0 < sent["push_s"] < 30
+    assert (came["arrivals"], came["peer_bytes_in"]) == (30, total)
+    for executor in pair:
+        status_until(executor, lambda status: status.used_nbytes == 0)
+        until = time.monotonic() + 12
+        while shared_nbytes(executor) > 1 << 20:
+            assert time.monotonic() < until, shared_nbytes(executor)
+            time.sleep(0.2)
 
 
 def shared_nbytes(executor) -> int:
     """What lies in the executor's folder."""
     (folder,) = Path("/dev/shm").glob(f"remora-front-{executor.process.pid}-*")
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def test_executors_with_tokens_of_their_own(tmp_path):
-    """The client's token never leaves the executor it is for."""
-    for name in "ab":
-        (tmp_path / name).write_text(f"token-{name} acme/{name}\n")
-    options = [("--memory", "1GiB", "--token-file", str(tmp_path / name)) for name in "ab"]
-    with executor_process(*options[0]) as a, executor_process(*options[1]) as b:
-
-        async def run():
-            async with lanes(a.url, b.url, tokens=("token-a", "token-b")) as (one, two):
-                await one.peer(0, two)
-                name = await one.put(1, 5.0)
-                assert isinstance(await one.push(0, name), Pushed)
-                await two.wait(name)
-                assert await two.floats(name) == (5.0,)
-
-        asyncio.run(run())
-
-
-def test_executors_with_certificates(tmp_path):
-    """The authority comes from the client, and nobody else's will do."""
-    authority, _ = _certify(tmp_path)
-    pem = str(tmp_path / "server.pem")
-    options = ("--memory", "1GiB", "--tls-cert", pem, "--tls-key", pem)
-    with executor_process(*options) as a, executor_process(*options) as b:
-
-        async def run():
-            async with lanes(a.url, b.url, authority=authority) as (one, two):
-                site = await one.define(FULL)
-                await one.peer(0, two, ca=authority.read_text())
-                name = await one.full(site, 1, 4 * MB, 2.0)
-                assert isinstance(await one.push(0, name), Pushed)
-                await two.wait(name)
-                assert set(await two.floats(name)) == {2.0}
-                await one.peer(1, two)
-                answer = await one.push(1, await one.put(2, 1.0))
-                assert (answer.kind, "certificate is not trusted" in answer.message) == ("unreachable", True)
-
-        asyncio.run(run())

@@ -11,14 +11,13 @@ import signal
 import socket
 import struct
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import msgspec
 import pytest
 from executor_process import executor_process, status_until
-from lane import ADD_IN_PLACE, FULL, lanes
-from test_peers import MB, memory, settled, with_lanes
+from lane import ADD_IN_PLACE, FULL, MB, lanes, memory, settled, with_lanes
 
 from remora.executor.front.carrier import proof_of
 from remora.executor.front.local_frames import Declined, Give, Hello, Proven, ask
@@ -35,18 +34,27 @@ LARGE = 17 << 10  # floats, in a push of its own too large for a packet
 
 
 @contextmanager
-def lending(monkeypatch, fault="", *options):
+def lending():
     """An executor whose worker lends its memory."""
-    monkeypatch.setenv("REMORA_TEST_LENDING", fault)
-    with executor_process("--memory", "1GiB", *options, worker=LENDING) as executor:
+    with executor_process("--memory", "1GiB", worker=LENDING) as executor:
         yield executor
 
 
-def counted(executor) -> dict[str, float]:
-    """Pushes: in all, by the host's memory, by the device's, and not by the shortest way."""
-    found = executor.status().principals["local/user"]
+def go_wrong(executor, fault: str) -> None:
+    """From now on; see lending_worker.py."""
+    (folder_of(executor) / "fault").write_text(fault)
+
+
+def counted(executor, before: dict[str, float] | None = None) -> dict[str, float]:
+    """Pushes since `before`: in all, by the host's memory, by the device's, and not by the shortest way."""
+    found = executor.status().principals.get("local/user", {})
     names = {"pushes": "all", "host_pushes": "host", "device_pushes": "device", "missed_pushes": "missed"}
-    return {short: found[name] for name, short in names.items() if found.get(name)}
+    now = {short: found.get(name, 0) - (before or {}).get(short, 0) for name, short in names.items()}
+    return {short: n for short, n in now.items() if n}
+
+
+def arrivals(executor) -> int:
+    return executor.status().principals.get("local/user", {}).get("arrivals", 0)
 
 
 def folder_of(executor) -> Path:
@@ -90,9 +98,8 @@ async def arrives(a, b, segment: int, n: int) -> object:
 
 
 @pytest.fixture(scope="module")
-def pair():
-    with executor_process("--memory", "1GiB") as a, executor_process("--memory", "1GiB") as b:
-        yield a, b
+def pair(executor, second):
+    return executor, second
 
 
 def test_every_size_comes_bit_for_bit_and_not_over_http(pair):
@@ -104,23 +111,25 @@ def test_every_size_comes_bit_for_bit_and_not_over_http(pair):
             assert 0 < answer.nbytes - 8 * n < 200
             assert 0 < answer.seconds < 10
 
+    before, arrived = counted(pair[0]), arrivals(pair[1])
     with_lanes(scenario, *pair)
-    assert counted(pair[0]) == {"all": 6, "host": 6}
-    assert pair[1].status().principals["local/user"]["arrivals"] == 6
+    assert counted(pair[0], before) == {"all": 6, "host": 6}
+    assert arrivals(pair[1]) - arrived == 6
 
 
 @pytest.mark.parametrize("refuses", [0, 1])
-def test_the_operator_of_either_end_can_refuse(refuses):
-    options = [("--memory", "256MiB", *(("--no-same-host",) if end == refuses else ())) for end in (0, 1)]
-    with executor_process(*options[0]) as a, executor_process(*options[1]) as b:
+def test_the_operator_of_either_end_can_refuse(pair, refuses):
+    with executor_process("--memory", "256MiB", "--no-same-host") as refusing:
+        a, b = (refusing, pair[1]) if refuses == 0 else (pair[0], refusing)
 
         async def scenario(one, two):
             await one.peer(0, two)
             assert isinstance(await arrives(one, two, 1, LARGE), Pushed)
 
+        before = counted(a)
         with_lanes(scenario, a, b)
-        assert counted(a) == {"all": 1}
-        assert (folder_of((a, b)[refuses]) / "here").exists() is False
+        assert counted(a, before) == {"all": 1}
+        assert (folder_of(refusing) / "here").exists() is False
 
 
 def test_the_rule_about_peers_holds_here_too(pair):
@@ -134,8 +143,9 @@ def test_the_rule_about_peers_holds_here_too(pair):
         with_lanes(scenario, alone, pair[1])
 
 
-def test_where_nobody_listens_http_does_it_and_that_is_counted_and_said_once():
-    with executor_process("--memory", "256MiB") as a, executor_process("--memory", "256MiB") as b:
+def test_where_nobody_listens_http_does_it_and_that_is_counted_and_said_once(pair):
+    a, before, heard = pair[0], counted(pair[0]), len(pair[0].said())
+    with executor_process("--memory", "256MiB") as b:
         (folder_of(b) / "here").unlink()
 
         async def scenario(one, two):
@@ -144,13 +154,14 @@ def test_where_nobody_listens_http_does_it_and_that_is_counted_and_said_once():
                 assert isinstance(await arrives(one, two, segment, LARGE), Pushed)
 
         with_lanes(scenario, a, b)
-        assert counted(a) == {"all": 3, "missed": 3}
-        said = a.said()
+        assert counted(a, before) == {"all": 3, "missed": 3}
+        said = a.said()[heard:]
         assert said.count("on this host, go over http: the socket on this host: ") == 1, said
 
 
-def test_what_gives_no_proof_is_told_no_secret():
-    with executor_process("--memory", "256MiB") as a, executor_process("--memory", "256MiB") as b:
+def test_what_gives_no_proof_is_told_no_secret(pair):
+    a, before = pair[0], counted(pair[0])
+    with executor_process("--memory", "256MiB") as b:
         path = folder_of(b) / "here"
         path.unlink()
 
@@ -173,12 +184,13 @@ def test_what_gives_no_proof_is_told_no_secret():
             server.close()
 
         asyncio.run(run())
-        assert counted(a) == {"all": 1, "missed": 1}
+        assert counted(a, before) == {"all": 1, "missed": 1}
         assert "gives no proof that it is the peer" in a.said()
 
 
-def test_the_peer_dies_and_comes_back_as_another():
-    with executor_process("--memory", "256MiB") as a, executor_process("--memory", "256MiB") as b:
+def test_the_peer_dies_and_comes_back_as_another(pair):
+    a, before = pair[0], counted(pair[0])
+    with executor_process("--memory", "256MiB") as b:
 
         async def run():
             async with lanes(a.url, b.url) as (one, two):
@@ -197,13 +209,13 @@ def test_the_peer_dies_and_comes_back_as_another():
                 two.caller, two.grant = one.caller, one.grant
 
         asyncio.run(run())
-        assert counted(a) == {"all": 2, "host": 2}
+        assert counted(a, before) == {"all": 2, "host": 2}
 
 
 # ---------------------------------------------------------------- a hostile process of this user
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def victim():
     with executor_process("--memory", "256MiB") as executor:
         yield executor
@@ -215,6 +227,14 @@ def head_of(nbytes: int, push: str = "00112233aabbccdd") -> bytes:
 
 def descriptors(executor) -> int:
     return len(list(Path(f"/proc/{executor.process.pid}/fd").iterdir()))
+
+
+def let_go(executor, before: int) -> None:
+    """Waits until it has no more descriptors than before."""
+    until = time.monotonic() + 5
+    while (held := descriptors(executor)) > before:
+        assert time.monotonic() < until, f"{held} descriptors, {before} before"
+        time.sleep(0.02)
 
 
 def test_what_makes_no_sense_is_declined_and_leaves_nothing(victim, tmp_path):
@@ -255,8 +275,7 @@ def test_what_makes_no_sense_is_declined_and_leaves_nothing(victim, tmp_path):
         await settled(lane)
         before = descriptors(victim)
         await asyncio.to_thread(attack, lane)
-        await asyncio.sleep(0.2)
-        assert descriptors(victim) <= before
+        await asyncio.to_thread(let_go, victim, before)
         assert (await memory(lane)).allocated_nbytes == 0
         name = await lane.put(9, 1.0)
         assert await lane.floats(name) == (1.0,)
@@ -285,7 +304,7 @@ def test_who_does_not_say_hello_is_not_listened_to(victim, said):
         connection.shutdown(socket.SHUT_WR)
         connection.settimeout(5)
         assert connection.recv(4096) == b""
-    assert descriptors(victim) == before
+    let_go(victim, before)
 
 
 def test_only_this_user_reaches_the_socket(victim):
@@ -295,46 +314,66 @@ def test_only_this_user_reaches_the_socket(victim):
 # ---------------------------------------------------------------- by the device's memory
 
 
-def test_once_the_peer_is_known_to_be_near_its_device_copies(monkeypatch):
-    with lending(monkeypatch) as a, lending(monkeypatch) as b:
-
-        async def scenario(one, two):
-            await one.peer(0, two)
-            for segment, n in enumerate((LARGE, LARGE, MB, 3 * MB + 5, 10), 1):
-                assert isinstance(await arrives(one, two, segment, n), Pushed)
-
-        with_lanes(scenario, a, b)
-        assert counted(a) == {"all": 5, "host": 2, "device": 3}  # the first tells; the last is in a packet
-        assert b.status().principals["local/user"]["arrivals"] == 5
-        status_until(b, lambda status: status.used_nbytes == 0)
-        asyncio.run(none_lent(a))  # what is spare is given back
+@pytest.fixture(scope="module")
+def lenders():
+    with lending() as a, lending() as b:
+        yield a, b
 
 
-def test_views_keep_their_strides_and_what_is_written_later_is_not_sent(monkeypatch):
-    with lending(monkeypatch) as a, lending(monkeypatch, "slow") as b:
+@pytest.fixture
+def near(lenders):
+    """Two that lend each other their memory; nothing is lent, and nothing goes wrong yet."""
+    for executor in lenders:
+        go_wrong(executor, "")
+        asyncio.run(none_lent(executor))
+    return lenders
 
-        async def scenario(one, two):
-            await one.peer(0, two)
-            name = await arange(one, 1, LARGE)
-            await one.push(0, name)
-            await two.wait(name)
-            site, pointwise = await one.define(SLICE), await one.define(ADD_IN_PLACE)
-            matrix = await one.full(await one.define(FULL), 2, LARGE, 1.0)
-            await one.send(
-                Run(3, site, slots=(0, 0, *matrix), holes=(0, 0, 1, 0, 2, LARGE, 3, 2), keep=(0, 0))
-            )
-            ticket = await one.start_push(0, matrix, (3, 0, 0))
-            await one.add(pointwise, 4, matrix)
-            await two.wait(matrix, (3, 0, 0))
-            (view,) = await two.fetch((3, 0, 0))
-            assert (view.shape, view.stride) == ((LARGE // 2,), (2,))
-            assert set(await two.floats((3, 0, 0))) == {1.0}
-            assert set(await one.floats(matrix)) == {2.0}
-            assert isinstance(await one.answer(ticket), Pushed)
-            assert (await memory(two)).storages == 2  # the two share one
 
-        with_lanes(scenario, a, b)
-        assert counted(a)["device"] == 1
+def test_once_the_peer_is_known_to_be_near_its_device_copies(near):
+    a, b = near
+
+    async def scenario(one, two):
+        await one.peer(0, two)
+        for segment, n in enumerate((LARGE, LARGE, MB, 3 * MB + 5, 10), 1):
+            assert isinstance(await arrives(one, two, segment, n), Pushed)
+
+    before, arrived = counted(a), arrivals(b)
+    with_lanes(scenario, a, b)
+    assert counted(a, before) == {
+        "all": 5,
+        "host": 2,
+        "device": 3,
+    }  # the first tells; the last is in a packet
+    assert arrivals(b) - arrived == 5
+    status_until(b, lambda status: status.used_nbytes == 0)
+    asyncio.run(none_lent(a))  # what is spare is given back
+
+
+def test_views_keep_their_strides_and_what_is_written_later_is_not_sent(near):
+    a, b = near
+    go_wrong(b, "slow")
+
+    async def scenario(one, two):
+        await one.peer(0, two)
+        name = await arange(one, 1, LARGE)
+        await one.push(0, name)
+        await two.wait(name)
+        site, pointwise = await one.define(SLICE), await one.define(ADD_IN_PLACE)
+        matrix = await one.full(await one.define(FULL), 2, LARGE, 1.0)
+        await one.send(Run(3, site, slots=(0, 0, *matrix), holes=(0, 0, 1, 0, 2, LARGE, 3, 2), keep=(0, 0)))
+        ticket = await one.start_push(0, matrix, (3, 0, 0))
+        await one.add(pointwise, 4, matrix)
+        await two.wait(matrix, (3, 0, 0))
+        (view,) = await two.fetch((3, 0, 0))
+        assert (view.shape, view.stride) == ((LARGE // 2,), (2,))
+        assert set(await two.floats((3, 0, 0))) == {1.0}
+        assert set(await one.floats(matrix)) == {2.0}
+        assert isinstance(await one.answer(ticket), Pushed)
+        assert (await memory(two)).storages == 2  # the two share one
+
+    before = counted(a)
+    with_lanes(scenario, a, b)
+    assert counted(a, before)["device"] == 1
 
 
 @pytest.mark.parametrize(
@@ -345,29 +384,30 @@ def test_views_keep_their_strides_and_what_is_written_later_is_not_sent(monkeypa
         ("open", False, "go over host: a fault of the test: open"),
     ],
 )
-def test_what_cannot_be_lent_or_opened_goes_through_the_host_and_is_counted(
-    monkeypatch, fault, at_source, text
-):
-    with lending(monkeypatch, fault if at_source else "") as a:
-        with lending(monkeypatch, "" if at_source else fault) as b:
+def test_what_cannot_be_lent_or_opened_goes_through_the_host_and_is_counted(near, fault, at_source, text):
+    async def scenario(one, two):
+        await one.peer(0, two)
+        for segment in range(1, 5):
+            assert isinstance(await arrives(one, two, segment, LARGE), Pushed)
+        await settled(two)
+        assert (await memory(two)).allocated_nbytes == 0
 
-            async def scenario(one, two):
-                await one.peer(0, two)
-                for segment in range(1, 5):
-                    assert isinstance(await arrives(one, two, segment, LARGE), Pushed)
-                await settled(two)
-                assert (await memory(two)).allocated_nbytes == 0
-
-            with_lanes(scenario, a, b)
-            found = counted(a)
-            assert (found["all"], found["host"], "device" in found) == (4, 4, False)
-            assert found["missed"] == 3  # the first tells that the two are near
-            assert a.said().count(text) == 1, a.said()
-            status_until(b, lambda status: status.used_nbytes == 0)
+    with lending() if fault == "export" else nullcontext(near[0]) as a:  # a lasting fault of its own
+        b = near[1]
+        go_wrong(a if at_source else b, fault)
+        before, heard = counted(a), len(a.said())
+        with_lanes(scenario, a, b)
+        found = counted(a, before)
+        assert found == {"all": 4, "host": 4, "missed": 3}  # the first tells that the two are near
+        said = a.said()[heard:]
+        assert said.count(text) == 1, said
+        status_until(b, lambda status: status.used_nbytes == 0)
 
 
-def test_the_destinations_worker_dies_while_it_opens(monkeypatch):
-    with lending(monkeypatch) as a, lending(monkeypatch, "die") as b:
+def test_the_destinations_worker_dies_while_it_opens(near):
+    a = near[0]
+    with lending() as b:
+        go_wrong(b, "die")
 
         async def run():
             async with lanes(a.url, b.url) as (one, two):
@@ -385,8 +425,10 @@ def test_the_destinations_worker_dies_while_it_opens(monkeypatch):
         asyncio.run(run())
 
 
-def test_the_destination_dies_while_it_opens(monkeypatch):
-    with lending(monkeypatch) as a, lending(monkeypatch, "slow") as b:
+def test_the_destination_dies_while_it_opens(near):
+    a = near[0]
+    with lending() as b:
+        go_wrong(b, "slow")
 
         async def run():
             async with lanes(a.url, b.url) as (one, two):
@@ -406,46 +448,49 @@ def test_the_destination_dies_while_it_opens(monkeypatch):
 
 
 @pytest.mark.parametrize("ends", [0, 1])
-def test_a_session_ends_while_its_memory_is_lent(monkeypatch, ends):
+def test_a_session_ends_while_its_memory_is_lent(near, ends):
     """The source's: what it handed over is still brought. The destination's: it is not, and nothing is kept."""
-    with lending(monkeypatch) as a, lending(monkeypatch, "slow") as b:
+    a, b = near
+    go_wrong(b, "slow")
 
-        async def run():
-            async with lanes(a.url, b.url, a.url, b.url) as (one, two, other, third):
-                both = one, two
-                await one.peer(0, two)
-                assert isinstance(await arrives(one, two, 1, LARGE), Pushed)
-                name = await arange(one, 2, LARGE)
-                ticket = await one.start_push(0, name)
-                await two.wait(name)
-                await asyncio.sleep(0.5)
-                assert len(lent(a)) == 1
-                gone = both[ends]
-                await gone.caller.ask("DELETE", "", gone.grant)
-                if ends == 0:
-                    (payload,) = await two.fetch(name)
-                    assert await two.bytes_of(payload) == struct.pack(f"<{LARGE}q", *range(LARGE))
-                else:
-                    answer = await one.answer(ticket)
-                    assert (answer.kind, "is over" in answer.message) == ("refused", True)
-                    await settled(one)
-                    await none_lent(a)
-                (other if ends == 0 else third).got.clear()
-
-        asyncio.run(run())
-        for executor in (a, b):
-            status_until(executor, lambda status: status.used_nbytes == 0)
-            assert executor.status().workers_started == 1
-
-
-def test_two_sessions_of_one_worker(monkeypatch):
-    """A process does not open its own memory; it reads it."""
-    with lending(monkeypatch, "open") as a:
-
-        async def scenario(one, two):
+    async def run():
+        async with lanes(a.url, b.url, a.url, b.url) as (one, two, other, third):
+            both = one, two
             await one.peer(0, two)
-            for segment in range(1, 4):
-                assert isinstance(await arrives(one, two, segment, LARGE), Pushed)
+            assert isinstance(await arrives(one, two, 1, LARGE), Pushed)
+            name = await arange(one, 2, LARGE)
+            ticket = await one.start_push(0, name)
+            await two.wait(name)
+            await asyncio.sleep(0.5)
+            assert len(lent(a)) == 1
+            gone = both[ends]
+            await gone.caller.ask("DELETE", "", gone.grant)
+            if ends == 0:
+                (payload,) = await two.fetch(name)
+                assert await two.bytes_of(payload) == struct.pack(f"<{LARGE}q", *range(LARGE))
+            else:
+                answer = await one.answer(ticket)
+                assert (answer.kind, "is over" in answer.message) == ("refused", True)
+                await settled(one)
+                await none_lent(a)
+            (other if ends == 0 else third).got.clear()
 
-        with_lanes(scenario, a, a)
-        assert counted(a) == {"all": 3, "host": 1, "device": 2}
+    asyncio.run(run())
+    for executor in (a, b):
+        status_until(executor, lambda status: status.used_nbytes == 0)
+        assert executor.status().workers_started == 1
+
+
+def test_two_sessions_of_one_worker(near):
+    """A process does not open its own memory; it reads it."""
+    a = near[0]
+    go_wrong(a, "open")
+
+    async def scenario(one, two):
+        await one.peer(0, two)
+        for segment in range(1, 4):
+            assert isinstance(await arrives(one, two, segment, LARGE), Pushed)
+
+    before = counted(a)
+    with_lanes(scenario, a, a)
+    assert counted(a, before) == {"all": 3, "host": 1, "device": 2}

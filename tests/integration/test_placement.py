@@ -27,10 +27,8 @@ PROGRAMS = 60
 
 
 @pytest.fixture(scope="module")
-def executors():
-    with executor_process("--memory", "2GiB") as one, executor_process("--memory", "2GiB") as two:
-        with executor_process("--memory", "2GiB") as three:
-            yield [one.url, two.url, three.url]
+def executors(executor, second, third):
+    return [executor.url, second.url, third.url]
 
 
 @pytest.fixture
@@ -283,14 +281,14 @@ class Wrong(Policy):
         return Wish((self.executor,) * len(graph.rows), "anywhere", "as the test wants it")
 
 
-@pytest.mark.parametrize("executor", [2, -1])
-def test_a_plan_that_breaks_a_rule_raises_at_planning_and_never_runs(executors, executor):
+@pytest.mark.parametrize("wrong", [2, -1])
+def test_a_plan_that_breaks_a_rule_raises_at_planning_and_never_runs(executors, wrong):
     policy = Wrong()
     open_pool([HttpTransport(url, None) for url in executors[:2]], ClientSettings(), policy)
     try:
         x = torch.ones(4, device="remora")
         assert x.sum().item() == 4
-        policy.executor = executor
+        policy.executor = wrong
         with pytest.raises(PlanError, match=r"row 0 \(aten\.mul\.Tensor\)|row 0 is nowhere"):
             (x * 3).sum().item()
         policy.executor = 1

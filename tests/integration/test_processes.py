@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from executor_process import run_program
+from warm_python import run_program
 
 START = """
 import multiprocessing, os, select, signal, sys, threading, time, warnings

@@ -371,6 +371,33 @@ class Branches(torch.nn.Module):
         return (x + 1 if x.sum() > 0 else x - 1,)
 
 
+def deep():
+    torch.manual_seed(4)
+    return torch.nn.Sequential(
+        *(layer for _ in range(24) for layer in (torch.nn.Linear(6, 6), torch.nn.ReLU()))
+    )
+
+
+def test_a_second_model_of_the_same_form():
+    first, second = (deep().eval().to("remora") for _ in range(2))
+    x = inputs()
+    expected = call_alone(deep().eval(), x, "cpu")
+    for net in (first, second):
+        whole_calls = []
+        for calls in (12 * routes.LOOK_EVERY, routes.ENOUGH, 3, 1):
+            before = remora.stats().whole_calls
+            for _ in range(calls):
+                assert torch.equal(call_alone(net, x, "remora"), expected)
+            assert remora.wait_warm(100)
+            whole_calls.append(remora.stats().whole_calls - before)
+        assert whole_calls[-1] == 1, whole_calls
+
+
+def call_alone(net, x, device):
+    with torch.no_grad():
+        return net(x.to(device)).cpu()
+
+
 def test_control_flow_by_data_stays_as_it_is():
     local, there = Branches(), Branches().to("remora")
     with torch.no_grad():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from shape_calls import STRATEGIES, Layout
+from shape_calls import STRATEGIES
+from shape_layouts import Layout
 
 from remora.ops import shapes_convolve
 from remora.ops.layout import contiguous, is_contiguous

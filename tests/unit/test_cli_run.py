@@ -60,6 +60,15 @@ def test_a_placement_that_does_not_exist_is_one_line(script: Path) -> None:
     assert done.stderr.startswith("remora run: no placement 'best'; there are semantic, ")
 
 
+@pytest.mark.parametrize("url", ["gpu-box:8470", "http://a:1,ftp://b"])
+def test_a_url_that_cannot_be_one_is_a_line_before_the_script_runs(script: Path, url: str) -> None:
+    done = _remora("run", "--url", url, str(script))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"remora run: '{url.rpartition(',')[2]}' has ")
+    assert "looks like http://10.0.0.7:8470" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("argument", "code", "stderr"), [("--code", 7, ""), ("--words", 1, "bye\n"), ("--nothing", 0, "")]
 )

@@ -33,7 +33,7 @@ class Call:
 def timed(model: Any, ids: torch.Tensor, n: int) -> Call:
     """Generates `n` tokens greedily."""
     marks: list[tuple[float, float]] = []
-    with before_forward(model, lambda: marks.append((time.perf_counter(), time.process_time()))):
+    with before_step(model, lambda: marks.append((time.perf_counter(), time.process_time()))):
         started = time.perf_counter()
         tokens = model.generate(ids, max_new_tokens=n, do_sample=False).cpu()
         wall_s = time.perf_counter() - started
@@ -60,7 +60,7 @@ class Traffic:
 def traffic(model: Any, ids: torch.Tensor, n: int, **options: Any) -> Traffic:
     """Counts one generate of `n` tokens; those after the first few are steady."""
     marks: list[Any] = []
-    with before_forward(model, lambda: marks.append(remora.stats())):
+    with before_step(model, lambda: marks.append(remora.stats())):
         before = remora.stats()
         model.generate(ids, max_new_tokens=n, do_sample=False, **options)
         whole = remora.stats() - before
@@ -85,6 +85,23 @@ def before_forward(model: Any, act: Callable[[], object]) -> Any:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def before_step(model: Any, act: Callable[[], object]) -> Any:
+    """Calls `act` before each forward of a generate. A hook would keep calls from being captured as a whole."""
+    prepare = model.prepare_inputs_for_generation
+
+    def acted(*args: Any, **kwargs: Any) -> Any:
+        prepared = prepare(*args, **kwargs)
+        act()
+        return prepared
+
+    model.prepare_inputs_for_generation = acted
+    try:
+        yield
+    finally:
+        del model.prepare_inputs_for_generation
 
 
 class Collect(BaseStreamer):

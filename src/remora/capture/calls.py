@@ -7,14 +7,15 @@ segments, slots and names as recording would, and makes only the values that are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from remora.capture.growth import Grown, Number, Sizes
 from remora.capture.provenance import user_frame
-from remora.capture.recorder import Piece, Recorder, Step
+from remora.capture.recorder import Appended, Piece, Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.ir.node import Arg, Items, Node, Ref, Slot
 
@@ -78,11 +79,13 @@ def start_of(recorder: Recorder, values: Sequence[Value], frame: FrameType | Non
 class Stretch:
     """The part of a call in one segment.
 
-    rows: of the call. step: of its last row. new: what becomes a slot here, in order: an input by number, or `~i` for
-    the call's value `i`. holes: of its rows. makes: the values that it makes, each with row and output as one number
-    in the segment, and its place among the call's. drops: the call's values that nobody uses once this is cut.
+    first, rows: of the call's rows. step: of the last one. new: what becomes a slot here, in order: an input by
+    number, or `~i` for the call's value `i`. holes: of its rows. makes: the values that it makes, each with row and
+    output as one number in the segment, and its place among the call's. drops: the call's values that nobody uses
+    once this is cut.
     """
 
+    first: int
     rows: int
     step: Step
     new: tuple[int, ...]
@@ -102,11 +105,16 @@ class Call:
     code: Any = field(repr=False)  # keeps the caller's code object alive, whose id is in the place
 
     def append(
-        self, recorder: Recorder, inputs: Sequence[Value], sizes: Sizes, metas: Sequence[Any]
+        self,
+        recorder: Recorder,
+        inputs: Sequence[Value],
+        sizes: Sizes,
+        metas: Sequence[Any],
+        meta_at: Callable[[Sizes, int, int], Any],
     ) -> list[Value]:
         """Appends the call, whose start was found equal; gives the values that are needed after it. The lock is held.
 
-        metas: of the call's values.
+        metas: of the call's values. meta_at: of any output, by the call's sizes, row and output.
         """
         made: list[Value | None] = [None] * len(self.values)
         last = len(self.stretches) - 1
@@ -121,6 +129,10 @@ class Call:
                 recorder.holes += [h.at(sizes) if type(h) is Grown else h for h in stretch.holes]  # type: ignore[misc]
             else:
                 recorder.holes += stretch.holes  # type: ignore[arg-type]
+            if recorder.appended is not None:
+                of_row = partial(_meta_behind, meta_at, sizes, stretch.first)
+                before = stretch.step.rows - stretch.rows
+                recorder.appended.append(Appended(before, stretch.rows, stretch.step, of_row))
             recorder.step = stretch.step
             segment, created = recorder.segment, recorder.created
             for code, index in stretch.makes:
@@ -258,13 +270,21 @@ class _Matching:
                 self.rows.ends[first - 1] if first else 0 : self.rows.ends[behind - 1] if behind else 0
             ]
             grows = any(type(hole) is Grown for hole in holes)
-            stretches.append(Stretch(behind - first, piece.step, new, holes, grows, tuple(makes), drops))
+            stretches.append(
+                Stretch(first, behind - first, piece.step, new, holes, grows, tuple(makes), drops)
+            )
         return Call(self.start, stretches, values, code)
 
     def _new_slots(self, number: int) -> list[Arg]:
         piece = self.pieces[number]
         before = self.start.n_names if piece.segment == self.start.segment else 0
         return [self._named(name) for name in piece.names[before:]]
+
+
+def _meta_behind(
+    meta_at: Callable[[Sizes, int, int], Any], sizes: Sizes, first: int, row: int, out: int
+) -> Any:
+    return meta_at(sizes, first + row, out)
 
 
 def _at(number: Number, sizes: Sizes) -> int | float:

@@ -10,7 +10,7 @@ import itertools
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from sys import getrefcount
 from types import FrameType
@@ -117,6 +117,20 @@ class Piece:
     holes: tuple[int | float, ...]
 
 
+@dataclass(frozen=True)
+class Appended:
+    """Rows of a call that was appended as a whole, whose steps saw another call last.
+
+    first, rows: in the segment. step: of the last one. meta: metadata of an output, by row (from the first on) and
+    output.
+    """
+
+    first: int
+    rows: int
+    step: Step
+    meta: Callable[[int, int], Any]
+
+
 @dataclass
 class Segment:
     """A cut segment: everything that is needed to send it."""
@@ -129,6 +143,7 @@ class Segment:
     frees: tuple[int, ...]  # flat (distance, row, out)
     step: Step  # of its last row
     kept: list[Value]  # the outputs in `keep`
+    appended: Sequence[Appended] = ()  # if the recorder takes them down
 
     def uploaded(self) -> frozenset[int]:
         """Slots whose value came from the client."""
@@ -168,6 +183,7 @@ class Recorder:
             None  # takes down each segment that is cut, while somebody wants to know
         )
         self.whole_calls = False  # whether calls may be appended without their ops (capture/calls.py)
+        self.appended: list[Appended] | None = None  # of the open segment, where somebody wants to know
         self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()
 
@@ -291,7 +307,11 @@ class Recorder:
         flat = tuple(n for s, c in self.take_frees() for n in (self.segment - s, c >> OUT_BITS, c & OUT_MASK))
         slots = list(self.slots)
         self.slots.clear()  # calls that led here still know it, and would keep its values alive
-        segment = Segment(self.segment, captured, slots, self.holes, keep, flat, step, kept)
+        segment = Segment(
+            self.segment, captured, slots, self.holes, keep, flat, step, kept, self.appended or ()
+        )
+        if self.appended:
+            self.appended = []
         self._rows += step.rows
         self._starts_program = False
         self._open()

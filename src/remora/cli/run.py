@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from remora.cli.failure import fail, failures_in_one_line
+from remora.transport.address import parse_address
 
 SIGINT_EXIT = 130
 
@@ -55,6 +56,9 @@ def prepare(
     if not Path(script).is_file():
         raise fail(command, f"there is no file {script!r}", 2)
     if url:
+        with failures_in_one_line(command):
+            for address in filter(None, map(str.strip, url.split(","))):
+                parse_address(address)
         os.environ["REMORA_URL"] = url
     if token:
         os.environ["REMORA_TOKEN"] = token

@@ -52,9 +52,11 @@ memo: dict[tuple[Any, ...], Outcome] = {}
 
 
 class Noticed:
-    """notice: told of the outermost module of each row that is new (device/routes.py)."""
+    """What device/routes.py is told. notice: the outermost module of each row that is new. opens: the frame that a
+    segment starts in, since rows of a second model of the same form are not new."""
 
     notice: Callable[[Any], None] = staticmethod(lambda module: None)
+    opens: Callable[[Any], None] = staticmethod(lambda frame: None)
 
 
 noticed = Noticed()
@@ -91,6 +93,8 @@ def record(
             recorder.repair()
         if step is recorder.empty:
             step = recorder.root(frame)
+            if recorder.whole_calls:
+                noticed.opens(frame)
         wire: list[Any] = [id(func), id(code), frame.f_lasti]
         metas: list[Any] = []
         holes: list[int | float] = []

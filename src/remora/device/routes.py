@@ -17,12 +17,14 @@ import sys
 import threading
 import weakref
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
 
+from remora.capture.provenance import provenance
 from remora.capture.recorder import Recorder
 from remora.config import captures_whole_calls
 from remora.device.counters import counters
@@ -38,7 +40,9 @@ MAX_TRACES = 4  # of one module: other modes, other inputs
 MAX_KINDS = 64  # of calls that are counted apart
 # How long the thread that traces goes on when another one wants to: the program waits so long after each message.
 SWITCH_S = 0.0003
+LOOK_EVERY = 7  # segments: prime, so that every place of a period has its turn
 _numbers = itertools.count(1)
+_segments = itertools.count(1)
 
 
 class _Here(threading.local):
@@ -331,6 +335,12 @@ def notice(module: Any) -> None:
         module.__dict__["_compiled_call_impl"] = Route(weakref.ref(module))
 
 
+def opens(frame: FrameType) -> None:
+    """A segment starts here. Looks now and then for the outermost module, which takes some microseconds."""
+    if next(_segments) % LOOK_EVERY == 0 and not torch.is_grad_enabled():
+        notice(provenance(frame).model)
+
+
 def install() -> None:
     """Called when the device is registered."""
-    noticed.notice = notice
+    noticed.notice, noticed.opens = notice, opens

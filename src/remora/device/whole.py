@@ -154,11 +154,24 @@ class Whole:
             found = self._metas[made] = _meta(self._points, [r.metas[row][out] for r in self._runs])
         return found
 
+    def _meta_at(self, sizes: Sizes, row: int, out: int) -> TensorMeta:
+        meta = self._meta_of((row, out))
+        return meta.at(sizes) if type(meta) is GrownMeta else meta  # type: ignore[return-value]
+
+    def _all_known(self) -> None:
+        """Raises Unfit if an output that only its row knows does not follow the sizes."""
+        for row, metas in enumerate(self._runs[0].metas):
+            for out, meta in enumerate(metas):
+                if meta is not None:
+                    self._meta_of((row, out))
+
     def learn(self, unknown: Unknown, pieces: Sequence[Any], frame: Any) -> None:
         """What a call at an unknown place has recorded op by op."""
         try:
             call = matched(self.rows, unknown.start, pieces, unknown.sizes, unknown.names, frame.f_code)
             metas = Metas([self._meta_of(made) for made in call.values])
+            if self._of is not None and self._of.appended is not None:
+                self._all_known()
         except (Differs, Unfit) as error:
             self.different += 1
             self.reason = str(error)
@@ -194,7 +207,7 @@ class Whole:
             if known is None:
                 raise Unknown(start, [value.name for value in values], sizes)
             call, metas = known
-            made = call.append(recorder, values, sizes, metas.at(sizes))
+            made = call.append(recorder, values, sizes, metas.at(sizes), self._meta_at)
             for at in self._writes:
                 _written(tensors[at])
             return self._results(made, tensors, sizes)

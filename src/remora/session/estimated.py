@@ -81,6 +81,7 @@ class EstimatedSession(PoolSession):
     """
 
     computes = False
+    whole_calls = False  # what a program branches on is computed on the client, op by op
 
     def __init__(
         self,

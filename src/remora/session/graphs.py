@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from remora.capture.recorder import CapturedTemplate, Segment, Step
@@ -20,8 +20,10 @@ def graph_of(
     segment: Segment, slots: Sequence[Outside], wants: frozenset[tuple[int, int]] = frozenset()
 ) -> Graph:
     """The graph of a segment that was just cut. `slots`: what is known of each value that it reads."""
-    steps = segment.step.path()
-    rows = tuple(_row(segment.captured, number, step) for number, step in enumerate(steps))
+    rows = tuple(
+        _row(segment.captured, number, step, metas)
+        for number, (step, metas) in enumerate(zip(segment.step.path(), metas_of(segment), strict=True))
+    )
     keep = frozenset(zip(segment.keep[::2], segment.keep[1::2], strict=True))
     template = segment.captured.template.id.hex()
     return Graph(rows, tuple(slots), tuple(segment.holes), keep, wants, template=template)
@@ -54,14 +56,42 @@ def facts_of(meta: Any) -> Facts:
 
 def facts_at(segment: Segment, row: int, out: int) -> Facts | None:
     """What an output looks like in this use of the template; None if only the data tells."""
-    step = segment.step
-    for _ in range(step.rows - 1 - row):
-        assert step.parent is not None
-        step = step.parent
-    meta = step.outcome.outs[out]
-    if isinstance(meta, int):
-        meta = (step.metas or [])[meta]
+    meta = metas_of(segment)[row][out]
     return None if meta is None else facts_of(meta)
+
+
+def metas_of(segment: Segment) -> list[list[Any]]:
+    """Metadata of each row's outputs in this use of the template; None where only the data tells."""
+    steps = segment.step.path()
+    told = {
+        each.first + row: (each, row)
+        for each in segment.appended
+        if each.step.rows <= len(steps) and steps[each.step.rows - 1] is each.step
+        for row in range(each.rows)
+    }
+    found: list[list[Any]] = []
+    for number, step in enumerate(steps):
+        each, row = told.get(number, (None, 0))
+        if each is None:
+            own = step.metas or []
+            found.append([own[meta] if isinstance(meta, int) else meta for meta in step.outcome.outs])
+            continue
+        assert step.node is not None
+        given = [_meta_of(arg, segment, found) for arg in step.node.inputs() if isinstance(arg, Ref | Slot)]
+        outs = enumerate(step.outcome.outs)
+        found.append([_told(meta, given, partial(each.meta, row, out)) for out, meta in outs])
+    return found
+
+
+def _told(meta: Any, given: Sequence[Any], told: Callable[[], Any]) -> Any:
+    """Of an output of a row that was appended; of one that is an input, the input's."""
+    if meta is None:
+        return None
+    return given[meta] if isinstance(meta, int) else told()
+
+
+def _meta_of(arg: Ref | Slot, segment: Segment, found: Sequence[Sequence[Any]]) -> Any:
+    return segment.slots[arg.index].meta if isinstance(arg, Slot) else found[arg.row][arg.out]
 
 
 def random_rows(graph: Graph) -> tuple[int, ...]:
@@ -107,25 +137,22 @@ def _n_holes(arg: Arg) -> int:
     return sum(map(_n_holes, arg.items)) if isinstance(arg, Items) else isinstance(arg, Hole)
 
 
-def _row(captured: CapturedTemplate, number: int, step: Step) -> Row:
+def _row(captured: CapturedTemplate, number: int, step: Step, metas: Sequence[Any]) -> Row:
     node, outcome = step.node, step.outcome
     assert node is not None
     known, where = _traits(node), captured.where[number]
-    metas = step.metas or []
-    outs: list[Facts | None] = []
+    outs = tuple(None if meta is None else facts_of(meta) for meta in metas)
     shares: list[int | None] = []
     for out, meta in enumerate(outcome.outs):
         if isinstance(meta, int):
-            outs.append(facts_of(metas[meta]))
             shares.append(meta)
         else:
-            outs.append(None if meta is None else facts_of(meta))
             shares.append(_viewed(node, known, out) if outcome.is_view else None)
     module, source = ("", "") if where is None else (where.module, f"{where.file}:{where.line}")
     writes = (
         () if outcome.is_view else tuple(outcome.stale)
     )  # of a view that no shadow can follow, all are stale
-    return Row(node, tuple(outs), tuple(shares), writes, module, source)
+    return Row(node, outs, tuple(shares), writes, module, source)
 
 
 def _traits(node: Node) -> OpTraits:

@@ -49,8 +49,6 @@ class PoolSession(Given):
     """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
     of the executor where the place in the op stream is marked."""
 
-    whole_calls = False
-
     def __init__(
         self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
     ) -> None:
@@ -60,6 +58,8 @@ class PoolSession(Given):
             self.lanes, planner, recorder.number, recorder.renumber, lambda: next(self._tickets)
         )
         self._indexed = planner.policy.indexed
+        recorder.whole_calls = self.whole_calls and not self._indexed
+        recorder.appended = [] if recorder.whole_calls else None  # to place rows, their sizes must be known
         self._generators = {0}
         self.peer_nbytes: Counter[tuple[int, int]] = Counter()  # sent, by source and target
         self._peer_messages = 0

@@ -58,7 +58,7 @@ class Session:
     """
 
     computes = True
-    whole_calls = True  # PoolSession has none: to place rows it looks at what each one saw last
+    whole_calls = True
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self._start([(transport, grant)], settings)

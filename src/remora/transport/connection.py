@@ -175,7 +175,8 @@ def connect(
     try:
         sock = _first_that_connects(found, deadline)
     except TimeoutError:
-        raise ConnectError(f"{address.text}: nobody answered within {timeout_s:g} s") from None
+        hint = "is the machine up, and the port open in its firewall?"
+        raise ConnectError(f"{address.text}: nobody answered within {timeout_s:g} s; {hint}") from None
     except ConnectionRefusedError:
         hint = "nobody listens there; start it with `remora serve`"
         raise NobodyListens(f"{address.text}: connection refused; {hint}") from None
@@ -230,7 +231,8 @@ def _resolve(address: Address, timeout_s: float) -> _Resolved:
             raise ConnectError(text) from None
     if isinstance(found, OSError):
         reason = found.strerror or found
-        raise ConnectError(f"{address.text}: the name {address.host!r} was not resolved: {reason}") from None
+        text = f"{address.text}: the name {address.host!r} was not resolved: {reason}"
+        raise ConnectError(f"{text}; check it, or give the machine's IP address") from None
     return found
 
 

@@ -76,35 +76,22 @@ class Exchange:
         deadline = time.monotonic() + timeout_s
         limit_s = min(timeout_s, stall_s)
         refusal: RemoraError | None = None
-        with self._turn(timeout_s):
-            try:
-                connection = self._connected(limit_s)
-                connection.deadline = deadline
-                connection.stall_s = stall_s
-                whole = self._send(connection, method, path, body, headers or {}, progress)
-                # http.client only ever calls makefile of what it takes for a socket
-                response = HTTPResponse(cast(Any, connection), method=method)
-                response.begin()
-                if not 200 <= response.status < 300:
-                    text = response.read(MAX_REFUSAL_NBYTES)
-                    refusal = answered_error(self.address, response.status, text)
-                else:
-                    yield response
-                response.read(1)  # lets http.client notice that the body has ended
-                if not whole or response.will_close or not response.isclosed():
-                    self._drop()
-            except TimeoutError:
+        with self._turn(timeout_s), self._dropped_if_broken(limit_s):
+            connection = self._connected(limit_s)
+            connection.deadline = deadline
+            connection.stall_s = stall_s
+            whole = self._send(connection, method, path, body, headers or {}, progress)
+            # http.client only ever calls makefile of what it takes for a socket
+            response = HTTPResponse(cast(Any, connection), method=method)
+            response.begin()
+            if not 200 <= response.status < 300:
+                text = response.read(MAX_REFUSAL_NBYTES)
+                refusal = answered_error(self.address, response.status, text)
+            else:
+                yield response
+            response.read(1)  # lets http.client notice that the body has ended
+            if not whole or response.will_close or not response.isclosed():
                 self._drop()
-                raise NobodyAnswers(f"{self.address.text}: nobody answered within {limit_s:g} s") from None
-            except RemoraError:
-                self._drop()
-                raise
-            except (OSError, HTTPException) as error:
-                self._drop()
-                raise ConnectError(f"{self.address.text}: the connection broke ({_reason(error)})") from None
-            except BaseException:
-                self._drop()
-                raise
         try:
             if refusal is not None:
                 raise refusal
@@ -136,6 +123,24 @@ class Exchange:
             yield
         finally:
             self._lock.release()
+
+    @contextmanager
+    def _dropped_if_broken(self, limit_s: float) -> Iterator[None]:
+        """After any error the connection is not used again; what the network did becomes a ConnectError."""
+        try:
+            yield
+        except TimeoutError:
+            self._drop()
+            raise NobodyAnswers(f"{self.address.text}: nobody answered within {limit_s:g} s") from None
+        except RemoraError:
+            self._drop()
+            raise
+        except (OSError, HTTPException) as error:
+            self._drop()
+            raise ConnectError(f"{self.address.text}: the connection broke ({_reason(error)})") from None
+        except BaseException:
+            self._drop()
+            raise
 
     def _connected(self, limit_s: float) -> Connection:
         try:
