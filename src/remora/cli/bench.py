@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remora.cli.bench_report import write_report
 from remora.cli.failure import fail, failures_in_one_line
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ def bench(
         str,
         typer.Argument(
             help="Which one: seed, modes, scale, decode, train, zoo, compat, semantics, placement, calibration, sim; "
-            "or all."
+            "all; or report, with files."
         ),
     ] = "decode",
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Of report: records, as experiments leave them.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: a minute or so.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
     url: Annotated[
@@ -47,6 +51,8 @@ def bench(
     policy: Annotated[
         list[str] | None, typer.Option(help="One policy, for placement; repeatable. None: all.")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Of report: the page to write.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Of report: the folder for its pictures.")] = None,
     rtt: Annotated[
         str | None,
         typer.Option(
@@ -64,6 +70,11 @@ def bench(
     ] = None,
 ) -> None:
     """Measure remote against local; the last line of output is JSON, exit code 1 means a bar was missed."""
+    if experiment == "report":
+        write_report(files or (), html, png)
+        return
+    if files or html or png:
+        raise fail("bench", "files, --html and --png are of report", 2)
     from remora.bench import experiments, records
     from remora.bench.harness import Options
 

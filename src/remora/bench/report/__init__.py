@@ -1,0 +1,1 @@
+"""What records of measurements say, as one page with pictures and tables: `remora bench report FILES`."""
