@@ -184,6 +184,7 @@ class Recorder:
         )
         self.whole_calls = False  # whether calls may be appended without their ops (capture/calls.py)
         self.appended: list[Appended] | None = None  # of the open segment, where somebody wants to know
+        self.holds: Callable[[Step], bool] | None = None  # whether a segment goes on where it would end
         self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()
 

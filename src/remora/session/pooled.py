@@ -25,6 +25,7 @@ from remora.session.link import Reply
 from remora.session.placement import Placement
 from remora.session.session import Question
 from remora.session.stats import Stats
+from remora.session.weighty import holding
 from remora.transport.interface import Transport
 from remora.wire.messages import (
     Barrier,
@@ -59,6 +60,8 @@ class PoolSession(Given):
         self._indexed = planner.policy.indexed
         recorder.whole_calls = self.whole_calls and not self._indexed
         recorder.appended = [] if recorder.whole_calls else None  # to place rows, their sizes must be known
+        if planner.passes:
+            recorder.holds = holding(planner.pool)
         self._generators = {0}
         self._peer_nbytes, self._peer_messages = 0, 0
         self._push_failure: PushFailed | None = None
