@@ -14,6 +14,8 @@ EXPERIMENTS = {
     "semantics": "remora.bench.semantics",
     "placement": "remora.bench.placement",
     "calibration": "remora.bench.calibration",
+    "prefill": "remora.bench.prefill",
+    "vision": "remora.bench.vision",
 }
 
 

@@ -19,7 +19,9 @@ LONGEST_RTT_MS = 1000.0
 def bench(
     experiment: Annotated[
         str,
-        typer.Argument(help="Which one: decode, train, zoo, compat, semantics, placement, calibration."),
+        typer.Argument(
+            help="Which one: decode, train, zoo, compat, semantics, placement, calibration, prefill, vision."
+        ),
     ] = "decode",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer trials and tokens: a minute or so.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
@@ -36,7 +38,8 @@ def bench(
         typer.Option(help="The file whose table compat makes anew; the folder of semantics' golden graphs."),
     ] = None,
     workload: Annotated[
-        list[str] | None, typer.Option(help="One of the suite, for placement; repeatable. None: all.")
+        list[str] | None,
+        typer.Option(help="One of the suite, for placement; a model, for vision; repeatable. None: all."),
     ] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="One policy, for placement; repeatable. None: all.")

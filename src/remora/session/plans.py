@@ -26,10 +26,16 @@ UNKNOWN = Facts("uint8", (0,), 1)  # of a value whose shape only the data tells,
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One run of a plan's parts: predicted before it, with all that was learned until then, and measured."""
+    """One run of a plan's parts: predicted before it, with all that was learned until then, and measured, each by
+    itself."""
 
     predicted: Duration
-    measured_s: float
+    parts_s: tuple[float, ...]
+
+    @property
+    def measured_s(self) -> float:
+        """Of all executors together."""
+        return sum(self.parts_s)
 
 
 @dataclass
