@@ -97,8 +97,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class PassApplied:
-    """What a pass did to a plan, or would have done. subject: the plan. what: the change. without_s, predicted_s: of one
-    run without and with it, once what it needs has been copied.
+    """What a pass did to a plan, or would have done. subject: the plan. what: the change. without_s, predicted_s: of
+    one run without and with it, once what it needs has been copied.
 
     measured_s: of a run with it, from its executors' own seconds. without_measured_s: of one without it, where the same
     template ran so.
