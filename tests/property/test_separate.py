@@ -91,6 +91,7 @@ BINARY = [
     "copysign",
     "div",
     "eq",
+    "divide",
     "floor_divide",
     "fmod",
     "ge",
