@@ -106,7 +106,7 @@ def batch_norm(call: Batched) -> Separation | None:
     training = call.arg(5, "training")
     if training is not False or not call.others_are_whole or call.first.dim != 0:
         return None
-    return call.along((0, *(None,) * (len(call.outs) - 1)))
+    return call.along((0, *(None,) * (len(call.outs) - 1)), pure=True)
 
 
 def layer_norm(call: Batched) -> Separation | None:

@@ -55,7 +55,7 @@ def batch_of(graph: Graph, inputs: Iterable[int], count: int) -> Batch | None:
             isinstance(arg, Ref) and (arg.row in joined or rows[arg.row] is not None) for arg in tensors
         ):
             joined.add(number)
-        for at in row.writes:
+        for at in () if found is not None and found.pure else row.writes:
             if found is None or dims[at] is None or graph.storage(tensors[at])[0] == "slot":
                 return None
         rows.append(found)

@@ -131,7 +131,13 @@ class _Slicing:
             for facts, dim in zip(row.outs, found.outs, strict=True)
         )
         sizes = frozenset(_hole(row.node, *where) for where in found.sizes)
-        made = self._add(replace(row, node=_renamed(row.node, args), outs=outs), number, executor, sizes, at)
+        made = self._add(
+            replace(row, node=_renamed(row.node, args), outs=outs, writes=() if found.pure else row.writes),
+            number,
+            executor,
+            sizes,
+            at,
+        )
         for out in range(len(outs)):
             self.pieces[Ref(number, out), at] = Ref(made, out)
 
