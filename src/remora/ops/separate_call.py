@@ -73,8 +73,8 @@ class Separation:
     """How a batch goes through a row: made on slices of it and concatenated, the outputs are those of the whole.
 
     ins: for each tensor input the dimension along which it is to be cut; None: every slice reads all of it. outs: for
-    each output the dimension along which slices are concatenated; None: it is the same for every slice. sizes:
-    numbers among the arguments, by position and place in a list (None: no list), that are sizes of the batch. pure: the call
+    each output the dimension along which slices are concatenated; None: it is the same for every slice. sizes: numbers
+    among the arguments, by position and place in a list (None: no list), that are sizes of the batch. pure: the call
     writes nothing, whatever its schema says.
     """
 
