@@ -27,6 +27,7 @@ class ClientSettings:
 
     url: str | None = field(default_factory=lambda: _text("REMORA_URL"))
     placement: str | None = field(default_factory=lambda: _text("REMORA_PLACEMENT"))
+    passes: str = field(default_factory=lambda: _text("REMORA_PASSES") or "none")
     token: str | None = field(default_factory=lambda: _text("REMORA_TOKEN"))
     ca_file: str | None = field(default_factory=lambda: _text("REMORA_CA"))
     transport: str = field(default_factory=lambda: _text("REMORA_TRANSPORT") or "websocket")

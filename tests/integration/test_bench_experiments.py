@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor_process import run_program
+from warm_python import run_program
 
 # Forks of a process that has no threads and no session, as in the experiments.
 HEAD = """

@@ -61,7 +61,7 @@ def test_refusals_are_json_with_a_reason(front):
         status, _, body = await caller.ask("POST", "/v1/sessions", json=wants)
         assert (status, refusal(body).kind) == (426, "version")
         assert "8 to 9" in refusal(body).message
-        assert "2 to 3" in refusal(body).message
+        assert "2 to 4" in refusal(body).message
         wants = {"protocol": 2, "oldest_protocol": 2, "torch": "2", "memory_nbytes": 1 << 35}
         assert (await caller.ask("POST", "/v1/sessions", json=wants))[0] == 507
         assert (await caller.ask("POST", "/v1/sessions", data=b"[1"))[0] == 400

@@ -51,7 +51,7 @@ def test_parts_name_no_device_but_their_own_and_only_the_copy_travels():
         (2, (0,)),
         (2, (4, 5)),
     ]
-    assert found.transfers == (Transfer(Ref(3), 1, 2, 3),)
+    assert found.transfers == (Transfer(Ref(3), 1, 2, 3, 1),)
     for part in found.parts:
         symbols = [value for node in part.template.nodes for _, value in node.kwargs]
         assert set(symbols) <= {EXECUTOR}

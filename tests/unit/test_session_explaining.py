@@ -244,7 +244,7 @@ def test_templates_are_what_timed_runs_showed():
     for _ in range(4):
         session.program(Use(layer, (0, 1, 2)))
     for predicted_s, measured_s in ((0.2, 0.4), (0.3, 0.5), (0.4, 0.9)):
-        layer.ran.timed.append(Timed(Duration(predicted_s, {"x": 0.01}), measured_s))
+        layer.ran.timed.append(Timed(Duration(predicted_s, {"x": 0.01}), (measured_s,)))
     never_timed = plan(There(0, 1.0))
     session.program(Use(never_timed, (0, 1, 2)))
     tree = session.explained()

@@ -24,6 +24,8 @@ EXPERIMENTS = {
     "placement": "remora.bench.placement",
     "calibration": "remora.bench.calibration",
     "sim": "remora.bench.simulated",
+    "prefill": "remora.bench.prefill",
+    "vision": "remora.bench.vision",
 }
 
 

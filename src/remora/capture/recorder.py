@@ -189,6 +189,7 @@ class Recorder:
             False  # whether values may be asked for that nobody has asked for (device/ahead.py)
         )
         self.appended: list[Appended] | None = None  # of the open segment, where somebody wants to know
+        self.holds: Callable[[Step], bool] | None = None  # whether a segment goes on where it would end
         self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
         self._open()
 

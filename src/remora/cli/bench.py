@@ -24,8 +24,8 @@ def bench(
     experiment: Annotated[
         str,
         typer.Argument(
-            help="Which one: seed, modes, scale, decode, train, zoo, compat, semantics, placement, calibration, sim; "
-            "all; or report, with files."
+            help="Which one: seed, modes, scale, decode, train, zoo, compat, semantics, placement, calibration, sim, "
+            "prefill, vision; all; or report, with files."
         ),
     ] = "decode",
     files: Annotated[
@@ -46,7 +46,8 @@ def bench(
         typer.Option(help="The file whose table compat makes anew; the folder of semantics' golden graphs."),
     ] = None,
     workload: Annotated[
-        list[str] | None, typer.Option(help="One of the suite, for placement; repeatable. None: all.")
+        list[str] | None,
+        typer.Option(help="One of the suite, for placement; a model, for vision; repeatable. None: all."),
     ] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="One policy, for placement; repeatable. None: all.")

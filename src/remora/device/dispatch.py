@@ -162,7 +162,7 @@ def record(
             return _described(recorder, outcome, after.rows - 1, func, args, kwargs)
         else:
             result = _results(recorder, outcome, after.rows - 1, func, items, args, kwargs)
-        if after.ends:
+        if after.ends and (recorder.holds is None or not recorder.holds(after)):
             recorder.cut()
         return result
 

@@ -96,6 +96,45 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class PassApplied:
+    """What a pass did to a plan, or would have done. subject: the plan. what: the change. without_s, predicted_s: of
+    one run without and with it, once what it needs has been copied.
+
+    measured_s: of a run with it, from its executors' own seconds. without_measured_s: of one without it, where the same
+    template ran so.
+    """
+
+    name: str
+    subject: str
+    what: str
+    taken: bool
+    reason: str
+    without_s: float
+    predicted_s: float
+    measured_s: float | None = None
+    without_measured_s: float | None = None
+
+    @property
+    def predicted_gain(self) -> float:
+        """How many times as fast."""
+        return self.without_s / self.predicted_s
+
+    @property
+    def measured_gain(self) -> float | None:
+        """As above: measured with it, against what was measured without it, or predicted where it never ran so."""
+        if not self.measured_s:
+            return None
+        return (self.without_measured_s or self.without_s) / self.measured_s
+
+    def __str__(self) -> str:
+        gain = f"{self.predicted_gain:.2f}x predicted"
+        if self.measured_gain is not None:
+            against = "measured" if self.without_measured_s else "predicted"
+            gain += f", {self.measured_gain:.2f}x measured (without it: {against})"
+        return f"{self.name} {'taken' if self.taken else 'left out'}: {self.what}; {gain}; {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
     """One plan of a template: it has several where sizes or whereabouts of its inputs differ.
 
@@ -171,6 +210,7 @@ class Explanation:
     executors: tuple[Executor, ...]
     phases: tuple[Phase, ...] = ()
     choices: tuple[Choice, ...] = ()
+    passes: tuple[PassApplied, ...] = ()
     templates: tuple[Template, ...] = ()
     picture: Picture = field(default_factory=Picture)
     notes: tuple[str, ...] = ()
@@ -248,6 +288,9 @@ def _seconds(tree: Explanation) -> list[tuple[str, float]]:
         found += [(f"phase {phase.name!r}", s) for pair in seconds for s in pair]
     for choice in tree.choices:
         found += [(f"choice {choice.subject!r}", s) for s in (choice.predicted_s, choice.alternative_s)]
+    for one in tree.passes:
+        of_pass = (one.without_s, one.predicted_s, one.measured_s, one.without_measured_s)
+        found += [(f"pass {one.name!r}", s) for s in of_pass]
     for template in tree.templates:
         of_template = (template.predicted_s, template.error_s, template.measured_s, template.planning_s)
         found += [(f"template {template.id!r}", s) for s in of_template]

@@ -46,6 +46,7 @@ def page(tree: Explanation) -> str:
         _executors(tree),
         _phases(tree.phases),
         _choices(tree),
+        _passes(tree),
         _templates(tree),
         "".join(f"<p>{_text(note, 2000)}</p>" for note in tree.notes),
         "</body></html>\n",
@@ -261,6 +262,23 @@ def _choices(tree: Explanation) -> str:
     ]
     heads = ("what", "chosen", "because", "#predicted", "best alternative", "#its prediction")
     return _table("Choices", heads, rows)
+
+
+def _passes(tree: Explanation) -> str:
+    rows = [
+        (
+            one.subject,
+            one.name,
+            "taken" if one.taken else "left out",
+            one.what,
+            one.reason,
+            f"{one.predicted_gain:.2f}x",
+            "-" if one.measured_gain is None else f"{one.measured_gain:.2f}x",
+        )
+        for one in tree.passes
+    ]
+    heads = ("what", "pass", "", "change", "because", "#predicted gain", "#measured gain")
+    return _table("Passes", heads, rows)
 
 
 def _templates(tree: Explanation) -> str:

@@ -32,6 +32,10 @@ def print_explanation(tree: Explanation) -> str:
         lines += ["", "Choices"]
         for choice in tree.choices:
             lines += _choice(choice)
+    if tree.passes:
+        lines += ["", "Passes"]
+        for one in tree.passes:
+            lines += _wrapped("  ", f"{one.subject}: {one}")
     if tree.templates:
         lines += ["", _columns("Templates", "predicted", "measured", "error")]
         lines += _templates(tree.templates)

@@ -8,7 +8,8 @@ from itertools import groupby
 
 from remora.ir.annotated import Graph
 from remora.ir.graph import Template
-from remora.ir.node import EXECUTOR, Arg, Hole, Items, Node, Ref, Slot, Symbol
+from remora.ir.node import EXECUTOR, Arg, Items, Node, Ref, Slot, Symbol
+from remora.plan.rewrite import first_holes
 
 Value = Ref | Slot
 """A value of the whole graph: an output of a row, or a slot."""
@@ -32,12 +33,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A value that goes from one executor to another, which reads it from part `before` on."""
+    """A value that goes from one executor to another, which reads it from part `before` on.
+
+    after: the part that makes it, behind which it sets out; None: it was there before.
+    """
 
     value: Value
     source: int
     target: int
     before: int
+    after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,21 @@ class Parts:
     transfers: tuple[Transfer, ...]
 
 
-def split(graph: Graph, homes: tuple[frozenset[int], ...], owners: tuple[int, ...]) -> Parts:
+def split(
+    graph: Graph,
+    homes: tuple[frozenset[int], ...],
+    owners: tuple[int, ...],
+    cuts: frozenset[int] = frozenset(),
+) -> Parts:
     """Splits a placed graph.
 
     Rows of one executor keep their order. A part ends where its executor has to wait for another one.
 
     Args:
         homes: the executors that hold each slot's value. owners: the one of them that a copy comes from.
+        cuts: rows behind which their executor's part ends too, so that what it has made sets out at once.
     """
-    levels = _levels(graph)
+    levels = _levels(graph, cuts)
     keys = [(level, executor) for level, executor in zip(levels, graph.executors, strict=True)]
     order = sorted(range(len(graph.rows)), key=lambda row: (keys[row], row))
     groups = [(key, tuple(rows)) for key, rows in groupby(order, key=lambda row: keys[row])]
@@ -69,8 +80,9 @@ def split(graph: Graph, homes: tuple[frozenset[int], ...], owners: tuple[int, ..
             if isinstance(value, Ref):
                 exports.setdefault(part_of[value.row], set()).add((value.row, value.out))
             if source != executor and (value, executor) not in transfers:
-                transfers[value, executor] = Transfer(value, source, executor, number)
-    first_hole = _first_holes(graph)
+                after = part_of[value.row] if isinstance(value, Ref) else None
+                transfers[value, executor] = Transfer(value, source, executor, number, after)
+    first_hole = first_holes(graph)
     parts = tuple(
         _part(graph, executor, rows, first_hole, frozenset(exports.get(number, ())))
         for number, ((_, executor), rows) in enumerate(groups)
@@ -78,18 +90,18 @@ def split(graph: Graph, homes: tuple[frozenset[int], ...], owners: tuple[int, ..
     return Parts(parts, tuple(transfers.values()))
 
 
-def _levels(graph: Graph) -> list[int]:
-    """For each row, how many waits for another executor come before it on its own; never falls on an executor, so
-    that its rows keep their order: writes and random numbers depend on it."""
+def _levels(graph: Graph, cuts: frozenset[int]) -> list[int]:
+    """For each row, how many waits for another executor and cuts come before it on its own; never falls on an
+    executor, so that its rows keep their order: writes and random numbers depend on it."""
     levels: list[int] = []
     reached: dict[int, int] = {}
-    for row, executor in zip(graph.rows, graph.executors, strict=True):
+    for number, (row, executor) in enumerate(zip(graph.rows, graph.executors, strict=True)):
         level = reached.get(executor, 0)
         for arg in row.tensors():
             if isinstance(arg, Ref):
                 level = max(level, levels[arg.row] + (graph.executors[arg.row] != executor))
         levels.append(level)
-        reached[executor] = level
+        reached[executor] = level + (number in cuts)
     return levels
 
 
@@ -110,15 +122,6 @@ def _source(
     if isinstance(value, Ref):
         return graph.executors[value.row]
     return executor if executor in homes[value.index] else owners[value.index]
-
-
-def _first_holes(graph: Graph) -> list[int]:
-    first, count = [], 0
-    for row in graph.rows:
-        first.append(count)
-        count += sum(isinstance(arg, Hole) for arg in row.node.inputs())
-    first.append(count)
-    return first
 
 
 def _part(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from remora.errors import PlanError
-from remora.ir.annotated import Graph, Stage
-from remora.ir.stages import enter
+from remora.ir.annotated import Graph
 from remora.plan.devices import Pool
 from remora.plan.estimate import costs
 from remora.plan.legal import legalised
-from remora.plan.parts import Parts, placed, split
-from remora.plan.placed import Placed, predict
+from remora.plan.parts import Parts, placed
+from remora.plan.passes import Pass, PassChoice, improved, lay
+from remora.plan.placed import Placed
 from remora.plan.policies.policy import Policy, Wish
+from remora.plan.rewrite import Rewrite, unchanged
 from remora.plan.situation import Situation
 from remora.semantics.annotate import annotate, stale
 from remora.semantics.memory import EMPTY
@@ -22,27 +24,30 @@ from remora.semantics.memory import EMPTY
 class Decision:
     """How a graph is to run.
 
-    graph: placed. moves: storages of slots (`Outside.storage`) that get an owner, or another one, first, with it.
-    predicted: by the model alone. draws: where random numbers are drawn, if any are.
+    graph: as the program wrote it, placed. rewrite: as it runs, passes applied. moves: storages of slots
+    (`Outside.storage`) that get an owner, or another one, first, with it. predicted: by the model alone. draws: where
+    random numbers are drawn, if any are. choices: of the passes that had something to propose.
     """
 
     graph: Graph
+    rewrite: Rewrite
     parts: Parts
     moves: tuple[tuple[int, int], ...]
     wish: Wish
     predicted: Placed
     draws: int | None = None
+    choices: tuple[PassChoice, ...] = ()
 
 
 class Planner:
     """Plans the graphs of one session, and remembers what they taught about each other.
 
     Args:
-        pool: what was measured of the executors.
+        pool: what was measured of the executors. passes: that may change plans, in order.
     """
 
-    def __init__(self, policy: Policy, pool: Pool) -> None:
-        self.policy, self.pool = policy, pool
+    def __init__(self, policy: Policy, pool: Pool, passes: Sequence[Pass] = ()) -> None:
+        self.policy, self.pool, self.passes = policy, pool, passes
         self.memory = EMPTY
 
     def decide(self, graph: Graph, situation: Situation) -> Decision:
@@ -59,21 +64,23 @@ class Planner:
         legal = legalised(graph, wish.executors, situation, random)
         if self.policy.indexed and (legal.moves or legal.executors != wish.executors):
             raise PlanError("rows of different devices share memory")
-        graph = enter(placed(graph, legal.executors), Stage.PLACED)
+        graph = placed(graph, legal.executors)
         for row, executor in enumerate(legal.executors):
             if executor >= situation.n_executors:
                 raise PlanError(
                     f"{self.policy.name} puts row {row} ({graph.rows[row].node.op}) on executor {executor} of "
                     f"{situation.n_executors}"
                 )
-        parts = split(graph, *legal.whereabouts(graph, situation))
-        planned = {row for part in parts.parts for row in part.rows}
-        for row in range(len(graph.rows)):
+        laid = lay(unchanged(graph), situation if not self.policy.indexed else replace(situation, random=()))
+        laid, choices = improved(laid, self.passes, situation)
+        planned = {row for part in laid.parts.parts for row in part.rows}
+        for row in range(len(laid.rewrite.graph.rows)):
             if row not in planned:
-                raise PlanError(f"row {row} ({graph.rows[row].node.op}) is in no part")
-        predicted = predict(graph, parts, table, self.pool)
+                raise PlanError(f"row {row} ({laid.rewrite.graph.rows[row].node.op}) is in no part")
         draws = legal.executors[min(random)] if random else None
-        return Decision(graph, parts, legal.moves, wish, predicted, draws)
+        return Decision(
+            graph, laid.rewrite, laid.parts, laid.legal.moves, wish, laid.predicted, draws, choices
+        )
 
     def is_outdated(self, graph: Graph) -> bool:
         """Whether a later graph has taught what a planned one does not say yet."""

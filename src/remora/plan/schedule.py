@@ -63,7 +63,8 @@ class _Clock:
 
 
 def schedule(pieces: Sequence[Piece], pool: Pool) -> Schedule:
-    """Lists pieces in their order on each executor; what one executor sends another for one piece goes together.
+    """Lists pieces in their order on each executor; what one piece makes for another one goes together, as soon as it
+    is there.
 
     Pieces come in an order in which they can run: a need names an earlier piece.
     """
@@ -103,16 +104,20 @@ def schedule(pieces: Sequence[Piece], pool: Pool) -> Schedule:
 def _arrivals(
     piece: Piece, ends: list[float], chains: list[list[Duration]]
 ) -> list[tuple[int, int, float, list[Duration]]]:
-    """What comes from other executors, one message for each: source, bytes, when it is ready, and by which chain."""
-    found: dict[int, tuple[int, float, list[Duration]]] = {}
+    """What comes from other executors, one message for each piece that makes some of it, and one for what was there:
+    source, bytes, when it is ready, and by which chain."""
+    found: dict[tuple[int, int | None], int] = {}
     for need in piece.needs:
-        if need.source == piece.executor:
-            continue
-        nbytes, ready_s, chain = found.get(need.source, (0, 0.0, []))
-        if need.piece is not None and ends[need.piece] >= ready_s:
-            ready_s, chain = ends[need.piece], chains[need.piece]
-        found[need.source] = (nbytes + need.nbytes, ready_s, chain)
-    return [(source, *rest) for source, rest in found.items()]
+        if need.source != piece.executor:
+            key = need.source, need.piece
+            found[key] = found.get(key, 0) + need.nbytes
+    arrivals = [
+        (source, nbytes, 0.0, list[Duration]())
+        if maker is None
+        else (source, nbytes, ends[maker], chains[maker])
+        for (source, maker), nbytes in found.items()
+    ]
+    return sorted(arrivals, key=lambda arrival: arrival[2])
 
 
 def _send(clock: _Clock, pool: Pool, source: int, target: int, nbytes: int, ready_s: float) -> Transfer:

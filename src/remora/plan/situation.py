@@ -19,7 +19,8 @@ class Situation:
     waiting_nbytes: of uploads that no executor has yet, whether the graph reads them or not.
     program: how many programs (from sync to sync) came before. generators: where random numbers
     are drawn; None: all executors' have the same state, so anywhere.
-    random: rows of the graph that draw some. pool: what was measured of the executors and their links.
+    random: rows of the graph that draw some. pool: what was measured of the executors and their links. runs: of the
+    graph so far, as it was planned last.
     """
 
     owners: tuple[int | None, ...]
@@ -32,6 +33,7 @@ class Situation:
     generators: int | None = None
     random: tuple[int, ...] = ()
     pool: Pool = UNMEASURED
+    runs: int = 0
 
     @property
     def n_executors(self) -> int:

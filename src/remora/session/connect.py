@@ -22,6 +22,7 @@ from remora.device.rng import default as default_generator_of
 from remora.device.sink import bound
 from remora.errors import Disconnected, RemoraError, UsageError
 from remora.plan.explain import Explanation
+from remora.plan.passes import Pass, passes_named
 from remora.plan.planner import Planner
 from remora.plan.policies import policy_named
 from remora.plan.policies.policy import Policy
@@ -55,6 +56,7 @@ def connect(
     placement: str | None = None,
     run_ahead: bool | None = None,
     exact: bool | None = None,
+    passes: str | None = None,
 ) -> None:
     """Opens a session; from now on `device="remora"` lives there.
 
@@ -72,6 +74,8 @@ def connect(
             that is further away than 1/32 of its largest element (bfloat16; 1/128 float16, 1/4096 float32) is not
             used, nor are such kernels in that program again: `remora status` counts it. On a CPU nothing changes.
             None: yes, unless REMORA_EXACT is 0.
+        passes: what may change plans over several executors where it is predicted to pay (plan/passes): `all`, `none`,
+            or names with commas between them; `-name`: all but that one. None: REMORA_PASSES, or else none.
 
     Raises:
         UsageError: there is a session already.
@@ -91,6 +95,7 @@ def connect(
     addresses = _listed(url if url is not None else settings.url)
     token = token if token is not None else settings.token
     placement = placement if placement is not None else settings.placement
+    chosen = passes_named(passes if passes is not None else settings.passes)
     if placement is not None or len(addresses) > 1:
         policy = policy_named(placement or "semantic")
     if not addresses:
@@ -108,7 +113,7 @@ def connect(
     if placement is None and len(transports) == 1:
         open_on(transports[0], settings)
     else:
-        open_pool(transports, settings, policy)
+        open_pool(transports, settings, policy, chosen)
 
 
 def _listed(url: str | Sequence[str] | None) -> list[str]:
@@ -140,7 +145,12 @@ def open_on(transport: Transport, settings: ClientSettings) -> Session:
     return _opened(session, deadline, settings)
 
 
-def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy: Policy) -> Session:
+def open_pool(
+    transports: Sequence[Transport],
+    settings: ClientSettings,
+    policy: Policy,
+    passes: Sequence[Pass] = (),
+) -> Session:
     """Opens the process's session over several executors; all of the transports are closed if one fails."""
     deadline = time.monotonic() + settings.connect_timeout_s
     opened: list[tuple[Transport, Grant]] = []
@@ -156,7 +166,8 @@ def open_pool(transports: Sequence[Transport], settings: ClientSettings, policy:
                     f"executor {transport.address} speaks protocol {grant.protocol}, and values go from executor to "
                     f"executor since {PEERS_SINCE} only: install this version of Remora there, or connect to it alone"
                 )
-        session = PoolSession(opened, settings, Planner(policy, calibrated(opened, settings, wants())))
+        planner = Planner(policy, calibrated(opened, settings, wants()), passes if policy.optimises else ())
+        session = PoolSession(opened, settings, planner)
     except BaseException:
         for transport, grant in opened:
             with suppress(RemoraError, OSError):

@@ -11,19 +11,23 @@ from statistics import median
 from remora.ir.annotated import Graph, Residency, Row
 from remora.ir.node import Slot
 from remora.plan.devices import CLIENT, Link, Pool
-from remora.plan.duration import total
+from remora.plan.duration import Duration, total
 from remora.plan.explain import (
     Choice,
     Executor,
     Explanation,
     Held,
+    PassApplied,
     Phase,
     Picture,
     Template,
     Transfer,
 )
 from remora.plan.explain_text import amount, duration, times
+from remora.plan.parts import Parts
 from remora.plan.picture import FIRST, LAST, joined, picture_of
+from remora.plan.placed import needs
+from remora.plan.schedule import Piece, schedule
 from remora.session.holdings import Holdings, Living
 from remora.session.ledger import UNUSED, Ledger, PhaseTotal, Tally, Way
 from remora.session.plans import Plan, Use
@@ -63,6 +67,7 @@ def explanation(of: Observed) -> Explanation:
         ),
         tuple(_phases(of.ledger, modules, n)),
         tuple(_choices(plans)),
+        tuple(_passes(plans, of.pool)),
         tuple(_template(plan) for plan in plans),
         _picture(of.ledger.phases, modules),
         tuple(_notes(of)),
@@ -308,13 +313,13 @@ def _subject(group: Sequence[Plan], latest: Sequence[Plan]) -> str:
 
 def _chosen(plans: Iterable[Plan]) -> str | None:
     """Where all rows run, if that is one place."""
-    executors = {executor for plan in plans for executor in plan.graph.executors}
+    executors = {executor for plan in plans for executor in plan.captured_graph.executors}
     return f"all on executor {executors.pop()}" if len(executors) == 1 else None
 
 
 def _is_bound(plan: Plan) -> bool:
     """Whether bonds have brought all of a plan to one executor, against the wish."""
-    return _chosen([plan]) is not None and plan.wish.executors != plan.graph.executors
+    return _chosen([plan]) is not None and plan.wish.executors != plan.captured_graph.executors
 
 
 def _bound(plans: Sequence[Plan]) -> str:
@@ -322,7 +327,7 @@ def _bound(plans: Sequence[Plan]) -> str:
     moved = sum(
         wished != here
         for plan in plans
-        for wished, here in zip_longest(plan.wish.executors, plan.graph.executors)
+        for wished, here in zip_longest(plan.wish.executors, plan.captured_graph.executors)
     )
     return f", but for {times(moved, 'row')} bound elsewhere" if moved else ""
 
@@ -338,6 +343,45 @@ def ranged(texts: Sequence[str]) -> str:
 def _range(numbers: Sequence[str]) -> str:
     ordered = sorted(set(numbers), key=lambda number: float(number.replace(",", "")))
     return ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
+
+
+# -- passes
+
+
+def _passes(plans: Iterable[Plan], pool: Pool) -> Iterator[PassApplied]:
+    """Of the last plan of each template that a pass had something to propose for."""
+    plans = list(plans)
+    latest = {plan.template: plan for plan in plans if plan.choices}
+    without = {plan.template: plan for plan in plans if not any(choice.taken for choice in plan.choices)}
+    for plan in latest.values():
+        runs = sum(other.ran.count for other in plans if other.template == plan.template)
+        rows = times(len(plan.captured_graph.rows), "row")
+        for choice in plan.choices:
+            yield PassApplied(
+                choice.name,
+                f"{plan.phase or OTHER}, {rows}, run {times(runs, 'time')}",
+                choice.what,
+                choice.taken,
+                choice.reason,
+                choice.without.seconds,
+                choice.predicted.seconds,
+                _elapsed_s(plan, pool) if choice.taken else None,
+                _elapsed_s(without[plan.template], pool) if plan.template in without else None,
+            )
+
+
+def _elapsed_s(plan: Plan, pool: Pool) -> float | None:
+    """From the first part to the last: parts as long as they were measured, joined by links as they are predicted."""
+    if not plan.ran.timed:
+        return None
+    inside = tuple(one for before in plan.transfers for one in before if one.source != CLIENT)
+    needed = needs(plan.graph, Parts(plan.parts, inside))
+    parts_s = [median(run.parts_s[at] for run in plan.ran.timed) for at in range(len(plan.parts))]
+    pieces = [
+        Piece(part.executor, Duration(seconds), waits)
+        for part, seconds, waits in zip(plan.parts, parts_s, needed, strict=True)
+    ]
+    return schedule(pieces, pool).duration.seconds
 
 
 # -- templates and the picture

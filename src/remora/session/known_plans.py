@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from remora.capture.recorder import Segment
 from remora.capture.value import OUT_BITS, OUT_MASK
@@ -44,6 +45,7 @@ class KnownPlans:
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._captured = itertools.count(-1, -1)
         self._gates: dict[int, tuple[int, ...]] = {}  # by a template's index
+        self._exact: set[bytes] = set()  # templates with plans that hold for some sizes and numbers alone
 
     def gates(self, segment: Segment) -> tuple[int, ...]:
         """Holes on whose value it depends whether random numbers are drawn."""
@@ -75,8 +77,9 @@ class KnownPlans:
         storages = [place.storage for place in places]
         numbers = [storage.number for storage in storages]
         now = self._situation((), ())
+        template = segment.captured.template.id
         alike = (
-            segment.captured.template.id,
+            template,
             tuple([storage.owner for storage in storages]),
             tuple([place.homes for place in places]),
             shared_memories(numbers),
@@ -84,13 +87,18 @@ class KnownPlans:
             tuple([segment.holes[hole] != 0 for hole in gates]),
             self._policy.turn(now) if self._policy.turns else 0,
             now.generators,
+            _sizes(segment, places) if template in self._exact else (),
         )
         plan = self._plans.get((nbytes.bit_length(), *alike))
-        if plan is None or not _fits(plan, now):
-            plan = self._grown(alike, nbytes, now)
+        runs = plan.ran.count if plan is not None and plan.is_due else 0
+        if plan is None or runs or not _fits(plan, now):
+            plan = None if runs else self._grown(alike, nbytes, now)
             if plan is None:
                 slots = [self._holdings.outside(key, graphs) for key in keys]
-                plan = self._make(segment, slots, places, wanted, nbytes)
+                plan = self._make(segment, slots, places, wanted, nbytes, runs)
+            if plan.exact and template not in self._exact:
+                self._exact.add(template)
+                alike = (*alike[:-1], _sizes(segment, places))
             if len(self._plans) >= MAX_PLANS:
                 self._forget([next(iter(self._plans))])
             self._plans[plan.bucket, *alike] = plan
@@ -117,14 +125,18 @@ class KnownPlans:
         places: Sequence[Place],
         wanted: Sequence[int],
         nbytes: int,
+        runs: int,
     ) -> Plan:
+        """runs: of the plan before it, which may have earned what a pass has to copy."""
         started_s = time.perf_counter()
         graph = graph_of(segment, slots, frozenset((code >> OUT_BITS, code & OUT_MASK) for code in wanted))
-        situation = self._situation(places, random_rows(graph))
+        situation = replace(self._situation(places, random_rows(graph)), runs=runs)
         knew = self._planner.memory
         decision = self._planner.decide(graph, situation)
         if self._planner.memory is not knew:
-            self._forget([key for key, plan in self._plans.items() if self._planner.is_outdated(plan.graph)])
+            self._forget(
+                [key for key, plan in self._plans.items() if self._planner.is_outdated(plan.captured_graph)]
+            )
         for module, value in module_values(segment.captured):
             self._holdings.called((value.segment, value.code), module)
         self.made += 1
@@ -137,6 +149,12 @@ class KnownPlans:
             lambda: next(self._captured),
             time.perf_counter() - started_s,
         )
+
+
+def _sizes(segment: Segment, places: Sequence[Place]) -> tuple[object, ...]:
+    """What an exact plan rests on beside all else."""
+    numbers = tuple([number for number in segment.holes if type(number) is int])
+    return numbers, tuple([place.facts.shape for place in places])
 
 
 def _fits(plan: Plan, now: Situation) -> bool:

@@ -190,7 +190,7 @@ class Ledger:
             model = duration.less(device.run_s)  # which is not in the executor's busy time
             predicted.append(self.record.correct(key, model))
             self.record.add(key, model.seconds, measured_s)
-        plan.ran.timed.append(Timed(total(predicted), sum(seconds)))
+        plan.ran.timed.append(Timed(total(predicted), tuple(seconds)))
 
     # -- programs
 

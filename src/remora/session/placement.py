@@ -220,7 +220,7 @@ class Placement:
         marks = self.ledger.runs(use, time.perf_counter())
         if plan.straight:
             numbers = [segment.number]
-            self._transfer(segment, plan, 0, numbers, keys)
+            self._await(plan, 0, numbers, self._give(plan, keys)[0])
             self._mark(plan, 0, marks, 0)
             here = self._frees_here(segment, gone, frees, plan.parts[0].executor)
             self._run_straight(segment, plan, here, wanted, ticket)
@@ -228,11 +228,14 @@ class Placement:
         else:
             self._free_at(frees)
             numbers = [self._number() for _ in plan.parts]
+            given = self._give(plan, keys)
             for at, part in enumerate(plan.parts):
-                self._transfer(segment, plan, at, numbers, keys)
+                self._await(plan, at, numbers, given[at])
                 self._mark(plan, at, marks, 0)
                 self._run(segment, plan, at, part, numbers, keys)
                 self._mark(plan, at, marks, 1)
+                self._send_made(segment, plan, at, numbers)
+                self._drop(plan, at, numbers)
             self._renumber()
         self._rename(segment, use, numbers, places)
         for slot in plan.writes:
@@ -309,24 +312,16 @@ class Placement:
     def _run(
         self, segment: Segment, plan: Plan, at: int, part: Part, numbers: list[int], keys: list[Key]
     ) -> None:
-        lane, number = self.lanes[part.executor], numbers[at]
-
-        def name(value: Ref | Slot) -> Name:
-            if isinstance(value, Slot):
-                return _name(keys[value.index])
-            made_in, row = plan.found[value.row]
-            return numbers[made_in], row, value.out
-
-        kept = dict.fromkeys(_pairs(segment.keep))
-        local = {row: here for here, row in enumerate(part.rows)}
-        keep = [(local[row], out) for row, out in kept if row in local]
-        exported = sorted((local[row], out) for row, out in part.exports if (row, out) not in kept)
-        lane.run(
+        fixed, bound = plan.graph.holes, plan.bound
+        self.lanes[part.executor].run(
             plan.captured[at],
-            number,
-            [name(value) for value in part.inputs],
-            [segment.holes[hole] for hole in part.holes],
-            tuple(n for pair in (*keep, *exported) for n in pair),
+            numbers[at],
+            [
+                _name(keys[value.index]) if isinstance(value, Slot) else _made(plan, numbers, value)
+                for value in part.inputs
+            ],
+            [fixed[hole] if (of := bound[hole]) is None else segment.holes[of] for hole in part.holes],
+            plan.keeps[at],
             (),
             uploaded=lambda: [
                 at
@@ -334,51 +329,75 @@ class Placement:
                 if isinstance(value, Slot) and segment.slots[value.index].uploaded
             ],
         )
+
+    def _drop(self, plan: Plan, at: int, numbers: list[int]) -> None:
+        """What only travelled, and is not read behind part `at`, ends."""
         for executor, row, out in plan.drops[at]:
             made_in, here = plan.found[row]
             self.lanes[executor].free([(numbers[made_in], here, out)])
 
-    def _transfer(self, segment: Segment, plan: Plan, at: int, numbers: list[int], keys: list[Key]) -> None:
-        """What part `at` reads from other executors, one push from each of them."""
-        by_source: dict[int, tuple[list[Name], Counter[str]]] = {}
-        target = plan.parts[at].executor
-        for transfer in plan.transfers[at]:
-            residency, source = plan.residency(transfer.value), transfer.source
-            if isinstance(transfer.value, Slot):
+    def _give(self, plan: Plan, keys: list[Key]) -> list[dict[int, list[Name]]]:
+        """Values from outside go to the executors that read them, one push from each of these to a part. Returns, for
+        each part, what it has to await from whom."""
+        awaited: list[dict[int, list[Name]]] = []
+        for part, transfers in zip(plan.parts, plan.transfers, strict=True):
+            by_source: dict[int, tuple[list[Name], Counter[str]]] = {}
+            for transfer in transfers:
+                if not isinstance(transfer.value, Slot):
+                    continue
                 key = keys[transfer.value.index]
                 place = self.holdings.places[key]
-                if target in place.homes:
+                if part.executor in place.homes:
                     continue
                 owner = place.storage.owner
                 if owner is None:
-                    self.pinned.bind(key[0], target)
+                    self.pinned.bind(key[0], part.executor)
                     continue
-                source, name = owner if owner in place.homes else min(place.homes), _name(key)
-                nbytes = place.facts.nbytes
-                self.holdings.arrived(key, target)
-            else:
-                made_in, row = plan.found[transfer.value.row]
-                name = numbers[made_in], row, transfer.value.out
-                facts = facts_at(segment, transfer.value.row, transfer.value.out)
-                nbytes = facts.nbytes if facts is not None else 0
-            names, kinds = by_source.setdefault(source, ([], Counter()))
-            names.append(name)
-            kinds[residency] += nbytes
-        for source, (names, kinds) in by_source.items():
-            self._push(source, target, names, kinds)
+                source = owner if owner in place.homes else min(place.homes)
+                names, kinds = by_source.setdefault(source, ([], Counter()))
+                names.append(_name(key))
+                kinds[plan.residency(transfer.value)] += place.facts.nbytes
+                self.holdings.arrived(key, part.executor)
+            for source, (names, kinds) in by_source.items():
+                self._send(source, part.executor, names, kinds)
+            awaited.append({source: names for source, (names, _) in by_source.items()})
+        return awaited
+
+    def _await(self, plan: Plan, at: int, numbers: list[int], given: dict[int, list[Name]]) -> None:
+        """Part `at` does not begin before all that it reads is there. given: of `_give`."""
+        by_source = {source: list(names) for source, names in given.items()}
+        for transfer in plan.transfers[at]:
+            if isinstance(transfer.value, Ref):
+                by_source.setdefault(transfer.source, []).append(_made(plan, numbers, transfer.value))
+        for source, names in by_source.items():
+            self._expect(source, plan.parts[at].executor, names)
+
+    def _send_made(self, segment: Segment, plan: Plan, at: int, numbers: list[int]) -> None:
+        """What part `at` has made for others sets out."""
+        for target, values in plan.sends[at]:
+            kinds: Counter[str] = Counter()
+            for value in values:
+                facts = plan.graph.facts(value) if plan.exact else facts_at(segment, value.row, value.out)
+                kinds[plan.residency(value)] += facts.nbytes if facts is not None else 0
+            names = [_made(plan, numbers, value) for value in values]
+            self._send(plan.parts[at].executor, target, names, kinds)
 
     def _push(
-        self,
-        source: int,
-        target: int,
-        names: list[Name],
-        kinds: Counter[str],
-        whole: bool = False,
+        self, source: int, target: int, names: list[Name], kinds: Counter[str], whole: bool = False
     ) -> None:
-        """kinds: bytes by residency."""
+        """Values go, and the other executor waits for them here. kinds: bytes by residency."""
+        self._send(source, target, names, kinds, whole)
+        self._expect(source, target, names)
+
+    def _send(
+        self, source: int, target: int, names: list[Name], kinds: Counter[str], whole: bool = False
+    ) -> None:
         flat = tuple(number for name in names for number in name)
         ticket = self.ledger.pushes_to(source, target, flat, kinds)
         self.lanes[source].say(Push(ticket, target, flat, whole))
+
+    def _expect(self, source: int, target: int, names: list[Name]) -> None:
+        flat = tuple(number for name in names for number in name)
         self.lanes[target].say(Await(flat, self.lanes[source].transport.address[:200]))
 
     def _rename(self, segment: Segment, use: Use, numbers: list[int], places: Sequence[Place]) -> None:
@@ -462,8 +481,10 @@ class Placement:
         )
 
 
-def _pairs(flat: tuple[int, ...]) -> list[tuple[int, int]]:
-    return list(zip(flat[::2], flat[1::2], strict=True))
+def _made(plan: Plan, numbers: list[int], value: Ref) -> Name:
+    """What a value of the plan's graph is called in this run."""
+    made_in, row = plan.found[value.row]
+    return numbers[made_in], row, value.out
 
 
 def _name(key: Key) -> Name:

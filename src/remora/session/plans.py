@@ -15,6 +15,7 @@ from remora.ir.node import Ref, Slot
 from remora.plan.duration import Duration
 from remora.plan.memory import Need, need
 from remora.plan.parts import Part, Parts, Transfer
+from remora.plan.passes import PassChoice
 from remora.plan.planner import Decision
 from remora.plan.policies.policy import Wish
 from remora.session.holdings import Made
@@ -25,10 +26,16 @@ UNKNOWN = Facts("uint8", (0,), 1)  # of a value whose shape only the data tells,
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One run of a plan's parts: predicted before it, with all that was learned until then, and measured."""
+    """One run of a plan's parts: predicted before it, with all that was learned until then, and measured, each by
+    itself."""
 
     predicted: Duration
-    measured_s: float
+    parts_s: tuple[float, ...]
+
+    @property
+    def measured_s(self) -> float:
+        """Of all executors together."""
+        return sum(self.parts_s)
 
 
 @dataclass
@@ -44,7 +51,9 @@ class Ran:
 class Plan:
     """How a template runs.
 
-    captured: of each part. transfers: before each part. found: where each row's outputs are made: part and row there.
+    captured: of each part. transfers: before each part. sends: behind each part, what sets out to which executor.
+    found: where each row's outputs are made: part and row there. keeps: of each part, what it keeps, flat (row, out).
+    bound: for each hole of the graph, the segment's whose number it takes; None: that of the graph.
     moves: positions of slots whose memory gets another owner first. writes: slots whose memory is written.
     made: of each value that lives on, in the order of the segment's own list, with whose memory it lies in: that of a
     slot (0 or more), of an earlier one of them (its position less their number: below 0), or, None, its own.
@@ -54,6 +63,8 @@ class Plan:
     and what is made there, at most at one time. draws: where random numbers are drawn, if any are.
     predicted: of each part, by the model alone. phases: what the graph does, in how many of its rows.
     homes: executors that had each slot when the plan was made.
+    graph: as it runs. captured_graph: as the program wrote it, annotated. exact: whether the plan holds for the sizes
+    and whole numbers of its first run alone. choices: of the passes that were tried.
     """
 
     template: bytes
@@ -61,7 +72,10 @@ class Plan:
     parts: tuple[Part, ...]
     captured: tuple[CapturedTemplate, ...]
     transfers: tuple[tuple[Transfer, ...], ...]
+    sends: tuple[tuple[tuple[int, tuple[Ref, ...]], ...], ...]
     found: tuple[tuple[int, int], ...]
+    keeps: tuple[tuple[int, ...], ...]
+    bound: tuple[int | None, ...]
     moves: tuple[tuple[int, int], ...]
     writes: tuple[int, ...]
     made: tuple[tuple[Made, int | None], ...]
@@ -77,8 +91,21 @@ class Plan:
     phases: dict[str, int]
     wish: Wish
     homes: tuple[frozenset[int], ...]
+    exact: bool
+    choices: tuple[PassChoice, ...]
     graph: Graph = field(repr=False)
+    captured_graph: Graph = field(repr=False)
     ran: Ran = field(repr=False)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it has run so often that a pass would pay now that did not when it was made."""
+        if not self.choices:
+            return False
+        waits = [
+            choice.from_run for choice in self.choices if not choice.taken and choice.from_run is not None
+        ]
+        return bool(waits) and self.ran.count >= max(1, min(waits))
 
     @property
     def phase(self) -> str:
@@ -115,7 +142,7 @@ def plan_of(
         keep: what lives on, flat (row, out). nbytes: of all slots. number: gives the captured template of a part a
             number of its own.
     """
-    graph, parts = decision.graph, decision.parts
+    graph, parts, rewrite = decision.rewrite.graph, decision.parts, decision.rewrite
     found = {row: (at, here) for at, part in enumerate(parts.parts) for here, row in enumerate(part.rows)}
     slots = {slot.storage: index for index, slot in enumerate(graph.slots)}
     written = {graph.storage(row.tensors()[at]) for row in graph.rows for at in row.writes}
@@ -127,7 +154,8 @@ def plan_of(
         if known is not None
     }
     needs = _needs(decision, homes)
-    straight = len(parts.parts) == 1 and parts.parts[0].template.id == whole.template.id
+    straight = len(parts.parts) == 1 and not rewrite.exact and parts.parts[0].template.id == whole.template.id
+    kept = [rewrite.outputs[pair] for pair in zip(keep[::2], keep[1::2], strict=True)]
     return Plan(
         whole.template.id,
         nbytes.bit_length(),
@@ -135,17 +163,22 @@ def plan_of(
         (whole,)
         if straight
         else tuple(
-            CapturedTemplate(part.template, number(), tuple(whole.where[row] for row in part.rows))
+            CapturedTemplate(
+                part.template, number(), tuple(whole.where[rewrite.rows[row]] for row in part.rows)
+            )
             for part in parts.parts
         ),
         tuple(
             tuple(transfer for transfer in parts.transfers if transfer.before == at)
             for at in range(len(parts.parts))
         ),
+        tuple(_sent(parts, at) for at in range(len(parts.parts))),
         tuple(found[row] for row in range(len(graph.rows))),
+        tuple(_kept(part, kept) for part in parts.parts),
+        rewrite.holes,
         tuple((slots[storage], executor) for storage, executor in decision.moves),
         tuple(sorted(slots[number] for kind, number, _ in written if kind == "slot")),
-        _made(graph, parts, found, keep, facts, copies),
+        _made(decision, found, keep, facts, copies),
         straight,
         facts,
         drops,
@@ -158,7 +191,10 @@ def plan_of(
         _phases(graph),
         decision.wish,
         homes,
+        rewrite.exact,
+        decision.choices,
         graph,
+        decision.graph,
         Ran(planning_s),
     )
 
@@ -167,9 +203,28 @@ def _needs(decision: Decision, homes: tuple[frozenset[int], ...]) -> list[tuple[
     """Of each executor that runs some of it, what it needs beside what it holds."""
     found = []
     for executor in sorted({part.executor for part in decision.parts.parts}):
-        rows = [row for row, at in enumerate(decision.graph.executors) if at == executor]
-        found.append((executor, need(decision.graph, rows, [executor in home for home in homes], 0)))
+        graph = decision.rewrite.graph
+        rows = [row for row, at in enumerate(graph.executors) if at == executor]
+        found.append((executor, need(graph, rows, [executor in home for home in homes], 0)))
     return found
+
+
+def _sent(parts: Parts, at: int) -> tuple[tuple[int, tuple[Ref, ...]], ...]:
+    """Of Plan.sends."""
+    by_target: dict[int, list[Ref]] = {}
+    for transfer in parts.transfers:
+        if transfer.after == at and isinstance(transfer.value, Ref):
+            by_target.setdefault(transfer.target, []).append(transfer.value)
+    return tuple((target, tuple(values)) for target, values in by_target.items())
+
+
+def _kept(part: Part, kept: list[tuple[int, int]]) -> tuple[int, ...]:
+    """Of Plan.keeps: what lives on, and what other parts read."""
+    local = {row: here for here, row in enumerate(part.rows)}
+    lasting = dict.fromkeys(kept)
+    keep = [(local[row], out) for row, out in lasting if row in local]
+    exported = sorted((local[row], out) for row, out in part.exports if (row, out) not in lasting)
+    return tuple(n for pair in (*keep, *exported) for n in pair)
 
 
 def _phases(graph: Graph) -> dict[str, int]:
@@ -177,19 +232,20 @@ def _phases(graph: Graph) -> dict[str, int]:
 
 
 def _made(
-    graph: Graph,
-    parts: Parts,
+    decision: Decision,
     found: dict[int, tuple[int, int]],
     keep: tuple[int, ...],
     facts: dict[tuple[int, int], Facts],
     copies: tuple[tuple[int, int, int], ...],
 ) -> tuple[tuple[Made, int | None], ...]:
     """Plan.made."""
+    captured, parts, graph = decision.graph, decision.parts, decision.rewrite.graph
     slots = {slot.storage: at for at, slot in enumerate(graph.slots)}
     first: dict[tuple[str, int, int], int] = {}
     made: list[tuple[Made, int | None]] = []
     kept = list(zip(keep[::2], keep[1::2], strict=True))
-    for at, (row, out) in enumerate(kept):
+    for at, (captured_row, captured_out) in enumerate(kept):
+        row, out = decision.rewrite.outputs[captured_row, captured_out]
         part, here = found[row]
         known = facts.get((row, out), UNKNOWN)
         storage = graph.storage(Ref(row, out))
@@ -204,9 +260,9 @@ def _made(
             parts.parts[part].executor,
             known,
             known.nbytes,
-            (graph.rows[row].node, out),
-            graph.rows[row].meaning,
-            graph.template,
+            (captured.rows[captured_row].node, captured_out),
+            captured.rows[captured_row].meaning,
+            captured.template,
             tuple(executor for executor, *copied in copies if copied == [row, out]),
             row,
         )
@@ -228,7 +284,8 @@ def _ends(
                 (transfer.source, value.row, value.out),
                 (transfer.target, value.row, value.out),
             )
-            last_used[at_source] = max(last_used.get(at_source, 0), transfer.before)
+            assert transfer.after is not None
+            last_used[at_source] = max(last_used.get(at_source, 0), transfer.after)
             if (value.row, value.out) in graph.keep:
                 copies.append(at_target)
             else:

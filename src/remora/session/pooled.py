@@ -26,6 +26,7 @@ from remora.session.link import Reply
 from remora.session.placement import Placement
 from remora.session.session import Question
 from remora.session.stats import Stats
+from remora.session.weighty import holding
 from remora.transport.interface import Transport
 from remora.wire.messages import (
     Barrier,
@@ -49,6 +50,8 @@ class PoolSession(Given):
     """Implements device.sink.Sink over several executors. Where they are one device, its index is 0, and so is that
     of the executor where the place in the op stream is marked."""
 
+    reads_ahead = False  # of several executors, each would be asked
+
     def __init__(
         self, opened: Sequence[tuple[Transport, Grant]], settings: ClientSettings, planner: Planner
     ) -> None:
@@ -60,6 +63,8 @@ class PoolSession(Given):
         self._indexed = planner.policy.indexed
         recorder.whole_calls = self.whole_calls and not self._indexed
         recorder.appended = [] if recorder.whole_calls else None  # to place rows, their sizes must be known
+        if planner.passes:
+            recorder.holds = holding(planner.pool)
         self._generators = {0}
         self.peer_nbytes: Counter[tuple[int, int]] = Counter()  # sent, by source and target
         self._peer_messages = 0

@@ -59,6 +59,7 @@ class Session:
 
     computes = True
     whole_calls = True
+    reads_ahead = True  # what is small and likely to be read comes with a branch
 
     def __init__(self, transport: Transport, grant: Grant, settings: ClientSettings) -> None:
         self._start([(transport, grant)], settings)
@@ -71,9 +72,7 @@ class Session:
         self.lane = self.lanes[0]
         self.recorder = Recorder(self.grant.session, self._commit_segment, self._transmit)
         self.recorder.whole_calls = self.whole_calls
-        self.recorder.reads_ahead = (
-            self.whole_calls and len(self.lanes) == 1
-        )  # of several, each would be asked
+        self.recorder.reads_ahead = self.reads_ahead
         self.pid = os.getpid()
         self.segments = 0
         self.tap: Callable[[Segment], None] | None = None  # sees each segment before it is sent

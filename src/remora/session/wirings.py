@@ -74,6 +74,7 @@ class Wirings:
         if (
             known is None
             or known.epoch != self._holdings.epoch
+            or known.plan.is_due
             or known.keep != segment.keep
             or known.generators != generators
             or (gates and known.gates != _open(segment, gates))
@@ -87,7 +88,9 @@ class Wirings:
             if batch is not None and batch.executor == executor:
                 continue
             place = places.get((value.segment, value.code))
-            if place is None or place.homes is not here or place.storage.owner != executor:
+            if place is None or place.storage.owner != executor:
+                return None
+            if place.homes is not here and (known.plan.writes or executor not in place.homes):
                 return None
             loose.append(place.storage.number)
         nbytes = known.nbytes + sum([size_of(value.meta)[1] for value in others])
@@ -121,7 +124,9 @@ class Wirings:
         executor = plan.parts[0].executor
         if any(made.copies or made.facts is UNKNOWN for made, _ in plan.made):
             return
-        if any(place.homes is not alone(executor) or place.storage.owner != executor for place in places):
+        if any(place.storage.owner != executor or executor not in place.homes for place in places):
+            return
+        if plan.writes and any(len(place.homes) > 1 for place in places):
             return
         weights = [at for at in range(len(places)) if plan.residency(Slot(at)) == Residency.WEIGHT.value]
         others = tuple(at for at in range(len(places)) if at not in set(weights))

@@ -31,11 +31,13 @@ class Policy(ABC):
     """Stateless: all that it may look at is in the situation.
 
     indexed: each executor is a device of its own, with generators of its own, and the program says what is where.
+    optimises: passes may change what it has placed, where that is predicted to pay.
     """
 
     name: ClassVar[str]
     turns: ClassVar[bool] = False  # whether `turn` says anything
     indexed: ClassVar[bool] = False
+    optimises: ClassVar[bool] = False
 
     @abstractmethod
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:

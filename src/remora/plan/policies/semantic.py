@@ -47,6 +47,7 @@ class Semantic(Policy):
     what stays of its inputs is; and a cut by layers where no single executor holds it all."""
 
     name: ClassVar[str] = "semantic"
+    optimises: ClassVar[bool] = True
 
     def place(self, graph: Graph, situation: Situation, costs: Costs) -> Wish:
         options = list(_options(graph, situation, costs))
