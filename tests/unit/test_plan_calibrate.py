@@ -92,7 +92,7 @@ def test_devices_of_one_name_and_about_one_speed_are_equal():
 
 def test_devices_that_differ_stay_apart():
     fast = true_seconds(CPU, "cpu-2core")
-    slow, other = slower(fast, 1.5), slower(fast, 1.1)
+    slow, other = slower(fast, 2.5), slower(fast, 1.1)
     assert calibrate.as_alike([("cpu", fast), ("cpu", slow)]) == [fast, slow]
     assert calibrate.as_alike([("cpu", fast), ("another cpu", other)]) == [fast, other]
 

@@ -26,7 +26,7 @@ CACHE_NBYTES = {
 FASTEST = 1e18  # bytes per second that never bind: the arithmetic rate was measured with its bytes in cache
 KERNEL_S = 2e-6  # of the shortest kernel of an asynchronous device, which hides behind its launch
 RISING = (Kind.PRODUCT, Kind.ATTENTION)  # more operations a byte never make these slower: noise does
-ALIKE = 1.2  # times as fast, at the median probe: nearer than that, devices of one name are taken for equal
+ALIKE = 2.0  # times as fast, at the median probe: nearer than that, devices of one name are taken for equal
 SIGMA, FLOOR = 0.25, 0.1  # of kinds that no held-out probe checks; of those that one does, at least
 
 

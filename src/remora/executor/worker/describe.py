@@ -27,14 +27,15 @@ def facts(device: torch.device, ticket: int) -> DeviceFacts:
             known.multi_processor_count,
             torch.cuda.is_bf16_supported(),
         )
-    return DeviceFacts(ticket, _processor(), device_memory_nbytes(device), 0, 0, os.cpu_count() or 1, True)
+    name = f"{_processor()}, {torch.get_num_threads()} threads"
+    return DeviceFacts(ticket, name, device_memory_nbytes(device), 0, 0, os.cpu_count() or 1, True)
 
 
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
     for line in path.read_text().splitlines() if path.exists() else ():
         if line.startswith("model name"):
-            return line.partition(":")[2].strip()[:200]
+            return line.partition(":")[2].strip()[:100]
     return "CPU"
 
 
