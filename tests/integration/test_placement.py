@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 from typing import ClassVar
@@ -10,6 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from executor_process import executor_process
+from holdings_left import nothing_is_left
 from random_programs import Program
 from test_random_programs import check
 
@@ -64,11 +64,7 @@ def test_random_programs_with_rows_anywhere(executors, record_property, n):
         for number in range(PROGRAMS):
             check(Program(seed * 1000 + number))
         assert (remora.stats() - before).peer_bytes > 0
-        gc.collect()
-        torch.remora.synchronize()
-        current().idle()
-        holdings = current().placement.holdings
-        assert (holdings.places, holdings.held_nbytes) == ({}, [0] * n)
+        nothing_is_left()
     finally:
         remora.disconnect()
 
