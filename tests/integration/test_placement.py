@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from typing import ClassVar
@@ -9,7 +10,6 @@ from typing import ClassVar
 import pytest
 import torch
 from executor_process import executor_process
-from holdings_left import nothing_is_left
 from random_programs import Program
 from test_random_programs import check
 
@@ -64,7 +64,11 @@ def test_random_programs_with_rows_anywhere(executors, record_property, n):
         for number in range(PROGRAMS):
             check(Program(seed * 1000 + number))
         assert (remora.stats() - before).peer_bytes > 0
-        nothing_is_left()
+        gc.collect()
+        torch.remora.synchronize()
+        current().idle()
+        holdings = current().placement.holdings
+        assert (holdings.places, holdings.held_nbytes) == ({}, [0] * n)
     finally:
         remora.disconnect()
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from typing import ClassVar
 
 import pytest
 import torch
-from holdings_left import nothing_is_left
 from random_programs import Program
 from test_random_programs import check
 
 import remora
 from remora.bench import models, networks
 from remora.config import ClientSettings
+from remora.device.tensor import RemoraTensor
 from remora.plan.policies.policy import Policy, Wish
 from remora.session import placement
 from remora.session.connect import current, open_pool
@@ -59,6 +60,27 @@ def connected(executors):
 
     yield connect
     remora.disconnect()
+
+
+def nothing_is_left() -> None:
+    gc.collect()
+    torch.remora.synchronize()
+    current().idle()
+    holdings = current().placement.holdings
+    held = living()
+    assert holdings.places.keys() == held.keys()
+    if held:  # a backward pass that made a graph of its own: PyTorch itself never lets go of what it leads to
+        storages = {place.storage.number: place.storage for place in holdings.places.values()}
+        assert sum(holdings.held_nbytes) == sum(storage.nbytes for storage in storages.values())
+        return
+    assert (holdings.places, holdings.batches, holdings.held_nbytes) == ({}, {}, [0, 0])
+
+
+def living() -> dict[tuple[int, int], torch.Tensor]:
+    """The session's tensors that something still refers to, by the names of their values."""
+    values = [(t._value, t) for t in gc.get_objects() if type(t) is RemoraTensor]
+    here = current().recorder
+    return {(value.segment, value.code): t for value, t in values if value.home is here}
 
 
 def test_random_programs_run_twice(connected, again, record_property):
