@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from msgspec.structs import replace
-from torch.nn import functional
 
-from remora.bench import models, networks
+from remora.bench import models
+from remora.bench.calibration import perceptron
 from remora.bench.forks import Fork
 from remora.bench.harness import Options, Report
 from remora.bench.links import GIGABIT, Link, proxied
@@ -117,17 +117,7 @@ def _gpt2() -> Step:
 
 def _training() -> Step:
     torch.manual_seed(0)
-    model = networks.mlp().to("remora")
-    inputs, labels = torch.randn(64, 784).to("remora"), torch.randint(0, 10, (64,)).to("remora")
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(inputs), labels)
-        loss.backward()
-        optimizer.step()
-        loss.item()
-
+    ((_, step),) = perceptron()
     return step
 
 

@@ -137,9 +137,9 @@ class Call:
             else:
                 recorder.holes += stretch.holes  # type: ignore[arg-type]
             if recorder.appended is not None:
-                of_row = partial(_meta_behind, meta_at, sizes, stretch.first)
-                before = stretch.step.rows - stretch.rows
-                recorder.appended.append(Appended(before, stretch.rows, stretch.step, of_row))
+                recorder.appended.append(
+                    Appended(stretch.step, stretch.rows, stretch.first, partial(meta_at, sizes))
+                )
             recorder.step = stretch.step
             segment, created = recorder.segment, recorder.created
             for code, index in stretch.makes:
@@ -286,12 +286,6 @@ class _Matching:
         piece = self.pieces[number]
         before = self.start.n_names if piece.segment == self.start.segment else 0
         return [self._named(name) for name in piece.names[before:]]
-
-
-def _meta_behind(
-    meta_at: Callable[[Sizes, int, int], Any], sizes: Sizes, first: int, row: int, out: int
-) -> Any:
-    return meta_at(sizes, first + row, out)
 
 
 def _at(number: Number, sizes: Sizes) -> int | float:

@@ -123,14 +123,23 @@ class Piece:
 class Appended:
     """Rows of a call that was appended as a whole, whose steps saw another call last.
 
-    first, rows: in the segment. step: of the last one. meta: metadata of an output, by row (from the first on) and
-    output.
+    step: of the last one. rows: how many. first: the first one's number in the call. meta: metadata of an output, by
+    row of the call and output.
     """
 
-    first: int
-    rows: int
     step: Step
+    rows: int
+    first: int
     meta: Callable[[int, int], Any]
+
+    def covers(self, row: int, steps: Sequence[Step]) -> bool:
+        """Whether a row of a segment is one of these; one that was interrupted while it was appended covers none."""
+        end = self.step.rows
+        return end - self.rows <= row < end <= len(steps) and steps[end - 1] is self.step
+
+    def meta_at(self, row: int, out: int) -> Any:
+        """Of an output, by row of the segment."""
+        return self.meta(self.first + row - (self.step.rows - self.rows), out)
 
 
 @dataclass

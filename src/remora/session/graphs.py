@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from remora.capture.recorder import CapturedTemplate, Segment, Step
@@ -56,42 +56,34 @@ def facts_of(meta: Any) -> Facts:
 
 def facts_at(segment: Segment, row: int, out: int) -> Facts | None:
     """What an output looks like in this use of the template; None if only the data tells."""
-    meta = metas_of(segment)[row][out]
+    meta = _meta_at(segment, segment.step.path(), row, out)
     return None if meta is None else facts_of(meta)
 
 
 def metas_of(segment: Segment) -> list[list[Any]]:
     """Metadata of each row's outputs in this use of the template; None where only the data tells."""
     steps = segment.step.path()
-    told = {
-        each.first + row: (each, row)
-        for each in segment.appended
-        if each.step.rows <= len(steps) and steps[each.step.rows - 1] is each.step
-        for row in range(each.rows)
-    }
-    found: list[list[Any]] = []
-    for number, step in enumerate(steps):
-        each, row = told.get(number, (None, 0))
-        if each is None:
-            own = step.metas or []
-            found.append([own[meta] if isinstance(meta, int) else meta for meta in step.outcome.outs])
-            continue
-        assert step.node is not None
-        given = [_meta_of(arg, segment, found) for arg in step.node.inputs() if isinstance(arg, Ref | Slot)]
-        outs = enumerate(step.outcome.outs)
-        found.append([_told(meta, given, partial(each.meta, row, out)) for out, meta in outs])
-    return found
+    return [
+        [_meta_at(segment, steps, row, out) for out in range(len(step.outcome.outs))]
+        for row, step in enumerate(steps)
+    ]
 
 
-def _told(meta: Any, given: Sequence[Any], told: Callable[[], Any]) -> Any:
-    """Of an output of a row that was appended; of one that is an input, the input's."""
+def _meta_at(segment: Segment, steps: Sequence[Step], row: int, out: int) -> Any:
+    step = steps[row]
+    meta = step.outcome.outs[out]
+    appended = next((each for each in segment.appended if each.covers(row, steps)), None)
     if meta is None:
         return None
-    return given[meta] if isinstance(meta, int) else told()
-
-
-def _meta_of(arg: Ref | Slot, segment: Segment, found: Sequence[Sequence[Any]]) -> Any:
-    return segment.slots[arg.index].meta if isinstance(arg, Slot) else found[arg.row][arg.out]
+    if not isinstance(meta, int):
+        return meta if appended is None else appended.meta_at(row, out)
+    if appended is None:
+        return (step.metas or [])[meta]
+    assert step.node is not None
+    arg = [arg for arg in step.node.inputs() if isinstance(arg, Ref | Slot)][meta]
+    if isinstance(arg, Slot):
+        return segment.slots[arg.index].meta
+    return _meta_at(segment, steps, arg.row, arg.out)
 
 
 def random_rows(graph: Graph) -> tuple[int, ...]:
