@@ -133,7 +133,12 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The file's records in order; empty lines are nothing.
+    """The file's records in order, as `numbered`."""
+    return (record for _, record in numbered(path))
+
+
+def numbered(path: Path) -> Iterator[tuple[int, Record]]:
+    """The file's records in order, each with the number of its line; empty lines are nothing.
 
     Raises:
         Unreadable: a line is no record.
@@ -144,7 +149,7 @@ def read(path: Path) -> Iterator[Record]:
             if not line.strip():
                 continue
             try:
-                yield _decoder.decode(line)
+                yield number, _decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise Unreadable(f"{path}:{number}: {error}") from None
 

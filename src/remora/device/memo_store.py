@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -70,6 +70,7 @@ class Stored(msgspec.Struct, array_like=True, frozen=True):
     ops: dict[str, OpEntries]
 
 
+T = TypeVar("T")
 Entries = dict[bytes, Entry]
 Encoded = dict[bytes, msgspec.Raw]  # Entries
 _stored = msgspec.msgpack.Decoder(Stored)
@@ -77,6 +78,7 @@ _entries = msgspec.msgpack.Decoder(Entries)
 _encoded = msgspec.msgpack.Decoder(Encoded)
 _entry = msgspec.msgpack.Decoder(Entry)
 _pack = msgspec.msgpack.Encoder().encode
+_NONE = _pack({})  # of no entries
 
 
 class MemoStore:
@@ -115,7 +117,7 @@ class MemoStore:
             name = op_name(op)
             known = self._known.get(name)
             if known is None:
-                known = self._known[name] = self._encoded_of(op)
+                known = self._known[name] = self._entries_of(op, self._loaded(), _encoded)
             if not known:
                 return None
             try:
@@ -184,25 +186,15 @@ class MemoStore:
             self.failures += 1
             return Stored(0, {})
 
-    def _encoded_of(self, op: OpOverload) -> Encoded:
-        found = self._loaded().ops.get(op_name(op))
-        if found is None or found.schema != digest(op):
-            return {}
-        try:
-            return _encoded.decode(found.entries)
-        except _ABSENT:
-            self.failures += 1
-            return {}
-
-    def _entries_of(self, op: OpOverload, stored: Stored) -> Entries:
+    def _entries_of(self, op: OpOverload, stored: Stored, decoder: msgspec.msgpack.Decoder[T]) -> T:
+        """An op's entries, none if its schema is another one: as far as `decoder` decodes them."""
         found = stored.ops.get(op_name(op))
-        if found is None or found.schema != digest(op):
-            return {}
+        raw = found.entries if found is not None and found.schema == digest(op) else _NONE
         try:
-            return _entries.decode(found.entries)
+            return decoder.decode(raw)
         except _ABSENT:
             self.failures += 1
-            return {}
+            return decoder.decode(_NONE)
 
     def _merged(self) -> Stored:
         """The file as it is now, which another process may have written since, with what this one adds."""
@@ -212,7 +204,7 @@ class MemoStore:
         merged: dict[str, tuple[str, Entries]] = {}
         for name in {**self._fresh, **self._used}:
             op = _resolve(name)
-            entries = self._entries_of(op, stored)
+            entries = self._entries_of(op, stored, _entries)
             for hashed in self._used.get(name, ()):
                 if hashed in entries:
                     entries[hashed] = msgspec.structs.replace(entries[hashed], age=age)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def read(paths: Sequence[Path]) -> Evidence:
             for record in _older(path):
                 gathering.add(record, str(path))
         else:
-            for number, record in _numbered(path):
+            for number, record in records.numbered(path):
                 gathering.add(record, f"{path}:{number}")
     return gathering.evidence()
 
@@ -106,13 +106,6 @@ def gathered(found: Iterable[Record]) -> Evidence:
     for record in found:
         gathering.add(record, "records")
     return gathering.evidence()
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, Record]]:
-    """Records with the number of their line."""
-    with path.open("rb") as file:
-        numbers = [number for number, line in enumerate(file, 1) if line.strip()]
-    yield from zip(numbers, records.read(path), strict=False)  # reading names its own bad lines
 
 
 class _Gathering:
