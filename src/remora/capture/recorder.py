@@ -194,9 +194,7 @@ class Recorder:
             None  # takes down each segment that is cut, while somebody wants to know
         )
         self.whole_calls = False  # whether calls may be appended without their ops (capture/calls.py)
-        self.reads_ahead = (
-            False  # whether values may be asked for that nobody has asked for (device/ahead.py)
-        )
+        self.reads_ahead = False  # whether what nobody has asked for may be asked for (device/ahead.py)
         self.appended: list[Appended] | None = None  # of the open segment, where somebody wants to know
         self.holds: Callable[[Step], bool] | None = None  # whether a segment goes on where it would end
         self.agreed: set[int] = set()  # ids of the ops that the executor is known to have in the same form
