@@ -174,6 +174,26 @@ def test_training_is_neither_predicted_wrongly_nor_changed(run_ahead):
     assert (remora.stats() - before).wasted == 0
 
 
+def test_a_pool_runs_ahead_as_one_executor_does(executors):
+    """Times of plans, which it takes at every power of two, break no prediction; confirmations go together."""
+    remora.connect(executors, placement="semantic")
+    x = torch.zeros(4, device="remora")
+    before = remora.stats()
+    for step in range(STEPS):
+        if step == STEPS // 4:
+            before = remora.stats()
+        time.sleep(PAUSE_S)
+        for _ in range(3):
+            x.add_(1.5)
+            x[1:3].mul_(0.5)
+        assert x.sum().isfinite().item()
+    spent = remora.stats() - before
+    remora.disconnect()
+    assert spent.confirmed >= STEPS // 2
+    assert not spent.wasted
+    assert spent.bytes_sent < 20 * STEPS
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_after_the_end_of_a_sentence_nothing_is_wasted(executor):
     remora.connect(executor.url)

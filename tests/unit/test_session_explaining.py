@@ -349,3 +349,10 @@ def test_the_oldest_of_too_many_plans_are_left_out(monkeypatch: pytest.MonkeyPat
     assert [template.executors for template in tree.templates] == [(1,), (0,)]
     assert of(tree, "decode").steps == 3
     assert "1 older plans are left out" in tree.notes
+
+
+def test_a_run_that_is_predicted_is_not_timed():
+    ledger, use = Session().ledger, Use(plan(There(0, 1.0)), (0, 1, 2))
+    assert not ledger.runs(use, 0.0)  # the very first says nothing of the next
+    assert [len(ledger.runs(use, 0.0, predicted)) for predicted in (False, True, False)] == [1, 0, 1]
+    assert use.plan.ran.count == 4

@@ -200,7 +200,7 @@ class Unmeasured(Ledger):
         self.account = account
         self.ran: Plan | None = None
 
-    def runs(self, use: Use, now_s: float) -> list[tuple[int, int]]:
+    def runs(self, use: Use, now_s: float, predicted: bool = False) -> list[tuple[int, int]]:
         use.plan.ran.count += 1
         self.ran = use.plan
         return []

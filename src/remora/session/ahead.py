@@ -37,7 +37,7 @@ class Ahead:
             self.write(outbox)  # what reads these values was said before
             outbox.append(message)
             return
-        expected = self._predictor.expected is not None
+        expected = self.predicts
         agreement = self._predictor.take(message)
         if agreement is Agreement.SAME:
             self._pending += 1
@@ -51,6 +51,11 @@ class Ahead:
         outbox.append(message)
         if expected and agreement is Agreement.OTHER:
             self._link.early.clear()
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it is known what is said next."""
+        return self._predictor.expected is not None
 
     def due(self) -> bool:
         """Whether what is pending should be confirmed, though the client does not wait. Looks for what has arrived."""

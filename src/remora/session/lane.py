@@ -116,9 +116,18 @@ class Lane:
         else:
             self.ahead.say(message, self._outbox)
 
-    def knows(self, ticket: int) -> bool:
-        """Whether a question's answer is here and the executor need not hear of it yet."""
-        return self.ahead is not None and ticket in self.link.early and not self.ahead.due()
+    @property
+    def predicts(self) -> bool:
+        """Whether the executor may have run already what is said next."""
+        return self.ahead is not None and self.ahead.predicts
+
+    def has(self, ticket: int) -> bool:
+        """Whether a question's answer is here."""
+        return ticket in self.link.early
+
+    def due(self) -> bool:
+        """Whether the executor should hear of what is as predicted, though nothing waits for it."""
+        return self.ahead is None or self.ahead.due()
 
     def commit(self, asks: bool = True) -> None:
         """What is in the outbox will be sent from now on, whatever happens.

@@ -145,8 +145,11 @@ class Ledger:
 
     # -- runs
 
-    def runs(self, use: Use, now_s: float) -> list[tuple[int, int]]:
-        """A plan is about to run. Returns the tickets of marks to put around each part, none if it is not timed."""
+    def runs(self, use: Use, now_s: float, predicted: bool = False) -> list[tuple[int, int]]:
+        """A plan is about to run. Returns the tickets of marks to put around each part, none if it is not timed.
+
+        predicted: it may have run already, so that marks would time nothing, and break the prediction.
+        """
         if self._began_s is None:
             self._began_s = now_s
         plan = use.plan
@@ -161,7 +164,9 @@ class Ledger:
                 for phase in self.phases.values():
                     phase.runs.pop(id(oldest), None)
         ran.count += 1
-        if ran.count == 1 or not (ran.count <= TIMED_FIRST or ran.count & (ran.count - 1) == 0):
+        if predicted or ran.count == 1:
+            return []
+        if ran.count > TIMED_FIRST and ran.count & (ran.count - 1):
             return []
         pairs = [(self._ticket(), self._ticket()) for _ in plan.parts]
         timing = _Timing(plan, 2 * len(pairs))

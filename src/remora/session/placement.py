@@ -175,7 +175,7 @@ class Placement:
         plan, executor = known.plan, known.executor
         left = self.wirings.ends(segment, known)
         frees = self._frees_here(segment, left, self._end(left), executor) if left else segment.frees
-        marks = self.ledger.runs(known.use, time.perf_counter())
+        marks = self.ledger.runs(known.use, time.perf_counter(), self.lanes[executor].predicts)
         if marks:
             self._mark(plan, 0, marks, 0)
         self._run_straight(segment, plan, frees, wanted, ticket)
@@ -217,7 +217,8 @@ class Placement:
                 self._move(places[slot].storage, executor)
         if plan.draws is not None:
             self.generators = plan.draws
-        marks = self.ledger.runs(use, time.perf_counter())
+        predicted = any(self.lanes[part.executor].predicts for part in plan.parts)
+        marks = self.ledger.runs(use, time.perf_counter(), predicted)
         if plan.straight:
             numbers = [segment.number]
             self._await(plan, 0, numbers, self._give(plan, keys)[0])

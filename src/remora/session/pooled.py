@@ -185,6 +185,7 @@ class PoolSession(Given):
             wanted: the values that they are about. ticket: of asking for their bytes with the segment.
         """
         self.progress.done()
+        due = [lane.due() for lane in self.lanes]
         with uninterrupted:
             segment = self.recorder.end_segment()
             with_it = self._place(segment, wanted, ticket) if segment is not None else None
@@ -196,7 +197,9 @@ class PoolSession(Given):
                 asked = {at: question.ticket for at, question in said.items()}
                 for at, question in said.items():
                     self.lanes[at].say(question)
-            self._commit()
+            waits = any(due[at] or not self.lanes[at].has(awaited) for at, awaited in asked.items())
+            for lane in self.lanes:
+                lane.commit(asks=waits)
             self.recorder.program_ends()
             self.placement.program_ends()
         self.placement.pinned.send_bulk()

@@ -155,7 +155,7 @@ class Session:
             ExecutorError: something that was recorded before has failed.
         """
         self.progress.done()
-        waits = not self.lane.knows(question.ticket)
+        waits = not self.lane.has(question.ticket) or self.lane.due()
         with uninterrupted:
             segment = self.recorder.end_segment()
             wants = _wanted(question, segment)

@@ -5,6 +5,7 @@ What it leaves unsaid and which early answers it takes is as in session/ahead.py
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from remora.plan.devices import CLIENT
@@ -221,7 +222,7 @@ class Client:
                 self._agenda.after(act.seconds * self.slowness, self.go)
                 return
             elif type(act) is Commit:
-                asks = act.asks and not self._knows(acts[self._act])
+                asks = act.asks and not self._knows_what_comes()
                 for lane in self.lanes:
                     lane.commit(asks)
             elif type(act) is Wait:
@@ -238,8 +239,16 @@ class Client:
         self._done(self)
         self.lanes.clear()  # nothing goes in a circle, so memory is free at once
 
-    def _knows(self, act: object) -> bool:
-        return len(self.lanes) == 1 and type(act) is Wait and self.lanes[0].knows(act.number)
+    def _knows_what_comes(self) -> bool:
+        """Whether it has the answers that it waits for next."""
+        waits = False
+        for act in itertools.islice(self.script.acts, self._act, None):
+            if not isinstance(act, Wait):
+                break
+            waits = True
+            if not self.lanes[act.lane].knows(act.number):
+                return False
+        return waits
 
     def _wait(self, lane: LaneEnd, number: int) -> bool:
         """Whether there is nothing to wait for."""
