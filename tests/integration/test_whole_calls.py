@@ -600,3 +600,37 @@ def test_lazy_by_the_environment(monkeypatch):
 def test_the_probe_of_the_patch_holds():
     warmed()
     assert {name: held for name, held, _ in remora.probes()}["guards-of-whole-calls"]
+
+
+def test_a_call_that_is_too_long_for_a_segment_is_cut(monkeypatch):
+    monkeypatch.setattr("remora.capture.calls.MAX_JOINED_ROWS", 48)
+
+    class Deep(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(7)
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(40))
+
+        def forward(self, x):
+            seen = x
+            for layer in self.layers:
+                x = layer(x).tanh() + seen
+            return x, x.t()
+
+    def behind_rows(net, device, *tensors):
+        """Rows of the open segment come before the call, and it reads one."""
+        return call(net, device, *[(tensor.to(device) * 2).abs() for tensor in tensors])
+
+    local, there = warmed(Deep)
+    for _ in range(CALLS):
+        behind_rows(there, "remora", inputs())
+    for seed in range(4):
+        before = remora.stats()
+        (found, _), (expected, _) = (
+            behind_rows(net, d, inputs(seed=seed)) for net, d in ((there, "remora"), (local, "cpu"))
+        )
+        assert torch.equal(found[0], expected[0])
+    spent = remora.stats() - before
+    assert spent.whole_calls == 1
+    assert spent.segments == 2
+    assert_equal(local, there)

@@ -53,10 +53,15 @@ def test_sizes_of_rows_are_those_of_op_by_op(pool):
     for _ in range(2):
         turns(there, "remora", 3 * routes.ENOUGH)
         assert remora.wait_warm(100)
-    seen = []
-    current().tap = lambda segment: seen.append(
-        (segment.captured.template.id, [[m and facts_of(m) for m in row] for row in metas_of(segment)])
-    )
+    seen, segments = [], []
+
+    def look(segment):
+        ops = [node.op for node in segment.captured.template.nodes]
+        facts = [[m and facts_of(m) for m in row] for row in metas_of(segment)]
+        seen.extend(zip(ops, facts, strict=True))
+        segments.append(bound.recorder.whole_calls)
+
+    current().tap = look
     for whole in (True, False):
         bound.recorder.whole_calls = whole
         before = remora.stats().whole_calls
@@ -67,3 +72,4 @@ def test_sizes_of_rows_are_those_of_op_by_op(pool):
     assert half
     assert len(seen) == 2 * half
     assert seen[:half] == seen[half:]
+    assert segments.count(True) < segments.count(False) - 6  # a call stays together

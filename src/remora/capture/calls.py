@@ -22,6 +22,7 @@ from remora.ir.node import Arg, Items, Node, Ref, Slot
 
 _home_of, _segment_of = attrgetter("home"), attrgetter("segment")
 
+MAX_JOINED_ROWS = 4096  # of calls in one segment
 Made = tuple[int, int]  # a row of the graph and its output
 Place = tuple[Any, ...]  # where in the program a call starts
 
@@ -127,6 +128,7 @@ class Call:
         last = len(self.stretches) - 1
         for number, stretch in enumerate(self.stretches):
             if not stretch.rows:
+                recorder.cut()  # there is no room behind what was recorded before the call
                 continue
             slots = recorder.slots
             for source in stretch.new:
@@ -147,7 +149,7 @@ class Call:
                 created.append(value)
             del value
             if number < last:
-                recorder.cut(more=0 < number < last - 1)  # the executor starts; the rest goes together
+                recorder.cut()
                 for index in stretch.drops:
                     made[index] = None
         return made  # type: ignore[return-value]
@@ -252,10 +254,10 @@ class _Matching:
     def _cut_up(self, code: Any) -> Call:
         values: list[Made] = list(dict.fromkeys(self.rows.needed))
         index = {made: number for number, made in enumerate(values)}
-        slots_of = [self._new_slots(number) for number in range(len(self.pieces))]
-        last_use: dict[Made, int] = {made: len(self.pieces) for made in values}  # needed ones: never dropped
-        for number, slots in enumerate(slots_of):
-            for arg in slots:
+        joined = self._joined()
+        last_use: dict[Made, int] = {made: len(joined) for made in values}  # needed ones: never dropped
+        for number, path in enumerate(joined):
+            for arg in path.new:
                 if isinstance(arg, Ref):
                     made = (arg.row, arg.out)
                     if made not in index:
@@ -263,29 +265,90 @@ class _Matching:
                         values.append(made)
                     last_use[made] = max(last_use.get(made, 0), number)
         stretches = []
-        for number, piece in enumerate(self.pieces):
-            first = self.first_of[number]
-            behind = first + piece.step.rows - self.skipped[number]
+        for number, path in enumerate(joined):
+            first, behind = path.first, path.first + path.rows
             makes = sorted(
-                (row - first + self.skipped[number] << OUT_BITS | out, index[row, out])
+                (path.row(row) << OUT_BITS | out, index[row, out])
                 for row, out in values
                 if first <= row < behind
             )
-            new = tuple(a.index if isinstance(a, Slot) else ~index[a.row, a.out] for a in slots_of[number])  # type: ignore[union-attr]
+            new = tuple(a.index if isinstance(a, Slot) else ~index[a.row, a.out] for a in path.new)
             drops = tuple(index[made] for made, use in last_use.items() if use == number)
-            holes = self.rows.holes[
-                self.rows.ends[first - 1] if first else 0 : self.rows.ends[behind - 1] if behind else 0
-            ]
+            holes = self.rows.holes[self._holes_before(first) : self._holes_before(behind)]
             grows = any(type(hole) is Grown for hole in holes)
-            stretches.append(
-                Stretch(first, behind - first, piece.step, new, holes, grows, tuple(makes), drops)
-            )
+            stretches.append(Stretch(first, path.rows, path.step, new, holes, grows, tuple(makes), drops))
         return Call(self.start, stretches, values, code)
 
-    def _new_slots(self, number: int) -> list[Arg]:
-        piece = self.pieces[number]
-        before = self.start.n_names if piece.segment == self.start.segment else 0
-        return [self._named(name) for name in piece.names[before:]]
+    def _holes_before(self, row: int) -> int:
+        return self.rows.ends[row - 1] if row else 0
+
+    def _joined(self) -> list[_Path]:
+        """The call's rows in as few segments as may be."""
+        open_ = self.pieces[0]
+        continues = open_.segment == self.start.segment
+        names = open_.names[: self.start.n_names] if continues else ()
+        slots = {name: Slot(number) for number, name in enumerate(names)}
+        step = self.start.step if continues else _root(open_.step)
+        made = {
+            number: Ref(name[1], name[2])
+            for name, number in self.inputs.items()
+            if continues and name[0] == self.start.segment
+        }
+        given = {self.inputs[name]: slot for name, slot in slots.items() if name in self.inputs}
+        paths = [_Path(0, step, self.start.n_names if continues else 0, {**given, **made})]
+        for number, piece in enumerate(self.pieces):
+            steps = piece.step.path()[self.skipped[number] :]
+            if steps and paths[-1].step.rows + len(steps) > MAX_JOINED_ROWS:
+                paths.append(_Path(self.first_of[number], _root(steps[0]), 0, {}))
+            for at, was in enumerate(steps, start=self.first_of[number]):
+                n_holes = self._holes_before(at + 1) - self._holes_before(at)
+                paths[-1].add(self.rows.nodes[at], was, n_holes)
+        return paths
+
+
+def _root(step: Step) -> Step:
+    """The start of the segment that a row is in."""
+    while step.parent is not None:
+        step = step.parent
+    return step
+
+
+class _Path:
+    """Rows of a call in one segment, behind `step`. first: of the call's rows. new: what becomes a slot, in order."""
+
+    def __init__(self, first: int, step: Step, n_slots: int, known: dict[int, Arg]) -> None:
+        self.first, self.rows, self.step = first, 0, step
+        self.new: list[Slot | Ref] = []
+        self._before, self._n_slots = step.rows, n_slots
+        self._known: dict[Slot | Ref, Arg] = {Slot(number): arg for number, arg in known.items()}
+
+    def row(self, row: int) -> int:
+        """Of one of the call's rows, in the segment."""
+        return row - self.first + self._before
+
+    def add(self, node: Node, was: Step, n_holes: int) -> None:
+        """The next row, with all that was found out when it was recorded op by op."""
+        here = Node(
+            node.op,
+            tuple(map(self._arg, node.args)),
+            tuple((k, self._arg(v)) for k, v in node.kwargs),
+            node.layouts,
+        )
+        self.step = was.moved(self.step, here, n_holes, self._n_slots + len(self.new))
+        self.rows += 1
+
+    def _arg(self, item: Arg) -> Arg:
+        if isinstance(item, Items):
+            return Items(tuple(map(self._arg, item.items)))
+        if isinstance(item, Ref) and item.row >= self.first:
+            return Ref(self.row(item.row), item.out)
+        if not isinstance(item, Slot | Ref):
+            return item
+        found = self._known.get(item)
+        if found is None:
+            found = self._known[item] = Slot(self._n_slots + len(self.new))
+            self.new.append(item)
+        return found
 
 
 def _at(number: Number, sizes: Sizes) -> int | float:

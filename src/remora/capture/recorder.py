@@ -65,6 +65,7 @@ class Step:
         "parent",
         "rows",
         "template",
+        "uncounted",
         "where",
     )
 
@@ -76,6 +77,7 @@ class Step:
         self.code: Any = None  # keeps the caller's code object alive, whose id is in the key
         self.template: CapturedTemplate | None = None
         self.rows = 0
+        self.uncounted = parent.uncounted if parent is not None else 0  # rows of calls that stay together
         self.n_holes = 0
         self.n_slots = 0
         self.first = parent.first if parent is not None else False  # in a program's first segment
@@ -85,6 +87,18 @@ class Step:
         self.holes: list[int | float] | None = None
         self.metas: list[Any] | None = None
         self.outcome: Any = None
+
+    def moved(self, parent: Step, node: Node, n_holes: int, n_slots: int) -> Step:
+        """The same row behind another one, in a segment that goes on for as long as its call does.
+
+        node: as it is there. n_holes: of its own. n_slots: up to here.
+        """
+        step = Step(parent)
+        step.node, step.where, step.code = node, self.where, self.code
+        step.rows, step.uncounted = parent.rows + 1, parent.uncounted + 1
+        step.n_holes, step.n_slots = parent.n_holes + n_holes, n_slots
+        step.holes, step.metas, step.outcome = self.holes, self.metas, self.outcome
+        return step
 
     def path(self) -> list[Step]:
         """The rows of the segment up to this one, from the first on."""
@@ -291,9 +305,15 @@ class Recorder:
         after.rows = step.rows + 1
         after.n_holes = step.n_holes + n_holes
         after.n_slots = len(self.slots)
-        after.ends = _ends(after.rows, after.first, node, frame)
+        after.ends = _ends(after.rows - after.uncounted, after.first, node, frame)
         step.next[key] = after
         return after
+
+    def cut_before_call(self) -> None:
+        """A call is about to be appended as a whole. Calls that follow each other without a sync are found again where
+        they start, since no segment goes on for more than a few."""
+        if self.step.uncounted >= MIN_CUT_ROWS:
+            self.cut()
 
     def cut(self, more: bool = False) -> None:
         """Ends the open segment, if it has rows, and hands it on. more: it is sent with one that comes at once."""

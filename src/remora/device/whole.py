@@ -208,6 +208,7 @@ class Whole:
             if self._of is not recorder:
                 self._calls.clear()  # steps and templates belong to a session
                 self._of = recorder
+            recorder.cut_before_call()
             start = start_of(recorder, values, frame)
             known = self._calls.get((start.place, start.wiring))
             if known is None:
