@@ -29,11 +29,9 @@ from remora.session.pooled import PoolSession
 from remora.session.session import Session
 
 # As many for all, since steps build on each other: on two executors, what turns has been twice on each, and once calls
-# are captured as a whole, twice again.
-WARM_UPS, WARM_EVERY = (
-    8,
-    4,
-)  # steps, and after how many an arm waits until its calls are captured as they will be
+# are captured as a whole, which takes the second wait where a step is short, twice again.
+WARM_UPS = 12
+WARM_EVERY = 4  # steps, after which an arm waits until its calls are captured as they will be
 WARM_S = 40.0
 OPEN_S, STEP_S = 240.0, 90.0  # an arm that takes longer hangs: it is ended, and counts as failed
 

@@ -88,7 +88,8 @@ class Stretch:
     """The part of a call in one segment.
 
     first, rows: of the call's rows. step: of the last one. new: what becomes a slot here, in order: an input by
-    number, or `~i` for the call's value `i`. holes: of its rows. makes: the values that it makes, each with row and
+    number, or `~i` for the call's value `i`. holes: of its rows; of those that follow the sizes, `growing` has each
+    number with its places. makes: the values that it makes, each with row and
     output as one number in the segment, and its place among the call's. drops: the call's values that nobody uses
     once this is cut.
     """
@@ -97,8 +98,8 @@ class Stretch:
     rows: int
     step: Step
     new: tuple[int, ...]
-    holes: tuple[Number, ...]
-    grows: bool
+    holes: tuple[int | float, ...]
+    growing: tuple[tuple[Grown, tuple[int, ...]], ...]
     makes: tuple[tuple[int, int], ...]
     drops: tuple[int, ...]
 
@@ -134,10 +135,12 @@ class Call:
             for source in stretch.new:
                 value = inputs[source] if source >= 0 else made[~source]
                 slots[value] = len(slots)  # type: ignore[index]
-            if stretch.grows:
-                recorder.holes += [h.at(sizes) if type(h) is Grown else h for h in stretch.holes]  # type: ignore[misc]
-            else:
-                recorder.holes += stretch.holes  # type: ignore[arg-type]
+            holes = list(stretch.holes)
+            for of_sizes, places in stretch.growing:
+                now = of_sizes.at(sizes)
+                for place in places:
+                    holes[place] = now
+            recorder.holes += holes
             if recorder.appended is not None:
                 recorder.appended.append(
                     Appended(stretch.step, stretch.rows, stretch.first, partial(meta_at, sizes))
@@ -274,9 +277,10 @@ class _Matching:
             )
             new = tuple(a.index if isinstance(a, Slot) else ~index[a.row, a.out] for a in path.new)
             drops = tuple(index[made] for made, use in last_use.items() if use == number)
-            holes = self.rows.holes[self._holes_before(first) : self._holes_before(behind)]
-            grows = any(type(hole) is Grown for hole in holes)
-            stretches.append(Stretch(first, path.rows, path.step, new, holes, grows, tuple(makes), drops))
+            holes, growing = _by_growth(
+                self.rows.holes[self._holes_before(first) : self._holes_before(behind)]
+            )
+            stretches.append(Stretch(first, path.rows, path.step, new, holes, growing, tuple(makes), drops))
         return Call(self.start, stretches, values, code)
 
     def _holes_before(self, row: int) -> int:
@@ -349,6 +353,18 @@ class _Path:
             found = self._known[item] = Slot(self._n_slots + len(self.new))
             self.new.append(item)
         return found
+
+
+def _by_growth(
+    numbers: Sequence[Number],
+) -> tuple[tuple[int | float, ...], tuple[tuple[Grown, tuple[int, ...]], ...]]:
+    """Holes that stay the same, 0 for the others; and those, each number with its places."""
+    growing: dict[Grown, list[int]] = {}
+    for place, number in enumerate(numbers):
+        if isinstance(number, Grown):
+            growing.setdefault(number, []).append(place)
+    same = tuple([0 if isinstance(number, Grown) else number for number in numbers])
+    return same, tuple([(number, tuple(places)) for number, places in growing.items()])
 
 
 def _at(number: Number, sizes: Sizes) -> int | float:

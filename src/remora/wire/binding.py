@@ -135,13 +135,13 @@ def _encode_holes(memory: SiteMemory, holes: list[int | float]) -> tuple[int | f
     if len(known) != len(holes):
         memory.holes = list(holes)
         return tuple(number for pair in enumerate(holes) for number in pair)
-    changed: list[int | float] = []
-    for hole, value in enumerate(holes):
-        was = known[hole]
-        if value != was or (value == 0 and encode(value) != encode(was)):
-            changed += (hole, value)
+    changed = [
+        (hole, value)
+        for hole, (value, was) in enumerate(zip(holes, known, strict=True))
+        if value is not was and (value != was or (value == 0 and encode(value) != encode(was)))
+    ]
     memory.holes = list(holes)
-    return tuple(changed) or None
+    return tuple([number for pair in changed for number in pair]) or None
 
 
 @dataclass(frozen=True)
