@@ -112,7 +112,8 @@ class RunningAhead(Generic[T]):
     def feedback(self, lead: int) -> None:
         """The client said how many answers it has ahead of need; it confirms programs next."""
         stalled = self._stalled or self._programs >= self.depth.programs
-        self.depth.confirmed(self._confirmed, lead, stalled and not self._late)
+        short = self._programs + 1 >= self.depth.programs
+        self.depth.confirmed(self._confirmed, lead, stalled and not self._late, short and not self._late)
         self._stalled = self._late = False
         self._confirmed = 0
 

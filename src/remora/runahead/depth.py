@@ -19,11 +19,12 @@ class Depth:
         self._settling = 0  # programs, until a change shows
         self._watched = 0  # programs since
         self._least = most  # the lead that the client had throughout
+        self._short = True  # whether the executor was about to stand all the while
 
-    def confirmed(self, programs: int, lead: int, stalled: bool) -> None:
+    def confirmed(self, programs: int, lead: int, stalled: bool, short: bool = False) -> None:
         """Programs were confirmed by a client that has `lead` answers ahead of need.
 
-        stalled: the executor had nothing to do because of the depth.
+        stalled: the executor had nothing to do because of the depth. short: it was a program short of that.
         """
         if self._settling > 0:
             self._settling -= programs
@@ -31,9 +32,13 @@ class Depth:
         if not lead and stalled:
             self._become(2 * self.programs)
             return
+        self._short = self._short and short
         self._least = min(self._least, lead)
         self._watched += programs
         if self._watched < self.programs:
+            return
+        if not self._least and self._short:  # both are as fast, and each waits for the other in turn
+            self._become(2 * self.programs)
             return
         spare = max(0, self._least - self.programs // SPARE)
         self._become(self.programs - spare // 2)
@@ -41,10 +46,11 @@ class Depth:
     def broken(self) -> None:
         """Nothing is under way any more."""
         self._settling = self._watched = 0
+        self._short = True
         self._least = self.most
 
     def _become(self, programs: int) -> None:
         """A depth, from which on it is watched anew."""
         before, self.programs = self.programs, max(min(programs, self.most), min(FIRST_DEPTH, self.most))
         self._settling = before if self.programs != before else 0
-        self._watched, self._least = 0, self.most
+        self._watched, self._least, self._short = 0, self.most, True
