@@ -22,7 +22,7 @@ import sys
 import torch
 from remora.bench import models
 
-model = models.gpt2(layers=2, width=48, vocabulary=128).eval().to("remora")
+model = models.gpt2(layers=2, width=48, vocabulary=136).eval().to("remora")
 tokens = model.generate(models.prompt(12).to("remora") % 128, max_new_tokens=6, do_sample=False)
 print(tokens.shape[1])
 """
@@ -36,7 +36,8 @@ def disconnected():
 
 def model_on(device: str):
     torch.manual_seed(5)
-    return models.gpt2(layers=LAYERS, width=WIDTH, vocabulary=128).eval().to(device)
+    # with a size that no other test has, whose weights would be on the executors already
+    return models.gpt2(layers=LAYERS, width=WIDTH, vocabulary=136).eval().to(device)
 
 
 def generated(model, n: int = NEW):
