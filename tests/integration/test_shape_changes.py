@@ -168,3 +168,16 @@ def test_conjugates_are_views(connected):
         return x, y, z, torch.view_as_real(z), x.conj().imag
 
     both(program)
+
+
+def test_what_has_no_elements_is_made_there(connected):
+    def program(device):
+        empty = torch.tensor([], device=device)
+        grown = torch.cat([empty, torch.arange(3.0, device=device)])
+        wide = torch.zeros(2, 0, dtype=torch.int16).to(device)
+        resized = torch.tensor([], device=device).resize_(2).fill_(1)
+        return empty, grown, wide, resized
+
+    both(program)
+    tensor = torch.tensor([], device="remora")
+    assert not tensor._value.uploaded

@@ -85,9 +85,12 @@ _BLANK = frozenset({"aten.empty.memory_format", "aten.empty_strided.default"})
 
 
 def _fill_blank(target: RemoraTensor, source: torch.Tensor) -> bool:
-    """`Tensor.to` makes an empty tensor and copies into it: then the upload itself becomes the value."""
+    """`Tensor.to` makes an empty tensor and copies into it: then the upload itself becomes the value. One without
+    elements, with which caches begin, is full already."""
     if target.shape != source.shape or target.stride() != source.stride() or target.storage_offset():
         return False
+    if not source.numel():
+        return True
     recorder, _ = bound.need()
     value = target._value
     # the tensor's, the recorder's, the one above, the call's: no alias sees the old value
