@@ -38,6 +38,26 @@ print(len(report.samples), all(sample.identical for sample in report.samples))
     ], done.stderr
 
 
+def test_the_seed_is_simulated_from_recordings_where_it_cannot_be_measured() -> None:
+    """Blind moves 3 MiB a step, which take 268 ms at what 0.1 Gbit/s carry, and nearly nothing at 400."""
+    done = run_program(
+        HEAD
+        + """
+from remora.bench import seed_simulated
+seed_simulated.KINDS = seed_arms.BLIND,
+slow, fast = seed_simulated.measure(report, [0.1, 400.0], [1024], {"blind": 2}, 0)
+print(0.268 < slow.seconds[1024]["blind"] < 0.4, fast.seconds[1024]["blind"] < 0.1)
+print([(sample.arm, sample.how, sample.link.by, sample.link.gbit_per_s) for sample in report.samples])
+print([row.measure for row in report.rows][:1])
+"""
+    )
+    assert done.stdout.splitlines() == [
+        "True True",
+        "[('blind', 'simulated', 'model', 0.1), ('blind', 'simulated', 'model', 400.0)]",
+        "['seed, 0.1 Gbit/s, 1024 tokens, simulated']",
+    ], done.stderr
+
+
 def test_modes_carry_their_arithmetic_and_a_wrong_output_is_refused() -> None:
     done = run_program(
         HEAD

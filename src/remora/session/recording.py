@@ -270,7 +270,7 @@ class Recording:
     ) -> int:
         segment = inner(dtype, shape, data, index)
         own_s = self._own()
-        self._write(trace.Put(segment, dtype, tuple(shape), len(data), self._content(data), own_s))
+        self._write(trace.Put(segment, dtype, tuple(shape), len(data), self._content(data), own_s, index))
         return segment
 
     def _store(
@@ -284,7 +284,7 @@ class Recording:
         if isinstance(self.session, PoolSession):  # it goes later, where it is used first
             sent, requests = data.nbytes, 1
         own_s = self._own()
-        self._write(trace.Stored(segment, dtype, tuple(shape), data.nbytes, sent, requests, own_s))
+        self._write(trace.Stored(segment, dtype, tuple(shape), data.nbytes, sent, requests, own_s, index))
         return segment
 
     def _fetch(
