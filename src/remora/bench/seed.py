@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -54,15 +54,24 @@ def run(options: Options, report: Report) -> None:
     found = {rate: _at(report, rate, options, rng) for rate in rates if rate is None or rate <= MOST_MEASURED}
     for one in found.values():
         judge_gains(report, one)
-    asked = [rate for rate in rates if rate is not None]
+    simulate(report, found, [rate for rate in rates if rate is not None], options.quick)
+
+
+def simulate(
+    report: Report, measured: Mapping[float | None, Found], rates: Sequence[float], quick: bool
+) -> None:
+    """Every rate: those that were measured too, to be compared."""
+    if not rates:
+        return
     steps = {kind.name: _steps(kind, 0.0) for kind in KINDS}
-    sizes = QUICK_TOKENS if options.quick else TOKENS
-    for predicted in seed_simulated.measure(report, asked, sizes, steps, SPLIT_UP_TO) if asked else ():
-        if (measured := found.get(predicted.gbit_per_s)) is None:
-            about = f"{predicted.gbit_per_s:g} Gbit/s, simulated"
-            judge_gains(report, Found(about, predicted.seconds))
+    with executors(2, None, "--no-same-host", calibrate=False) as pool:
+        sizes = QUICK_TOKENS if quick else TOKENS
+        simulated = seed_simulated.measure(report, pool.urls, rates, sizes, steps, SPLIT_UP_TO)
+    for one in simulated:
+        if one.gbit_per_s in measured:
+            compare(report, measured[one.gbit_per_s], one.seconds)
         else:
-            compare(report, measured, predicted.seconds)
+            judge_gains(report, Found(f"{one.gbit_per_s:g} Gbit/s, simulated", one.seconds))
 
 
 def say_model(report: Report) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from msgspec.structs import replace
 from remora.bench import records, seed_arms
 from remora.bench.contest import Setting
 from remora.bench.harness import Report, check_physics
-from remora.bench.links import executors
 from remora.bench.seed_arms import KINDS, SPLIT, Kind
 from remora.bench.stretches import STRETCHES, Program, timed
 from remora.plan.devices import Link, Pool
@@ -50,9 +48,14 @@ class Simulated:
 
 
 def measure(
-    report: Report, rates: Sequence[float], sizes: Sequence[int], steps: Mapping[str, int], split_up_to: int
+    report: Report,
+    urls: Sequence[str],
+    rates: Sequence[float],
+    sizes: Sequence[int],
+    steps: Mapping[str, int],
+    split_up_to: int,
 ) -> list[Simulated]:
-    """Records every arm at every size, and simulates all of them at each rate.
+    """Records every arm at every size on two executors without a limit, and simulates all of them at each rate.
 
     rates: Gbit/s. steps: of a trial, by arm.
     """
@@ -60,11 +63,9 @@ def measure(
         "simulated: recorded here without a limit; links get the rate, messages and processors stay as they are here"
     )
     found = [Simulated(rate) for rate in rates]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="remora-seed-")))
-        pool = stack.enter_context(executors(2, None, "--no-same-host", calibrate=False))
+    with tempfile.TemporaryDirectory(prefix="remora-seed-") as folder:
         for tokens in sizes:
-            for recorded in _recorded(pool.urls, folder, tokens, steps, split_up_to):
+            for recorded in _recorded(urls, Path(folder), tokens, steps, split_up_to):
                 for at in found:
                     median_s = simulate(report, recorded, at.gbit_per_s)
                     at.seconds.setdefault(tokens, {})[recorded.kind.name] = median_s
