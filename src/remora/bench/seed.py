@@ -28,8 +28,10 @@ RATES, QUICK_RATES = (0.56, 1.0, 10.0, 25.0, 100.0, 400.0), (0.56, 10.0, 100.0, 
 MOST_MEASURED = 25.0  # Gbit/s; beyond, no such machine carries a share worth measuring
 TOKENS, QUICK_TOKENS = (128, 1024, 8192, 32768, 131072), (128, 1024)
 SEED_RATE, SEED_TOKENS, TWIN_TOKENS = 0.56, 128, 16
-TRIALS, QUICK_TRIALS = 7, 5
+TRIALS, QUICK_TRIALS = 7, 5  # at least
+MOST_TRIALS, TURNS_S = 31, 4.0  # of arms that take a moment: more, for as long as that
 LONGEST_TRIAL_S = 3.0
+READ_BYTES_PER_S = 5e9  # of a cache, twice a step, about: how long plain PyTorch takes is not known yet
 SPLIT_UP_TO = 8192  # beyond, it is what blind is, and takes as long
 WITHIN = 0.10  # of the cost model
 NEAR = 0.9  # of its rate that a link carries, for arms to be bound by it
@@ -143,16 +145,16 @@ class _Rate:
         setting = self._setting("seed, twin", TWIN_TOKENS)
         entries = [seed_arms.entry(kind, TWIN_TOKENS, _steps(kind, 0.0)) for kind in KINDS]
         entries.insert(0, seed_arms.local_entry(TWIN_TOKENS))
-        results = contest(self.report, setting, entries, self.pool, self.trials, self.rng, clocks=True)
+        results = contest(self.report, setting, entries, self.pool, MOST_TRIALS, self.rng, clocks=True)
         kernel_s = statistics.median(results["local"].seconds)
         return {kind.name: _twin(kind, results[kind.name], kernel_s) for kind in KINDS}
 
     def _size(self, tokens: int, twins: dict[str, Twin]) -> dict[str, float]:
         """Median seconds of a step by arm."""
         setting = self._setting("seed", tokens)
-        local = contest(
-            self.report, setting, [seed_arms.local_entry(tokens)], self.pool, self.trials, self.rng
-        )
+        plain = seed_arms.local_entry(tokens)
+        plain_s = STEPS * 2 * seed_arms.nbytes_of(tokens) / READ_BYTES_PER_S
+        local = contest(self.report, setting, [plain], self.pool, self._trials(plain_s), self.rng)
         kernels = local["local"].seconds
         kernel_s, floor_s = statistics.median(kernels), min(kernels) / CLOCK_SLACK
         predicted = {
@@ -163,24 +165,29 @@ class _Rate:
         self._say_ceilings(tokens, floor_s, predicted)
         kinds = [kind for kind in KINDS if kind.name in predicted]
         posted = (AWARE,) if self.quick else (BLIND, AWARE, RESIDENT)
-        entries = [seed_arms.local_entry(tokens)]
+        entries, turn_s = [plain], STEPS * kernel_s
         for kind in kinds:
             steps = _steps(kind, predicted[kind.name])
             bound = self.bound if kind.moves else ""
             of = {"floor_s": floor_s, "bound": bound}
+            turn_s += steps * predicted[kind.name]
             entries.append(seed_arms.entry(kind, tokens, steps, predicted_s=predicted[kind.name], **of))
             if self.seed_like and tokens == SEED_TOKENS and kind in posted:
                 entries.append(seed_arms.entry(kind, tokens, steps, transport="post", **of))
-        results = contest(self.report, setting, entries, self.pool, self.trials, self.rng)
+        results = contest(self.report, setting, entries, self.pool, self._trials(turn_s), self.rng)
         self._rows(setting, tokens, results, predicted)
         if self.seed_like and tokens == SEED_TOKENS:
             judge_seed(self.report, results, predicted)
         return {name: statistics.median(result.seconds) for name, result in results.items()}
 
+    def _trials(self, turn_s: float) -> int:
+        """turn_s: that all arms take for one each."""
+        return max(self.trials, min(MOST_TRIALS, int(TURNS_S / turn_s)))
+
     def predicted(self, kind: Kind, twin: Twin, tokens: int, kernel_s: float) -> float:
         """Seconds of a step."""
         if not kind.reads:
-            return gains.pipelined_s(twin, kernel_s)
+            return gains.pipelined_s(twin, kernel_s, _steps(kind, kernel_s))
         nbytes = seed_arms.nbytes_of(tokens) if kind.moves else twin.nbytes
         return gains.waiting_s(twin, nbytes, kernel_s, self.wire)
 
@@ -228,6 +235,7 @@ def _twin(kind: Kind, result: Result, kernel_s: float) -> Twin:
         kernel_s,
         statistics.median(result.cpu_s),
         result.busy_s / result.entry.units,
+        statistics.median(trial.spent["segments"] for trial in result.trials) / result.entry.units,
     )
 
 
