@@ -25,7 +25,6 @@ from remora.plan.devices import Link, Pool
 from remora.plan.presets import ETHERNET_SHARE
 from remora.sim.scenario import Scenario, learned, simulated
 
-WARM = 2  # trials, twice
 FEW_STEPS, FEW_FROM_TOKENS = 2, 32768  # of a trial of what moves, from that size on
 
 
@@ -92,7 +91,7 @@ def _program(recorded: Recorded) -> Program:
         arm.name,
         lambda: entry.build(arm.device).step,
         steps=1,
-        warm=WARM,
+        warm=entry.warm_ups,
         executors=arm.executors,
         policy=arm.policy,
         run_ahead=arm.run_ahead,
