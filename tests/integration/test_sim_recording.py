@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_a_trace_has_the_program_and_no_contents(recorded: tuple[Path, int]) -> 
     assert isinstance(events[-1], trace.End)
     assert sum(isinstance(event, trace.Read) for event in events) == STEPS
     assert {event.nbytes for event in events if isinstance(event, trace.Put)} == {1024, 256}
-    assert any(isinstance(event, trace.Took) for event in events)
+    runs = Counter(event.template for event in events if isinstance(event, trace.Took))
+    assert max(runs.values()) == 8  # of 40: the first ones but one, and two later ones
     content = torch.tensor([SECRET]).numpy().tobytes()
     raw = recorded[0].read_bytes()
     assert content not in raw

@@ -486,6 +486,36 @@ def call_alone(net, x, device):
         return net(x.to(device)).cpu()
 
 
+class Thin(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.linear = torch.nn.Linear(6, 6)
+
+    def forward(self, x):
+        return (self.linear(x).tanh(),)
+
+
+def test_a_long_loop_that_is_waited_for_once():
+    """Each turn starts at a place of its own, and all of them come again in the next loop."""
+    turns = 200
+
+    def looped(net, device):
+        with torch.no_grad():
+            x = inputs().to(device)
+            for _ in range(turns):
+                (x,) = net(x)
+            return x.cpu()
+
+    local, there = warmed(Thin)
+    expected = looped(local, "cpu")
+    for _ in range(4):  # the first ones learn the places
+        assert torch.equal(looped(there, "remora"), expected)
+    before = remora.stats().whole_calls
+    assert torch.equal(looped(there, "remora"), expected)
+    assert remora.stats().whole_calls - before >= turns - 5  # less where a segment was cut elsewhere
+
+
 def test_control_flow_by_data_stays_as_it_is():
     local, there = Branches(), Branches().to("remora")
     with torch.no_grad():

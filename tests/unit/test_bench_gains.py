@@ -29,10 +29,17 @@ def test_a_twins_own_bytes_and_kernels_are_not_counted_twice() -> None:
     assert waiting_s(twin, 100_000, 0.007, wire) == pytest.approx(0.015 + 0.100 + 0.007)
 
 
-def test_a_pipelined_step_is_its_longer_half() -> None:
-    twin = Twin(seconds=0, nbytes=0, kernel_s=0.2, client_s=0.5, busy_s=0.3)
-    assert pipelined_s(twin, 0.2) == 0.5
-    assert pipelined_s(twin, 0.9) == pytest.approx(0.3 - 0.2 + 0.9)
+def test_of_a_pipeline_the_slower_end_counts_and_the_other_ones_part_of_one_message() -> None:
+    twin = Twin(seconds=0.62, nbytes=0, kernel_s=0.2, client_s=0.5, busy_s=0.3, messages=0.05)
+    # 100 steps are 5 messages: 0.5 + 0.3 / 5 = 0.56, so 0.06 of the twin's step is its own
+    assert pipelined_s(twin, 0.2, 100) == pytest.approx(0.62)
+    assert pipelined_s(twin, 0.9, 100) == pytest.approx(0.06 + 1.0 + 0.5 / 5)
+    assert pipelined_s(twin, 0.9, 5) == pytest.approx(1.0 + 0.5)  # one message: nothing overlaps
+
+
+def test_what_clocks_counted_twice_makes_nothing_of_a_step_negative() -> None:
+    twin = Twin(seconds=0.3, nbytes=0, kernel_s=0.0, client_s=0.5, busy_s=0.3, messages=0.1)
+    assert pipelined_s(twin, 0.0, 100) == pytest.approx(0.5 + 0.03)
 
 
 def test_saved_and_from_which_size_on() -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 class Twin:
     """A step of an arm over a small state. nbytes: what its busiest link carries. kernel_s: of local PyTorch for it.
 
-    client_s: the client's processor time. busy_s: the executors', by their own clocks.
+    client_s: the client's processor time. busy_s: the executors', by their own clocks. messages: that told them, as the
+    client goes on with the next one.
     """
 
     seconds: float
@@ -22,6 +23,7 @@ class Twin:
     kernel_s: float
     client_s: float = 0.0
     busy_s: float = 0.0
+    messages: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,17 @@ def waiting_s(twin: Twin, nbytes: float, kernel_s: float, wire: Wire) -> float:
     return own_s + wire.seconds(nbytes, own_s + kernel_s) + kernel_s
 
 
-def pipelined_s(twin: Twin, kernel_s: float) -> float:
-    """A step that waits for nothing: the client's part and the executor's part run at once, the longer one counts."""
-    return max(twin.client_s, twin.busy_s - twin.kernel_s + kernel_s)
+def pipelined_s(twin: Twin, kernel_s: float, steps: int) -> float:
+    """A step of `steps` that are waited for together. Client and executor work at once, so the slower one's part counts
+    for each; the other one's part for one message: the executor begins behind the first, and ends behind the last."""
+    messages = max(1.0, twin.messages * steps)
+
+    def both_s(kernel_s: float) -> float:
+        busy_s = twin.busy_s - twin.kernel_s + kernel_s
+        return max(twin.client_s, busy_s) + min(twin.client_s, busy_s) / messages
+
+    own_s = max(twin.seconds - both_s(twin.kernel_s), 0.0)
+    return own_s + both_s(kernel_s)
 
 
 def saved(moving_s: float, staying_s: float) -> float:

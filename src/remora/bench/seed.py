@@ -2,20 +2,20 @@
 
 The arms are bench/seed_arms.py's; what a step of each should take is said before it is measured (bench/gains.py),
 from a twin over a small cache, raw sockets, and local PyTorch. Where this machine carries less than a rate, moving
-arms are bound by its processor, and say so; a rate that it cannot come near is left out.
+arms are bound by its processor, and say so; a rate that it cannot come near is simulated (bench/seed_simulated.py).
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 
-from remora.bench import gains, seed_arms, seed_models
+from remora.bench import gains, seed_arms, seed_models, seed_simulated
 from remora.bench.contest import BOTH_WAYS, Result, Setting, carried, contest, row
 from remora.bench.gains import Twin, Wire
 from remora.bench.harness import CLOCK_SLACK, Options, Report
@@ -24,11 +24,14 @@ from remora.bench.netns import burst_nbytes
 from remora.bench.seed_arms import AWARE, BLIND, KINDS, RESIDENT, SPLIT, STEPS, Kind
 from remora.errors import UsageError
 
-RATES, QUICK_RATES = (0.56, 1.0, 10.0, 25.0), (0.56, 10.0)  # Gbit/s; 100 and 400 no such machine carries
+RATES, QUICK_RATES = (0.56, 1.0, 10.0, 25.0, 100.0, 400.0), (0.56, 10.0, 100.0, 400.0)  # Gbit/s
+MOST_MEASURED = 25.0  # Gbit/s; beyond, no such machine carries a share worth measuring
 TOKENS, QUICK_TOKENS = (128, 1024, 8192, 32768, 131072), (128, 1024)
 SEED_RATE, SEED_TOKENS, TWIN_TOKENS = 0.56, 128, 16
-TRIALS, QUICK_TRIALS = 7, 5
+TRIALS, QUICK_TRIALS = 7, 5  # at least
+MOST_TRIALS, TURNS_S = 31, 4.0  # of arms that take a moment: more, for as long as that
 LONGEST_TRIAL_S = 3.0
+READ_BYTES_PER_S = 5e9  # of a cache, twice a step, about: how long plain PyTorch takes is not known yet
 SPLIT_UP_TO = 8192  # beyond, it is what blind is, and takes as long
 WITHIN = 0.10  # of the cost model
 NEAR = 0.9  # of its rate that a link carries, for arms to be bound by it
@@ -49,9 +52,28 @@ def run(options: Options, report: Report) -> None:
     torch.set_num_threads(1)
     rng = random.Random(options.seed)
     say_model(report)
-    found = [_at(report, rate, options, rng) for rate in _rates(options)]
-    for one in found:
+    rates = _rates(options)
+    found = {rate: _at(report, rate, options, rng) for rate in rates if rate is None or rate <= MOST_MEASURED}
+    for one in found.values():
         judge_gains(report, one)
+    simulate(report, found, [rate for rate in rates if rate is not None], options.quick)
+
+
+def simulate(
+    report: Report, measured: Mapping[float | None, Found], rates: Sequence[float], quick: bool
+) -> None:
+    """Every rate: those that were measured too, to be compared."""
+    if not rates:
+        return
+    steps = {kind.name: _steps(kind, 0.0) for kind in KINDS}
+    with executors(2, None, "--no-same-host", calibrate=False) as pool:
+        sizes = QUICK_TOKENS if quick else TOKENS
+        simulated = seed_simulated.measure(report, pool.urls, rates, sizes, steps, SPLIT_UP_TO)
+    for one in simulated:
+        if one.gbit_per_s in measured:
+            compare(report, measured[one.gbit_per_s], one.seconds)
+        else:
+            judge_gains(report, Found(f"{one.gbit_per_s:g} Gbit/s, simulated", one.seconds))
 
 
 def say_model(report: Report) -> None:
@@ -123,16 +145,16 @@ class _Rate:
         setting = self._setting("seed, twin", TWIN_TOKENS)
         entries = [seed_arms.entry(kind, TWIN_TOKENS, _steps(kind, 0.0)) for kind in KINDS]
         entries.insert(0, seed_arms.local_entry(TWIN_TOKENS))
-        results = contest(self.report, setting, entries, self.pool, self.trials, self.rng, clocks=True)
+        results = contest(self.report, setting, entries, self.pool, MOST_TRIALS, self.rng, clocks=True)
         kernel_s = statistics.median(results["local"].seconds)
         return {kind.name: _twin(kind, results[kind.name], kernel_s) for kind in KINDS}
 
     def _size(self, tokens: int, twins: dict[str, Twin]) -> dict[str, float]:
         """Median seconds of a step by arm."""
         setting = self._setting("seed", tokens)
-        local = contest(
-            self.report, setting, [seed_arms.local_entry(tokens)], self.pool, self.trials, self.rng
-        )
+        plain = seed_arms.local_entry(tokens)
+        plain_s = STEPS * 2 * seed_arms.nbytes_of(tokens) / READ_BYTES_PER_S
+        local = contest(self.report, setting, [plain], self.pool, self._trials(plain_s), self.rng)
         kernels = local["local"].seconds
         kernel_s, floor_s = statistics.median(kernels), min(kernels) / CLOCK_SLACK
         predicted = {
@@ -143,24 +165,29 @@ class _Rate:
         self._say_ceilings(tokens, floor_s, predicted)
         kinds = [kind for kind in KINDS if kind.name in predicted]
         posted = (AWARE,) if self.quick else (BLIND, AWARE, RESIDENT)
-        entries = [seed_arms.local_entry(tokens)]
+        entries, turn_s = [plain], STEPS * kernel_s
         for kind in kinds:
             steps = _steps(kind, predicted[kind.name])
             bound = self.bound if kind.moves else ""
             of = {"floor_s": floor_s, "bound": bound}
+            turn_s += steps * predicted[kind.name]
             entries.append(seed_arms.entry(kind, tokens, steps, predicted_s=predicted[kind.name], **of))
             if self.seed_like and tokens == SEED_TOKENS and kind in posted:
                 entries.append(seed_arms.entry(kind, tokens, steps, transport="post", **of))
-        results = contest(self.report, setting, entries, self.pool, self.trials, self.rng)
+        results = contest(self.report, setting, entries, self.pool, self._trials(turn_s), self.rng)
         self._rows(setting, tokens, results, predicted)
         if self.seed_like and tokens == SEED_TOKENS:
             judge_seed(self.report, results, predicted)
         return {name: statistics.median(result.seconds) for name, result in results.items()}
 
+    def _trials(self, turn_s: float) -> int:
+        """turn_s: that all arms take for one each."""
+        return max(self.trials, min(MOST_TRIALS, int(TURNS_S / turn_s)))
+
     def predicted(self, kind: Kind, twin: Twin, tokens: int, kernel_s: float) -> float:
         """Seconds of a step."""
         if not kind.reads:
-            return gains.pipelined_s(twin, kernel_s)
+            return gains.pipelined_s(twin, kernel_s, _steps(kind, kernel_s))
         nbytes = seed_arms.nbytes_of(tokens) if kind.moves else twin.nbytes
         return gains.waiting_s(twin, nbytes, kernel_s, self.wire)
 
@@ -208,6 +235,7 @@ def _twin(kind: Kind, result: Result, kernel_s: float) -> Twin:
         kernel_s,
         statistics.median(result.cpu_s),
         result.busy_s / result.entry.units,
+        statistics.median(trial.spent["segments"] for trial in result.trials) / result.entry.units,
     )
 
 
@@ -229,6 +257,14 @@ def judge_seed(report: Report, results: dict[str, Result], predicted: dict[str, 
         report.bar(f"seed, {kind.name}: bytes a step, both ways", nbytes[kind.name], "<=", most)
     resident_ms = statistics.median(results[RESIDENT.name].seconds) * 1e3
     report.bar("seed, resident: ms a step, pipelined", resident_ms, "<=", 0.40)
+
+
+def compare(report: Report, measured: Found, simulated: dict[int, dict[str, float]]) -> None:
+    """What the simulator says of what was measured."""
+    for tokens, by_arm in simulated.items():
+        for arm, seconds in by_arm.items():
+            ratio = seconds / measured.seconds[tokens][arm]
+            report.row(f"seed, {measured.about}, {tokens} tokens: simulated / measured", arm, "x", [ratio])
 
 
 def judge_gains(report: Report, found: Found) -> None:

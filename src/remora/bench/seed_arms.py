@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from remora.bench.arms import LOCAL, Arm
+from remora.bench.arms import LOCAL, WARM_UPS, Arm
 from remora.bench.contest import BETWEEN, BOTH_WAYS, Carries, Entry
 from remora.bench.workloads import Build, Outputs, Running
 from remora.bench.workloads.networks import Seed
@@ -26,6 +26,7 @@ TOKEN_NBYTES = 4 * WIDTH
 # Of a step, requests and replies; measured: 340 to 630, and 3,400 where each message is a request with heads.
 CLIENT_FRAMING = {"websocket": 700, "post": 5000}
 NEW_FRAMING = 8192  # of a trial: templates that one of its steps is the first to need
+FEW_WARM_UPS = 2  # of what moves: its calls are never captured as a whole, as each names its devices
 PUSH_FRAMING = 512  # of a step: a push's heads, twice
 
 
@@ -168,6 +169,7 @@ def entry(
         ),
         floor_s * steps,
         None if predicted_s is None else predicted_s * steps,
+        warm_ups=FEW_WARM_UPS if kind.moves else WARM_UPS,
         bound=bound,
     )
 

@@ -6,12 +6,9 @@ session does when it connects. From that the simulator says what a step takes be
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +19,9 @@ from msgspec.structs import replace
 
 from remora.bench import models
 from remora.bench.calibration import perceptron
-from remora.bench.forks import Fork
 from remora.bench.harness import Options, Report
 from remora.bench.links import GIGABIT, Link, proxied
+from remora.bench.stretches import STRETCHES, Program, Step, timed
 from remora.bench.workloads.workload import integers, normal
 from remora.config import ClientSettings
 from remora.errors import UsageError
@@ -39,24 +36,13 @@ SEED_RATE = 1e6 / 15e-3  # bytes a second: the seed's 15 ms a megabyte, 0.56 Gbi
 RATES = {"unshaped": 0.0, "1 Gbit/s": GIGABIT, "0.56 Gbit/s": SEED_RATE}
 RTTS_MS = (0.0, 10.0, 50.0)
 CONTEXT, WIDTH = 128, 768  # of the seed's cache
-OPEN_S, RUN_S = 120.0, 120.0
-STRETCHES = 3  # that are timed
 MEDIAN_BAR, WORST_BAR = 0.10, 0.25
-
-Step = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Case:
-    """A program: `make` builds it on the device and gives a step. steps: of a stretch, which ends with a wait for all
-    of them. warm: before the first stretch, twice. quick: whether the quick form has it, too."""
+class Case(Program):
+    """quick: whether the quick form has it, too."""
 
-    name: str
-    make: Callable[[], Step]
-    steps: int
-    warm: int
-    executors: int = 1
-    policy: str | None = None
     quick: bool = False
 
 
@@ -133,51 +119,6 @@ CASES = (
 )
 
 
-class _Client:
-    """What a fork does: one session, one program."""
-
-    def __init__(self, case: Case, urls: Sequence[str], trace: Path | None) -> None:
-        self.case, self.urls, self.trace = case, urls, trace
-
-    def run(self) -> dict[str, Any]:
-        """Seconds of each stretch, and what was counted."""
-        torch.set_num_threads(1)
-        import remora
-
-        if self.trace is not None:
-            os.environ["REMORA_RECORD"] = str(self.trace)
-        case = self.case
-        remora.connect(list(self.urls) if case.executors > 1 else self.urls[0], placement=case.policy)
-        step = case.make()
-        for _ in range(case.warm):
-            step()
-        remora.wait_warm(20.0)
-        for _ in range(case.warm):
-            step()
-        torch.remora.synchronize()  # type: ignore[attr-defined]
-        before, seconds = remora.stats(), []
-        for _ in range(STRETCHES):
-            started = time.perf_counter()
-            for _ in range(case.steps):
-                step()
-            torch.remora.synchronize()  # type: ignore[attr-defined]
-            seconds.append(time.perf_counter() - started)
-        spent = dataclasses.asdict(remora.stats() - before)
-        remora.disconnect()
-        return {"seconds": seconds, "spent": spent}
-
-    def close(self) -> None:
-        return None
-
-
-def _ask(case: Case, urls: Sequence[str], trace: Path | None = None) -> dict[str, Any]:
-    fork = Fork(case.name, lambda: _Client(case, urls, trace))
-    try:
-        return fork.ask("run", RUN_S)
-    finally:
-        fork.close()
-
-
 @contextmanager
 def _behind(urls: Sequence[str], link: Link) -> Iterator[list[str]]:
     with ExitStack() as stack:
@@ -222,7 +163,7 @@ def run(options: Options, report: Report) -> None:
         direct = [one.start() for one in started]
         for number, case in enumerate(cases):
             trace = folder / f"{number}.jsonl"
-            _ask(case, direct[: case.executors], trace)
+            timed(case, direct, trace=trace)
             for rtt_ms in rtts:
                 for name, rate in rates.items():
                     link = Link(rate, rtt_ms / 2e3)
@@ -247,7 +188,7 @@ def _compare(report: Report, case: Case, trace: Path, urls: Sequence[str], where
         f"{case.name}, {where}",
         "measured",
         "ms",
-        [seconds * per_step for seconds in _ask(case, urls)["seconds"]],
+        [seconds * per_step for seconds in timed(case, urls)],
     )
     error = abs(predicted_ms / measured_ms - 1)
     report.say(f"{case.name}, {where}: {predicted_ms:.2f} simulated, {measured_ms:.2f} measured, {error:.0%}")

@@ -26,7 +26,10 @@ from remora.ops.layout import Meta
 
 _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _value_of, _meta_of, _requires_grad_of = attrgetter("_value"), attrgetter("meta"), attrgetter("requires_grad")
-MAX_PLACES = 64  # where calls of one graph are known to start, for each of which the rows' steps are kept
+# Places where calls of one graph are known to start, for each of which the rows' steps are kept. A loop over a small
+# module that is waited for once has as many as turns: with fewer, each place is forgotten before it comes again.
+MIN_PLACES = 64
+MAX_PLACED_ROWS = 1 << 15  # in all
 MAX_DIFFERENT = 3  # places where the rows were not the graph's, before it is left alone
 _SMALL = 6  # sizes up to so much above the traced one are tried one by one
 
@@ -181,7 +184,7 @@ class Whole:
             self.different += 1
             self.reason = str(error)
             return
-        if len(self._calls) >= MAX_PLACES:
+        if len(self._calls) >= max(MIN_PLACES, MAX_PLACED_ROWS // max(1, len(self.rows.nodes))):
             del self._calls[next(iter(self._calls))]
         self._calls[unknown.start.place, unknown.start.wiring] = call, metas
 

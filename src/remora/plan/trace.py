@@ -72,7 +72,7 @@ class Ran(Event, frozen=True, tag="run"):
 
 
 class Put(Event, frozen=True, tag="put"):
-    """A small tensor from the client as value (segment, 0, 0)."""
+    """A small tensor from the client as value (segment, 0, 0). index: of its device, where executors are several."""
 
     segment: Segment
     dtype: Dtype
@@ -80,10 +80,12 @@ class Put(Event, frozen=True, tag="put"):
     nbytes: Count
     content: Count
     own_s: Seconds
+    index: Count = 0
 
 
 class Stored(Event, frozen=True, tag="store"):
-    """A large one. sent_nbytes: of it, those that were not there yet. requests: that the client waited for."""
+    """A large one. sent_nbytes: of it, those that were not there yet. requests: that the client waited for. index: as
+    above."""
 
     segment: Segment
     dtype: Dtype
@@ -92,6 +94,7 @@ class Stored(Event, frozen=True, tag="store"):
     sent_nbytes: Count
     requests: Count
     own_s: Seconds
+    index: Count = 0
 
 
 class Read(Event, frozen=True, tag="read"):

@@ -12,6 +12,7 @@ from typing import TypeVar
 from remora.capture.interrupts import uninterrupted
 from remora.config import ClientSettings
 from remora.errors import AuthError, ConnectError, NobodyListens, ProtocolError, Refused, SessionLost
+from remora.runahead.saying import FEW_EARLY
 from remora.transport.interface import Channel, ChannelCut, Transport
 from remora.transport.stream import Stream
 from remora.wire.codec import decode_envelope, decode_to_client, encode
@@ -39,7 +40,6 @@ PING_AFTER_S = 2.0  # of silence while waiting
 SILENCE_S = 10.0  # without any sign of life: the link counts as cut
 REFUSED_S = 1.5  # an address where nobody listens any more is given up after this
 REQUEST_TRIES = 4
-FEW_EARLY = 4  # answers ahead of need; with fewer, it looks whether there are more
 PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from remora.capture.value import OUT_BITS, OUT_MASK, Value
 from remora.config import ClientSettings
 from remora.device.sink import Fetched
 from remora.errors import UsageError
-from remora.ir.annotated import Graph, Outside
+from remora.ir.annotated import Outside
 from remora.ir.annotated_text import print_graph
 from remora.plan import trace
 from remora.plan.devices import Pool
@@ -37,7 +37,9 @@ from remora.wire.messages import Mark, Marked, OpenSession
 if TYPE_CHECKING:
     from remora.session.session import Session
 
-TIMED = range(2, 8)  # runs of a graph around which a lone executor is asked for its clock
+# Runs of a graph around which a lone executor is asked for its clock: the first ones, and then now and then, since the
+# first ones take longer: memory is new, and calls are being traced beside them. The last few count (plan/record.py).
+TIMED, TIMED_EVERY = range(2, 8), 16
 _BLOCKING = ("wait", "wait_until", "persist")  # methods of session/link.py
 
 
@@ -90,7 +92,9 @@ class Recording:
         self._sites = Sites()
         self._kept: dict[int, tuple[int, ...]] = {}  # bytes of what lived on, by site
         self._shapes: dict[tuple[bytes, int], int] = {}
-        self._graphs: dict[int, Graph] = {}  # that are still to be timed, by shape
+        self._predicted: dict[
+            int, tuple[Key, float]
+        ] = {}  # seconds of each graph by the model alone, by shape
         self._runs: dict[int, int] = {}
         self._templates: dict[bytes, int] = {}
         self._contents: dict[bytes, int] = {}
@@ -246,8 +250,12 @@ class Recording:
         slots = [Outside(facts_of(value.meta), at, value.uploaded) for at, value in enumerate(segment.slots)]
         graph = graph_of(segment, slots)
         shape = self._shapes[key] = len(self._shapes)
-        self._graphs[shape] = graph
         self._write(trace.Shape(print_graph(graph)))
+        if not isinstance(self.session, PoolSession):  # whose ledger times what runs where
+            device = self.pool.devices[0]
+            size = sum(slot.facts.nbytes for slot in graph.slots).bit_length()
+            predicted = costs(graph, (device,)).part(0).duration.less(device.run_s)
+            self._predicted[shape] = Key(bytes.fromhex(graph.template), size, device.name), predicted.seconds
         return shape
 
     def _first(self, value: Value) -> tuple[int, int, int]:
@@ -270,7 +278,7 @@ class Recording:
     ) -> int:
         segment = inner(dtype, shape, data, index)
         own_s = self._own()
-        self._write(trace.Put(segment, dtype, tuple(shape), len(data), self._content(data), own_s))
+        self._write(trace.Put(segment, dtype, tuple(shape), len(data), self._content(data), own_s, index))
         return segment
 
     def _store(
@@ -284,7 +292,7 @@ class Recording:
         if isinstance(self.session, PoolSession):  # it goes later, where it is used first
             sent, requests = data.nbytes, 1
         own_s = self._own()
-        self._write(trace.Stored(segment, dtype, tuple(shape), data.nbytes, sent, requests, own_s))
+        self._write(trace.Stored(segment, dtype, tuple(shape), data.nbytes, sent, requests, own_s, index))
         return segment
 
     def _fetch(
@@ -347,9 +355,7 @@ class Recording:
         key = segment.captured.template.id, nbytes.bit_length()
         shape = self._shapes.get(key, len(self._shapes))
         count = self._runs[shape] = self._runs.get(shape, 0) + 1
-        if count not in TIMED:
-            if count >= TIMED.stop:
-                self._graphs.pop(shape, None)
+        if count not in TIMED and count % TIMED_EVERY:
             return None
         before, after = (next(self.session._tickets) for _ in range(2))
         self._timing[after] = shape, before
@@ -364,13 +370,9 @@ class Recording:
         if timing is None:
             return False
         shape, before = timing
-        took_s, graph = mark.busy_s - self._busy.pop(before), self._graphs.get(shape)
-        if graph is not None:
-            with self._outside():
-                device = self.pool.devices[0]
-                predicted = costs(graph, (device,)).part(0).duration.less(device.run_s)
-                size = sum(slot.facts.nbytes for slot in graph.slots).bit_length()
-                self._took(Key(bytes.fromhex(graph.template), size, device.name), predicted.seconds, took_s)
+        took_s = mark.busy_s - self._busy.pop(before)
+        with self._outside():
+            self._took(*self._predicted[shape], took_s)
         return True
 
     def _took(self, key: Key, predicted_s: float, measured_s: float) -> None:

@@ -1,6 +1,6 @@
 """A simulated client: follows a script, says what is not predicted, waits for what it asked for.
 
-What it leaves unsaid and which early answers it takes is as in session/ahead.py and session/link.py.
+What it leaves unsaid is decided by runahead/saying.py, as in session/ahead.py; answers are taken as in session/link.py.
 """
 
 from __future__ import annotations
@@ -9,14 +9,11 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from remora.plan.devices import CLIENT
-from remora.runahead.predictor import Agreement
-from remora.session.ahead import BATCHES
-from remora.session.link import FEW_EARLY
+from remora.runahead.saying import FEW_EARLY, Saying
 from remora.sim.agenda import Agenda
 from remora.sim.executor import Answer, Confirmed, Executor, Item, Served
 from remora.sim.network import Channel, Network, Route
 from remora.sim.script import FREE, Commit, Ends, Push, Say, Script, Upload, Wait, Work
-from remora.sim.tape import TapePredictor
 from remora.wire.limits import MAX_INLINE_NBYTES
 
 FRAME_NBYTES = 18  # envelope and WebSocket header
@@ -28,81 +25,51 @@ class LaneEnd:
     """A client's end of one lane."""
 
     __slots__ = (
-        "_client",
-        "_down",
-        "_early",
-        "_ends",
-        "_inbox",
-        "_outbox",
-        "_outbox_nbytes",
-        "_pending",
-        "_predictor",
-        "_questions",
-        "_up",
-        "_values",
-        "depth",
-        "executor",
-        "received_nbytes",
-        "sent_nbytes",
-        "served",
-        "wasted",
+        "_client", "_down", "_early", "_ends", "_inbox", "_outbox", "_outbox_nbytes", "_saying", "_up", "_values",
+        "executor", "received_nbytes", "sent_nbytes", "served", "wasted",
     )  # fmt: skip
 
     def __init__(self, client: Client, index: int, executor: Executor, up: Channel, down: Channel) -> None:
         lane = client.script.lanes[index]
         self._client, self.executor, self._up, self._down = client, executor, up, down
         self.served = Served(client, index, lane)
-        self._predictor: TapePredictor | None = lane.predictor() if lane.tape is not None else None
-        self._pending = self._questions = 0
         self._ends = lane.ends
         self._outbox: list[Item] = []
-        self._outbox_nbytes = 0
-        self._early: set[int] = set()
+        self._outbox_nbytes = 0  # but for confirmations
+        self._early: dict[int, int] = {}
         self._inbox: list[Answer] = []  # early answers that nobody has looked at
         self._values: dict[int, int] = {}
-        self.depth = self.wasted = self.sent_nbytes = self.received_nbytes = 0
+        self._saying: Saying[int] | None = None
+        if lane.tape is not None:
+            self._saying = Saying(lane.predictor(), self._early, Confirmed)
+        self.wasted = self.sent_nbytes = self.received_nbytes = 0
 
     # -- out
 
     def say(self, number: int, nbytes: int) -> None:
-        if number == FREE or self._predictor is None:
-            self._confirm()
-            self._put(number, nbytes)
+        if self._saying is None:
+            self._outbox.append(number)
+        elif number == FREE:
+            self._saying.say_unpredicted(number, self._outbox)
+        elif not self._saying.say(number, self._ends[number], self._outbox):
             return
-        expected = self._predictor.expected is not None
-        agreement = self._predictor.take(number)
-        if agreement is Agreement.SAME:
-            self._pending += 1
-            self._questions += self._ends[number]
-            return
-        self._confirm()
-        self._put(number, nbytes)
-        if expected and agreement is Agreement.OTHER:
-            self._early.clear()
-
-    def _put(self, item: Item, nbytes: int) -> None:
-        self._outbox.append(item)
         self._outbox_nbytes += nbytes
-
-    def _confirm(self) -> None:
-        if self._pending:
-            self._put(Confirmed(self._pending, len(self._early)), CONFIRM_NBYTES)
-            self._pending = self._questions = 0
 
     def knows(self, number: int) -> bool:
         """Whether a question's answer is here and the executor need not hear of it yet, as session/lane.py."""
-        if number not in self._early:
+        if self._saying is None or number not in self._early:
             return False
-        if self._questions + 1 < self.depth // BATCHES:
+        if not self._saying.due():
             return True
         self.poll()
         return False
 
     def commit(self, asks: bool) -> None:
-        if asks or self._outbox:
-            self._confirm()
+        if self._saying is not None and (asks or self._outbox):
+            self._saying.write(self._outbox)
         if self._outbox:
-            nbytes = FRAME_NBYTES + self._outbox_nbytes
+            confirmations = sum(isinstance(item, Confirmed) for item in self._outbox)
+            nbytes = FRAME_NBYTES + self._outbox_nbytes + CONFIRM_NBYTES * confirmations
             self.sent_nbytes += nbytes
             self._up.send(nbytes, self.executor.receive, self.served, self._outbox)
             self._outbox, self._outbox_nbytes = [], 0
@@ -132,17 +99,16 @@ class LaneEnd:
 
     def poll(self) -> None:
         for reply in self._inbox:
-            self.depth = reply.depth
-            if self._predictor is not None and reply.epoch == self._predictor.epoch:
-                self._early.add(reply.number)
+            assert self._saying is not None
+            assert reply.epoch is not None
+            if self._saying.hears(reply.epoch, reply.depth):
+                self._early[reply.number] = reply.nbytes
         self._inbox.clear()
 
     def take(self, number: int) -> int | None:
         """Bytes of an answer that is here; None: it is not."""
-        if number in self._early:
-            self._early.discard(number)
-            return 0
-        return self._values.pop(number, None)
+        nbytes = self._early.pop(number, None)
+        return nbytes if nbytes is not None else self._values.pop(number, None)
 
     @property
     def has_few(self) -> bool:

@@ -173,7 +173,9 @@ class Placer:
         self.holdings.uploaded(key, Facts("uint8", (event.nbytes,), 1))
         self._called[key] = next(self._numbers), 0, 0
         self._uploads[key] = event
-        if len(self.lanes) == 1:  # there is nothing to decide
+        if self.planner.policy.indexed:  # the program said where
+            self._bind(key, event.index)
+        elif len(self.lanes) == 1:  # there is nothing to decide
             self._bind(key, 0)
 
     def _read(self, event: trace.Read) -> None:
