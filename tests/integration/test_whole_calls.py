@@ -633,13 +633,13 @@ def test_the_probe_of_the_patch_holds():
 
 
 def test_a_call_that_is_too_long_for_a_segment_is_cut(monkeypatch):
-    monkeypatch.setattr("remora.capture.calls.MAX_JOINED_ROWS", 48)
+    monkeypatch.setattr("remora.capture.calls.MAX_JOINED_ROWS", 200)
 
     class Deep(torch.nn.Module):
         def __init__(self):
             super().__init__()
             torch.manual_seed(7)
-            self.layers = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(40))
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(100))
 
         def forward(self, x):
             seen = x

@@ -16,7 +16,7 @@ from typing import Any
 
 from remora.capture.growth import Grown, Number, Sizes
 from remora.capture.provenance import user_frame
-from remora.capture.recorder import Appended, Piece, Recorder, Step
+from remora.capture.recorder import MIN_CUT_ROWS, Appended, Piece, Recorder, Step
 from remora.capture.value import OUT_BITS, Value
 from remora.ir.node import Arg, Items, Node, Ref, Slot
 
@@ -257,9 +257,9 @@ class _Matching:
     def _cut_up(self, code: Any) -> Call:
         values: list[Made] = list(dict.fromkeys(self.rows.needed))
         index = {made: number for number, made in enumerate(values)}
-        joined = self._joined()
-        last_use: dict[Made, int] = {made: len(joined) for made in values}  # needed ones: never dropped
-        for number, path in enumerate(joined):
+        paths = self._paths()
+        last_use: dict[Made, int] = {made: len(paths) for made in values}  # needed ones: never dropped
+        for number, path in enumerate(paths):
             for arg in path.new:
                 if isinstance(arg, Ref):
                     made = (arg.row, arg.out)
@@ -268,7 +268,7 @@ class _Matching:
                         values.append(made)
                     last_use[made] = max(last_use.get(made, 0), number)
         stretches = []
-        for number, path in enumerate(joined):
+        for number, path in enumerate(paths):
             first, behind = path.first, path.first + path.rows
             makes = sorted(
                 (path.row(row) << OUT_BITS | out, index[row, out])
@@ -286,8 +286,10 @@ class _Matching:
     def _holes_before(self, row: int) -> int:
         return self.rows.ends[row - 1] if row else 0
 
-    def _joined(self) -> list[_Path]:
-        """The call's rows in as few segments as may be."""
+    def _paths(self) -> list[_Path]:
+        """The call's rows by segment: as few as may be, or as it was recorded, if it is short. Then what follows it is
+        found again whether the call was appended or not."""
+        joins = len(self.rows.nodes) >= MIN_CUT_ROWS
         open_ = self.pieces[0]
         continues = open_.segment == self.start.segment
         names = open_.names[: self.start.n_names] if continues else ()
@@ -302,11 +304,12 @@ class _Matching:
         paths = [_Path(0, step, self.start.n_names if continues else 0, {**given, **made})]
         for number, piece in enumerate(self.pieces):
             steps = piece.step.path()[self.skipped[number] :]
-            if steps and paths[-1].step.rows + len(steps) > MAX_JOINED_ROWS:
+            apart = paths[-1].step.rows + len(steps) > MAX_JOINED_ROWS if joins else number > 0
+            if steps and apart:
                 paths.append(_Path(self.first_of[number], _root(steps[0]), 0, {}))
             for at, was in enumerate(steps, start=self.first_of[number]):
                 n_holes = self._holes_before(at + 1) - self._holes_before(at)
-                paths[-1].add(self.rows.nodes[at], was, n_holes)
+                paths[-1].add(self.rows.nodes[at], was, n_holes, joins)
         return paths
 
 
@@ -330,15 +333,18 @@ class _Path:
         """Of one of the call's rows, in the segment."""
         return row - self.first + self._before
 
-    def add(self, node: Node, was: Step, n_holes: int) -> None:
-        """The next row, with all that was found out when it was recorded op by op."""
+    def add(self, node: Node, was: Step, n_holes: int, moved: bool) -> None:
+        """The next row, with all that was found out when it was recorded op by op, there or here."""
         here = Node(
             node.op,
             tuple(map(self._arg, node.args)),
             tuple((k, self._arg(v)) for k, v in node.kwargs),
             node.layouts,
         )
-        self.step = was.moved(self.step, here, n_holes, self._n_slots + len(self.new))
+        n_slots = self._n_slots + len(self.new)
+        if not moved and (was.node != here or was.n_slots != n_slots):
+            raise Differs(f"row {self.first + self.rows}: {node.op} was wired otherwise")
+        self.step = was.moved(self.step, here, n_holes, n_slots) if moved else was
         self.rows += 1
 
     def _arg(self, item: Arg) -> Arg:
