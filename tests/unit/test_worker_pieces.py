@@ -57,6 +57,28 @@ def test_a_row_that_writes_keeps_its_place():
     assert numbers(arrange(rows, {16}, ())) == [("graph", [0, 1, 2]), ("eager", [3]), ("graph", [4, 5, 6])]
 
 
+def test_a_view_of_what_is_outside_is_made_where_it_is_read():
+    view = {13: 1}
+    rows = [
+        *chain(0, 0, 3),
+        row(3, [1], 13, views=view, launches=False),
+        row(4, [12], 14, same=False),
+        row(5, [14, 13], 15),
+        row(6, [15], 16),
+        row(7, [16], 17),
+    ]
+    assert numbers(arrange(rows, {17}, ())) == [("graph", [0, 1, 2]), ("eager", [4]), ("graph", [3, 5, 6, 7])]
+    shown = [*rows[:4], row(4, [12, 13], 14, same=False), *rows[5:]]
+    assert numbers(arrange(shown, {17}, ())) == [
+        ("eager", [3]),
+        ("graph", [0, 1, 2]),
+        ("eager", [4]),
+        ("graph", [5, 6, 7]),
+    ]
+    written = [*rows[:4], row(4, [12], 14, fence=True), *rows[5:]]
+    assert numbers(arrange(written, {17}, ()))[0] == ("eager", [3])
+
+
 def test_a_piece_that_launches_little_runs_eagerly_and_views_do_not_count():
     views = [row(at, [0], 10 + at, launches=False) for at in range(9)]
     rows = [*views, *chain(9, 18, MIN_LAUNCHES - 1)]

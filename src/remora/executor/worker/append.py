@@ -41,6 +41,7 @@ class Buffer:
 
     def __init__(self, like: torch.Tensor, shape: Sequence[int], dim: int, capacity: int) -> None:
         self.memory = like.new_empty((*shape[:dim], capacity, *shape[dim + 1 :]))
+        self.address = self.memory.data_ptr()
         self.dim, self.capacity, self.mark = dim, capacity, 0
         self.grown: WeakSet[Grown] = WeakSet()
 
@@ -161,12 +162,12 @@ class Cat(_Row):
             end += new.shape[at]
         return self.view(buffer, end, rows)
 
-    def reserve(self, old: torch.Tensor, at: int) -> torch.Tensor | None:
-        """A view that is one row longer than `old` along `at`; that row is the caller's to write, in the order of the
-        stream. None: there is no room, or it does not pay."""
+    def reserve(self, old: torch.Tensor, at: int, rows: int) -> tuple[torch.Tensor, Buffer] | None:
+        """A view that is so many rows longer than `old` along `at`, and where it lies; those rows are the caller's to
+        write, in the order of the stream. None: there is no room, or it does not pay."""
         length = old.shape[at]
-        buffer = self._with_room(old, at, length, 1) if self.pays else None
-        return None if buffer is None else self.view(buffer, length + 1, 1)
+        buffer = self._with_room(old, at, length, rows) if self.pays else None
+        return None if buffer is None else (self.view(buffer, length + rows, rows), buffer)
 
     def _with_room(self, old: torch.Tensor, at: int, length: int, rows: int) -> Buffer | None:
         """A buffer that begins with `old`, and may be written behind it."""

@@ -1,7 +1,8 @@
-"""Attention of one new token over caches that grow: which rows of a template may run as one, inside of a graph. Pure.
+"""Caches that grow, inside of graphs: which rows of a template append to one, and which attend to what was. Pure.
 
-A graph has one shape, a cache a new one at each step. So the rows `cat(past, new)` of keys and of values and the
-attention that reads both become one call (loose.py), which finds the caches and their length on the device.
+A graph has one shape, a cache a new one at each step. So a row `cat(past, new)` becomes a call that writes what is new
+(loose.py) where a table on the device says. Where results need not be exact, such rows of keys and of values and the
+attention that reads both become one call, which finds the caches and their length there too.
 """
 
 from __future__ import annotations
@@ -27,9 +28,18 @@ class Attend:
     values: int
 
 
-def attends(template: Template, growing: Collection[int], fences: Collection[int]) -> dict[int, Attend]:
-    """By the row of the attention. growing: rows that may grow a tensor in place. fences: rows that all others keep
-    their side of."""
+def appends(template: Template, growing: Collection[int], fences: Collection[int]) -> frozenset[int]:
+    """Rows that make a cache longer by what is made here.
+
+    growing: rows that may grow a tensor in place. fences: rows that all others keep their side of. Room for what is
+    new is made before any row runs, so none of them may stand before.
+    """
+    before = min(fences, default=len(template.nodes))
+    return frozenset(row for row in growing if row < before and _grows_by_what_is_made(template.nodes[row]))
+
+
+def attends(template: Template, appending: Collection[int], fences: Collection[int]) -> dict[int, Attend]:
+    """By the row of the attention. appending: rows that `appends` found."""
     nodes = template.nodes
     read = Counter(arg for node in nodes for arg in node.inputs() if isinstance(arg, Ref))
     found: dict[int, Attend] = {}
@@ -40,7 +50,7 @@ def attends(template: Template, growing: Collection[int], fences: Collection[int
         if not (isinstance(keys, Ref) and isinstance(values, Ref)) or keys == values:
             continue
         cats = (keys.row, values.row)
-        if any(cat not in growing or read[Ref(cat)] != 1 or not _grows_by_one(nodes[cat]) for cat in cats):
+        if any(cat not in appending or read[Ref(cat)] != 1 for cat in cats):
             continue
         if not any(
             fence in fences for fence in range(min(cats), row)
@@ -56,7 +66,7 @@ def _plain(node: Node) -> bool:
     return not masked and len(rest) < 2 and all(name in _KEYWORDS for name, _ in node.kwargs)
 
 
-def _grows_by_one(node: Node) -> bool:
+def _grows_by_what_is_made(node: Node) -> bool:
     """`cat` of one that comes from outside and one that is made here."""
     items = node.args[0]
     if node.op != CAT or not isinstance(items, Items) or len(items.items) != 2:

@@ -47,7 +47,7 @@ class Device:
     flags: Flags = field(default_factory=Flags)
     marks: Marks = field(init=False)
     recorder: Recorder | None = field(init=False)
-    kernels: Kernels | None = field(init=False)  # for sessions that are not exact
+    kernels: Kernels | None = field(init=False)
     tiers: list[Tiers] = field(default_factory=list)  # of the sessions, if the device has graphs
 
     def __post_init__(self) -> None:
@@ -59,8 +59,8 @@ class Device:
         """A new session's."""
         if self.recorder is None:
             return None
-        kernels = None if exact else self.kernels
-        made = Tiers(values, self.recorder, self.room_nbytes, self.drop_graphs, kernels)
+        room_nbytes, drop_graphs = self.room_nbytes, self.drop_graphs
+        made = Tiers(values, self.recorder, room_nbytes, drop_graphs, self.device, self.kernels, exact)
         self.tiers.append(made)
         return made
 

@@ -1,8 +1,10 @@
-"""Kernels of sessions that asked for `exact=False`: other orders of summation than PyTorch's, for one new token.
+"""Kernels that PyTorch has not, for one new token.
 
-`attend` appends a token's keys and values to their caches and attends over them; where the caches are, and how long,
-it reads from a table on the device (`WIDTH` numbers a row), so that one graph serves all lengths. `linear` reads a
-matrix once, at memory's rate. They are written in Triton, which comes with PyTorch for GPUs.
+`append` writes what is new to a cache; where that is, and how long, it reads from a table on the device (`WIDTH`
+numbers a row), so that one graph serves all lengths. It only moves bits, so exact sessions have it too. The others are
+for sessions that asked for `exact=False`, since they sum in another order than PyTorch's: `attend` appends a token's
+keys and values and attends over them, `linear` reads a matrix once, at memory's rate. They are written in Triton,
+which comes with PyTorch for GPUs.
 """
 
 from __future__ import annotations
@@ -18,19 +20,23 @@ import torch
 
 # legend: B batch, H heads of keys, G heads of queries to each, N rows of a cache, D head dimension, S splits
 
-WIDTH = 5  # of a table: addresses of keys and values, rows that fit into each, rows that are there before
+WIDTH = 4  # of a table: address of a cache, rows that fit into it, rows that are there before; 16 bytes align rows
 DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
 TOLERANCE = {torch.bfloat16: 2**-5, torch.float16: 2**-7, torch.float32: 2**-12}
 """Of the largest element, how far one may be from what PyTorch's kernels give for the same inputs."""
 MAX_HEAD = 256
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
-"""(queries [B, H * G, 1, D], new keys, new values [B, H, 1, D], row of a table, scale) to [B, H * G, 1, D]."""
+"""(queries [B, H * G, 1, D], new keys, new values [B, H, 1, D], rows of a table: of keys, of values, scale) to
+[B, H * G, 1, D]."""
+Append = Callable[[torch.Tensor, torch.Tensor, int], None]
+"""(what is new, row of a table, dimension along which the cache grows)."""
 Linear = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 Need = tuple[Any, ...]
-"""A kernel by its name, and (dtype, shape, strides) of what it takes: queries, new keys and values; a row, a matrix."""
+"""A kernel by its name, and (dtype, shape, strides) of what it takes: queries, new keys and values; a row, a matrix;
+what is new, and then along which dimension."""
 
 
 class Kernels:
@@ -38,11 +44,17 @@ class Kernels:
     which is done on a thread of its own: nobody waits."""
 
     def __init__(
-        self, device: torch.device, attend: Attention, linear: Linear, compiling: bool = True
+        self,
+        device: torch.device,
+        append: Append,
+        attend: Attention,
+        linear: Linear,
+        compiling: bool = True,
     ) -> None:
-        self.device, self.attend, self.linear = device, attend, linear
+        self.device, self.append, self.attend, self.linear = device, append, attend, linear
         self._compiling = compiling
         self._ready: set[Need] = set()
+        self._broken: set[Need] = set()
         self._asked: set[Need] = set()
         self._queue: SimpleQueue[Need] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -59,6 +71,10 @@ class Kernels:
             self._thread.start()
         return False
 
+    def broken(self, needs: Collection[Need]) -> bool:
+        """Whether one of them will never run."""
+        return not self._broken.isdisjoint(needs)
+
     def _compile(self) -> None:
         with torch.inference_mode():
             while True:
@@ -67,11 +83,13 @@ class Kernels:
                     self._run(need)
                 except Exception as error:
                     print(f"remora: kernel {need} cannot be compiled: {error}", file=sys.stderr)
-                    continue  # so programs that need it stay as they are
+                    self._broken.add(need)
+                    continue
                 self._ready.add(need)
 
     def _run(self, need: Need) -> None:
         name, *kinds = need
+        dim = kinds.pop() if name == "append" else 2
         given = [
             torch.empty_strided(shape, strides, dtype=dtype, device=self.device).zero_()
             for dtype, shape, strides in kinds
@@ -79,12 +97,16 @@ class Kernels:
         if name == "linear":
             self.linear(given[0], given[1])
             return
-        caches = torch.zeros(2, *given[1].shape, dtype=given[1].dtype, device=self.device)
-        numbers = [caches[0].data_ptr(), caches[1].data_ptr(), 1, 1, 0]
-        row = torch.tensor(numbers).to(
+        new = given[-1]
+        caches = torch.zeros(2, *new.shape, dtype=new.dtype, device=self.device)
+        numbers = [[cache.data_ptr(), new.shape[dim], 0, 0] for cache in caches]
+        rows = torch.tensor(numbers).to(
             self.device, non_blocking=True
         )  # elsewhere, waiting may be forbidden just now
-        self.attend(given[0], given[1], given[2], row, None)
+        if name == "append":
+            self.append(new, rows[0], dim)
+        else:
+            self.attend(given[0], given[1], new, rows, None)
 
 
 def kernels_of(device: torch.device) -> Kernels | None:
@@ -93,7 +115,23 @@ def kernels_of(device: torch.device) -> Kernels | None:
         return None
     from remora.executor.worker import loose_triton
 
-    return Kernels(device, loose_triton.attend, loose_triton.linear)
+    return Kernels(device, loose_triton.append, loose_triton.attend, loose_triton.linear)
+
+
+def appendable(new: Any, past: Any, dim: int) -> bool:
+    """Whether `append` can make a cache longer: all of one kind, and no row narrower than attention's kernels like."""
+    tensors = (new, past)
+    if not all(isinstance(tensor, torch.Tensor) and tensor.dim() == past.dim() for tensor in tensors):
+        return False
+    n = new.dim()
+    at = dim + n if dim < 0 else dim
+    if not 0 <= at < n - 1 or new.shape[-1] < 2 or not (new.numel() and past.numel()):
+        return False
+    if any(tensor.is_conj() or tensor.is_neg() or tensor.is_complex() for tensor in tensors):
+        return False
+    return new.dtype is past.dtype and all(
+        a == b for d, (a, b) in enumerate(zip(new.shape, past.shape, strict=True)) if d != at
+    )
 
 
 def fits(query: Any, new_keys: Any, new_values: Any, keys: Any, values: Any) -> bool:

@@ -4,9 +4,13 @@
 # mypy: ignore-errors
 # Triton reads the functions' source, so what they take is not typed.
 
+import math
+
 import torch
 import triton
 import triton.language as tl
+
+from remora.executor.worker.loose import WIDTH
 
 # legend: B batch, H heads of keys, G heads of queries to each, N rows of a cache, D head dimension, S splits
 
@@ -14,9 +18,21 @@ SPLITS = 32  # of a cache: as many programs for each head share it
 BLOCK = 32  # rows of a cache that a program looks at together
 LEAST_GROUP = 16  # what the matrix unit takes
 COLUMNS = 2048  # of a matrix that a program of `linear` looks at together
+MOVED = 1024  # elements that a program of `append` moves
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def attend(query, new_keys, new_values, row, scale=None):
+def append(new, row, dim):
+    """As loose.Append."""
+    shape = new.shape
+    outer, step = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
+    many = shape[dim] * step
+    block = min(MOVED, triton.next_power_of_2(many))
+    words = new.contiguous().view(_WORDS[new.element_size()])
+    _append[(outer, triton.cdiv(many, block))](words, row, MANY=many, STEP=step, BLOCK=block)
+
+
+def attend(query, new_keys, new_values, rows, scale=None):
     """As loose.Attention."""
     b, heads, _, d = query.shape
     h = new_keys.shape[1]
@@ -31,7 +47,7 @@ def attend(query, new_keys, new_values, row, scale=None):
         query,
         new_keys,
         new_values,
-        row,
+        rows,
         sums,
         tops[0],
         tops[1],
@@ -46,6 +62,7 @@ def attend(query, new_keys, new_values, row, scale=None):
         D_PADDED=width,
         S=SPLITS,
         ROWS=BLOCK,
+        WIDTH=WIDTH,
     )
     _join[(b * heads,)](sums, tops[0], tops[1], out, G=group, D=d, D_PADDED=width, S=SPLITS)
     return out
@@ -60,19 +77,29 @@ def linear(x, weight):
 
 
 @triton.jit
+def _append(new, row, MANY: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr):
+    """What is new of one row of matrices, as words, to behind what is there."""
+    outer = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    cache = tl.load(row).to(tl.pointer_type(new.dtype.element_ty))
+    behind = (outer * tl.load(row + 1) + tl.load(row + 2)) * STEP
+    tl.store(cache + behind + at, tl.load(new + outer * MANY + at, mask=at < MANY), mask=at < MANY)
+
+
+@triton.jit
 def _attend_split(
-    query, new_keys, new_values, row, sums, tops, weights, scale,
+    query, new_keys, new_values, rows, sums, tops, weights, scale,
     q_b, q_h, k_b, k_h, v_b, v_h,
     H: tl.constexpr, G: tl.constexpr, G_PADDED: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr,
-    S: tl.constexpr, ROWS: tl.constexpr,
+    S: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One head of keys, one split of its rows: softmax's sums so far. The split that ends the cache appends."""
     pair, split = tl.program_id(0), tl.program_id(1)
     b, h = pair // H, pair % H
     kind = tl.pointer_type(query.dtype.element_ty)
-    keys = tl.load(row).to(kind) + pair.to(tl.int64) * tl.load(row + 2) * D
-    values = tl.load(row + 1).to(kind) + pair.to(tl.int64) * tl.load(row + 3) * D
-    last = tl.load(row + 4).to(tl.int32)  # where the new one comes
+    keys = tl.load(rows).to(kind) + pair.to(tl.int64) * tl.load(rows + 1) * D
+    values = tl.load(rows + WIDTH).to(kind) + pair.to(tl.int64) * tl.load(rows + WIDTH + 1) * D
+    last = tl.load(rows + 2).to(tl.int32)  # where the new one comes
     share = tl.cdiv(tl.cdiv(last + 1, S), ROWS) * ROWS
     first = split * share
     end = tl.minimum(first + share, last + 1)

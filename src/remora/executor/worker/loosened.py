@@ -1,9 +1,9 @@
-"""A stage's instructions with other kernels than PyTorch's (loose.py) in place of its own, and how they compare."""
+"""A stage's instructions with the kernels of loose.py in place of PyTorch's, and how results compare."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -11,23 +11,27 @@ import torch
 
 from remora.executor.worker.loose import Kernels, Need, apart
 from remora.executor.worker.pieces import Row, Stage
-from remora.executor.worker.program import Instruction
-from remora.executor.worker.tables import Table
-from remora.executor.worker.watching import Attending, Meta, Watched
+from remora.executor.worker.program import Instruction, Registers
+from remora.executor.worker.watching import Appending, Attending, Meta, Watched
 from remora.ir.graph import Template
 
 LINEAR = "aten.linear.default"
 
 
-def needs(stages: Collection[Stage], watched: Watched, template: Template) -> set[Need]:
-    """What kernels the pieces will ask for, by the shapes that were seen."""
+def needs(stages: Collection[Stage], watched: Watched, template: Template, loose: bool) -> set[Need]:
+    """What kernels the pieces will ask for, by the shapes that were seen. loose: others too than those that append."""
     found: set[Need] = set()
     for row in (row for stage in stages if stage.piece for row in stage.rows):
         one = watched.attending.get(row.number)
         if one is not None:
-            tensors = (one.query, one.new_keys, one.new_values)
+            tensors = (one.query, one.keys.new, one.values.new)
             found.add(("attend", *(watched.metas[register] for register in tensors)))
-        elif template.nodes[row.number].op == LINEAR:
+        elif row.number in watched.appending:
+            found.update(
+                ("append", watched.metas[one.new], watched.along[one.grown])
+                for one in watched.appending[row.number]
+            )
+        elif loose and template.nodes[row.number].op == LINEAR:
             x, weight = (watched.metas[register] for register in row_reads(row, watched)[:2])
             if _one_row(x[1], weight):
                 k = weight[1][1]
@@ -42,39 +46,60 @@ def row_reads(row: Row, watched: Watched) -> tuple[int, ...]:
     return watched.arguments[row.number]
 
 
+def appended(stage: Stage, watched: Watched) -> list[Appending]:
+    """The caches that the stage makes longer, in the order of their rows in the table."""
+    return [one for row in stage.rows for one in watched.appending.get(row.number, ())]
+
+
 def loosened(
     steps: Sequence[Instruction],
     stage: Stage,
     watched: Watched,
     template: Template,
     kernels: Kernels,
-    table: Table | None,
+    table: torch.Tensor | None,
+    loose: bool,
 ) -> list[Instruction]:
-    """steps: those of the stage. table: a row for each attention in it, in their order."""
-    numbers = [row.number for row in stage.rows if row.number in watched.attending]
-    ends = {watched.last[number]: at for at, number in enumerate(numbers)}
+    """steps: those of the stage. table: a row for each of `appended`. loose: as in `needs`."""
+    numbers = [row.number for row in stage.rows if row.number in watched.appending]
+    ends = {watched.last[number]: number for number in numbers}
     merged = {row for number in numbers for row in watched.rows_of(number)}
     made: list[Instruction] = []
+    at = 0
     for step in steps:
-        at = ends.get(step.result)
-        if at is not None:
+        number = ends.get(step.result)
+        if number is not None:
             assert table is not None
-            made.append(_attending(step, watched.attending[numbers[at]], kernels, table.on_device[at]))
+            rows = table[at : at + len(watched.appending[number])]
+            at += len(rows)
+            if number in watched.attending:
+                made.append(_attending(step, watched.attending[number], kernels, rows))
+            else:
+                (one,) = watched.appending[number]
+                made.append(_append(step, one, kernels, rows[0], watched.along[one.grown]))
         elif step.row in merged:
             continue
-        elif template.nodes[step.row].op == LINEAR and len(step.reads) == 2:
+        elif loose and template.nodes[step.row].op == LINEAR and len(step.reads) == 2:
             made.append(replace(step, call=_linear(step.call, kernels)))
         else:
             made.append(step)
     return made
 
 
-def _attending(step: Instruction, one: Attending, kernels: Kernels, row: torch.Tensor) -> Instruction:
-    reads = (one.query, one.new_keys, one.new_values)
+def _append(step: Instruction, one: Appending, kernels: Kernels, row: torch.Tensor, dim: int) -> Instruction:
+    """What it makes is known without it."""
+    read: Callable[[Registers], tuple[Any, ...]] = lambda registers: (registers[one.new],)  # noqa: E731
+    return replace(step, call=lambda new: kernels.append(new, row, dim), read=read, layout=None)
+
+
+def _attending(step: Instruction, one: Attending, kernels: Kernels, rows: torch.Tensor) -> Instruction:
+    reads = (one.query, one.keys.new, one.values.new)
     if one.scale is None:
-        return replace(step, call=lambda q, k, v: kernels.attend(q, k, v, row, None), read=itemgetter(*reads))
+        return replace(
+            step, call=lambda q, k, v: kernels.attend(q, k, v, rows, None), read=itemgetter(*reads)
+        )
     scaled = (*reads, one.scale)
-    return replace(step, call=lambda q, k, v, s: kernels.attend(q, k, v, row, s), read=itemgetter(*scaled))
+    return replace(step, call=lambda q, k, v, s: kernels.attend(q, k, v, rows, s), read=itemgetter(*scaled))
 
 
 def _linear(plain: Any, kernels: Kernels) -> Any:
@@ -95,21 +120,6 @@ def _one_row(x: Sequence[int], weight: Meta) -> bool:
     for size in x[:-1]:
         rows *= size
     return bool(rows == 1 and x[-1] == k and n and k >= 16 and tuple(stride) == (k, 1))
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """Caches of nobody, with room for one row. numbers: of a table whose rows are they."""
-
-    memory: list[torch.Tensor]
-    numbers: list[int]
-
-
-def scratch_rows(kinds: list[Meta], device: str) -> Scratch:
-    """kinds: of what is appended."""
-    memory = [torch.zeros(2, *shape, dtype=dtype, device=device) for dtype, shape, _ in kinds]
-    numbers = [n for kept in memory for n in (kept[0].data_ptr(), kept[1].data_ptr(), 1, 1, 0)]
-    return Scratch(memory, numbers)
 
 
 def agree(pairs: Collection[tuple[Any, Any]]) -> bool:

@@ -63,20 +63,68 @@ def arrange(rows: Sequence[Row], kept: Collection[int], uncopyable: Collection[i
 
 
 def _stages(rows: Sequence[Row], same: Collection[int], kept: Collection[int]) -> tuple[Stage, ...]:
-    phases: dict[int, list[Row]] = {}
-    made_in: dict[int, int] = {}
-    last = earliest = 0  # eager rows run in even phases, pieces in odd ones
+    phases = _Phases(same)
     for row in rows:
-        odd = row.number in same
-        phase = max((made_in[register] for register in row.reads if register in made_in), default=0)
-        phase = max(phase, last if row.fence else earliest)
-        phase += (phase % 2 == 1) != odd
+        phases.add(row)
+    phases.settle()
+    return _with_registers([(at % 2 == 1, phases.rows[at]) for at in sorted(phases.rows)], kept)
+
+
+class _Phases:
+    """When each row runs: eager ones in even phases, pieces in odd ones."""
+
+    def __init__(self, same: Collection[int]) -> None:
+        self.rows: dict[int, list[Row]] = {}
+        self._same = same
+        self._made_in: dict[int, int] = {}
+        self._waiting: dict[
+            int, Row
+        ] = {}  # by what they make: views of what is outside, until somebody reads them
+        self._last = self._earliest = 0
+
+    def add(self, row: Row) -> None:
+        if self._can_wait(row):
+            self._waiting.update(dict.fromkeys(row.makes, row))
+            return
         if row.fence:
-            earliest = phase
-        last = max(last, phase)
-        phases.setdefault(phase, []).append(row)
-        made_in.update(dict.fromkeys(row.makes, phase))
-    return _with_registers([(phase % 2 == 1, phases[phase]) for phase in sorted(phases)], kept)
+            self.settle()
+        views = [self._waiting[register] for register in sorted(row.reads) if register in self._waiting]
+        if row.number not in self._same:
+            self._settle(views, self._first())
+        phase = max((self._made_in.get(register, 0) for register in row.reads), default=0)
+        phase = max(phase, self._last if row.fence else self._earliest)
+        phase += (phase % 2 == 1) != (row.number in self._same)
+        self._settle(views, phase)
+        if row.fence:
+            self._earliest = phase
+        self._put(row, phase)
+
+    def settle(self) -> None:
+        """Whoever reads them, views that wait come before what comes next."""
+        self._settle(list(self._waiting.values()), self._first())
+
+    def _can_wait(self, row: Row) -> bool:
+        """A view that a piece makes for itself need not be shown to it, wherever it stands in the program."""
+        if row.launches or row.fence or row.number not in self._same:
+            return False
+        return not any(register in self._made_in for register in row.reads)
+
+    def _first(self) -> int:
+        """The phase of a piece that reads nothing."""
+        return self._earliest + (self._earliest % 2 == 0)
+
+    def _settle(self, views: Collection[Row], phase: int) -> None:
+        for row in views:
+            if row.makes and row.makes[0] in self._waiting:
+                for register in row.makes:
+                    del self._waiting[register]
+                self._settle([self._waiting[r] for r in sorted(row.reads) if r in self._waiting], phase)
+                self._put(row, phase)
+
+    def _put(self, row: Row, phase: int) -> None:
+        self._last = max(self._last, phase)
+        self.rows.setdefault(phase, []).append(row)
+        self._made_in.update(dict.fromkeys(row.makes, phase))
 
 
 def _with_registers(groups: list[tuple[bool, list[Row]]], kept: Collection[int]) -> tuple[Stage, ...]:

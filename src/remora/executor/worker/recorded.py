@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from remora.executor.worker.append import grown
 from remora.executor.worker.pieces import Stage
 from remora.executor.worker.program import Failure, Registers
 from remora.executor.worker.tables import Table
-from remora.executor.worker.watching import Attending, Meta, same_meta
+from remora.executor.worker.watching import Appending, Meta, same_meta
 
 
 @dataclass(eq=False, slots=True)
@@ -42,8 +41,9 @@ class Pin:
 @dataclass(eq=False, slots=True)
 class Piece:
     """A recorded stage. copies: (register, metadata, buffer) of the inputs that are copied to where it reads them;
-    `own`: those that no earlier piece of the plan copies. attending: what appends to caches and attends to them, with
-    the kind of each; table: where it finds them. unchecked: runs whose results are still to be compared."""
+    `own`: those that no earlier piece of the plan copies. grown: registers of caches that it makes longer. drops:
+    registers that nothing reads afterwards, beside what it made. unchecked: runs whose results are still to be
+    compared."""
 
     row: int
     replay: Callable[[], None]
@@ -51,8 +51,8 @@ class Piece:
     copies: tuple[tuple[int, Meta, torch.Tensor], ...]
     own: tuple[tuple[int, Meta, torch.Tensor], ...]
     gives: tuple[tuple[int, torch.Tensor], ...]
-    attending: tuple[tuple[Attending, Meta], ...] = ()
-    table: Table | None = None
+    grown: tuple[int, ...] = ()
+    drops: tuple[int, ...] = ()
     unchecked: int = 0
 
     def ready(self, registers: Registers) -> bool:
@@ -62,25 +62,6 @@ class Piece:
             if pin.seen() is not tensor and not pin.holds(tensor):
                 return False
         return all(same_meta(registers[register], meta) for register, meta, _ in self.copies)
-
-    def reserve(self, registers: Registers) -> bool:
-        """Makes the caches one row longer, which the graph will write. False: there is no room; nothing happened."""
-        if self.table is None:
-            return True
-        numbers: list[int] = []
-        for one, kind in self.attending:
-            made = [
-                grow.reserve(registers[past], 2) if _is_cache(registers[past], kind) else None
-                for grow, past in ((one.grow_keys, one.past_keys), (one.grow_values, one.past_values))
-            ]
-            registers[one.keys], registers[one.values] = made
-            if made[0] is None or made[1] is None:
-                for earlier, _ in self.attending:
-                    registers[earlier.keys] = registers[earlier.values] = None
-                return False
-            numbers += _row(*made)
-        self.table.tell(numbers)
-        return True
 
     def run(self, registers: Registers, alone: bool) -> None:
         """alone: earlier pieces of this run have copied nothing for this one. Raises Failure."""
@@ -100,20 +81,34 @@ class Piece:
             registers[register] = tensor
 
 
-def _is_cache(past: Any, new: Meta) -> bool:
-    """Whether a tensor is one that such rows may be appended to. new: of what is appended."""
-    if not isinstance(past, torch.Tensor) or past.dim() != 4 or past.dtype is not new[0]:
-        return False
-    b, h, _, d = new[1]
-    return past.shape == (b, h, past.shape[2], d)
+class Cache:
+    """A cache that a graph of a program makes longer by as many rows each time."""
 
+    def __init__(self, one: Appending, new: Meta, dim: int) -> None:
+        self.past, self.grown, self._reserve = one.past, one.grown, one.grow.reserve
+        self._dtype, self.shape, _ = new
+        self.dim, self.rows = dim, self.shape[dim]
+        self._before, self._after = self.shape[:dim], self.shape[dim + 1 :]
 
-def _row(keys: torch.Tensor, values: torch.Tensor) -> list[int]:
-    """Of a table, as loose.py reads it."""
-    buffers = [known.buffer for known in (grown(keys), grown(values)) if known is not None]
-    first, second = (buffer for buffer in buffers if buffer is not None)
-    addresses = [first.memory.data_ptr(), second.memory.data_ptr()]
-    return [*addresses, first.capacity, second.capacity, keys.shape[2] - 1]
+    def fits(self, past: Any) -> bool:
+        """Whether a tensor is one that such rows may be appended to."""
+        shape, dim = past.shape, self.dim
+        return bool(
+            past.dtype is self._dtype and shape[:dim] == self._before and shape[dim + 1 :] == self._after
+        )
+
+    def alone(self, device: torch.device) -> torch.Tensor:
+        """Memory for what is appended at once."""
+        return torch.zeros(self.shape, dtype=self._dtype, device=device)
+
+    def reserve(self, registers: Registers) -> tuple[int, ...] | None:
+        """Makes it longer; the graph will write those rows where the numbers, of a table, say. None: it cannot."""
+        past = registers[self.past]
+        made = self._reserve(past, self.dim, self.rows) if self.fits(past) else None
+        if made is None:
+            return None
+        registers[self.grown], buffer = made
+        return buffer.address, buffer.capacity, past.shape[self.dim], 0
 
 
 class Holes:
@@ -139,6 +134,8 @@ class Holes:
 @dataclass(eq=False)
 class Plan:
     """stages, with the piece of each as far as it is recorded. holes: the numbers that pieces were recorded with.
+    caches: those that pieces make longer, one piece's after another's; table: where graphs find them; told: what it
+    says in this run.
     buffers: register: its copy, which the pieces of one run share. outputs: identity of each storage that graphs
     write and rows outside of them may see, with all of its bytes."""
 
@@ -146,7 +143,39 @@ class Plan:
     holes: Holes
     pieces: list[Piece | None]
     pool: Any
+    caches: tuple[Cache, ...] = ()
+    table: Table | None = None
     buffers: dict[int, torch.Tensor] = field(default_factory=dict)
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    told: list[int] = field(default_factory=list)
     nbytes: int = 0
     runs: int = 0
+
+    def reserve(self, registers: Registers) -> bool:
+        """Makes room for what graphs will append. False: it cannot, and nothing happened."""
+        if self.table is None:
+            return True
+        numbers: list[int] = []
+        for cache in self.caches:
+            row = cache.reserve(registers)
+            if row is None:
+                for other in self.caches:
+                    registers[other.grown] = None
+                return False
+            numbers += row
+        self.table.tell(numbers)
+        self.told = numbers
+        return True
+
+    def try_out(self, body: Callable[[], Any]) -> None:
+        """Runs a piece once outside of a graph, where kernels are loaded. What it appends goes to nobody's caches."""
+        if self.table is None:
+            body()
+            return
+        scratch = [cache.alone(self.table.on_device.device) for cache in self.caches]
+        numbers = [
+            (memory.data_ptr(), cache.rows, 0, 0) for memory, cache in zip(scratch, self.caches, strict=True)
+        ]
+        self.table.tell([number for row in numbers for number in row])
+        body()
+        self.table.tell(self.told)

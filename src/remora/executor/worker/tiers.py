@@ -27,13 +27,13 @@ from remora.executor.worker.capturable import judge
 from remora.executor.worker.failure import is_fatal, kind_of
 from remora.executor.worker.graphs import Recorder
 from remora.executor.worker.loose import WIDTH, Kernels
-from remora.executor.worker.loosened import Scratch, agree, loosened, needs, scratch_rows
+from remora.executor.worker.loosened import agree, appended, loosened, needs
 from remora.executor.worker.pieces import Stage, arrange
 from remora.executor.worker.program import Failure, Instruction, Program, Registers, fill, walk
-from remora.executor.worker.recorded import Holes, Piece, Pin, Plan
+from remora.executor.worker.recorded import Cache, Holes, Piece, Pin, Plan
 from remora.executor.worker.tables import Table
 from remora.executor.worker.values import Values
-from remora.executor.worker.watching import Meta, Watched, same_meta
+from remora.executor.worker.watching import Watched, same_meta
 from remora.ir.graph import Template
 from remora.wire.binding import Name
 
@@ -55,6 +55,7 @@ class Tier:
         self.tiers, self.names = tiers, names
         self.alone = False  # the only one of its site
         self.kernels = tiers.kernels
+        self.loose = tiers.kernels is not None and not tiers.exact
         self._template, self._program = template, program
         self.plan: Plan | None = None
         self.recordings = self.misses = 0
@@ -66,7 +67,8 @@ class Tier:
 
     @cached_property
     def watched(self) -> Watched:
-        return Watched(self._template, self._program, self.tiers.recorder, loose=self.kernels is not None)
+        appends = self.kernels is not None
+        return Watched(self._template, self._program, self.tiers.recorder, appends, self.loose)
 
     @property
     def interpreted(self) -> bool:
@@ -112,6 +114,9 @@ class Tier:
         if not plan.holes.hold(holes):
             self._missed(changed=True)
             return self._interpreted(program, registers, progress, restrided)
+        if not plan.reserve(registers):
+            self._cannot_append(plan, registers)
+            return self._interpreted(program, registers, progress, restrided)
         return self._staged(plan, program, registers, progress, restrided)
 
     def _interpreted(
@@ -141,41 +146,62 @@ class Tier:
         if watched.heavy or not any(stage.piece for stage in stages):
             self.recordings = MAX_RECORDINGS
             return None
-        if self.kernels is not None and not self.kernels.ready(needs(stages, watched, self._template)):
-            return None  # they are being compiled; until then, as before
+        if self.kernels is not None:
+            needed = needs(stages, watched, self._template, self.loose)
+            if self.kernels.broken(needed):
+                self._do_without()
+                return None
+            if not self.kernels.ready(needed):
+                return None  # they are being compiled; until then, as before
         self.recordings += 1
         self._steps.clear()
         holes = Holes(watched.fixed(stages), watched.n_slots)
-        self.plan = Plan(stages, holes, [None] * len(stages), self.tiers.recorder.pool())
+        found = [one for stage in stages if stage.piece for one in appended(stage, watched)]
+        caches = tuple(Cache(one, watched.metas[one.new], watched.along[one.grown]) for one in found)
+        table = Table(len(caches), WIDTH, self.tiers.device) if caches else None
+        pool = self.tiers.recorder.pool()
+        self.plan = Plan(stages, holes, [None] * len(stages), pool, caches, table)
         return self.plan
+
+    def _do_without(self) -> None:
+        """With PyTorch's own kernels from here on."""
+        self.kernels, self.loose = None, False
+        self.drop()
+        del self.watched
+
+    def _cannot_append(self, plan: Plan, registers: Registers) -> None:
+        """There was no room to make caches longer, or they are other ones."""
+        alike = all(cache.fits(registers[cache.past]) for cache in plan.caches)
+        if alike:
+            self.watched.outcasts.update(self.watched.appending)  # so they grow outside of graphs
+            self.misses = MAX_MISSES - 1
+        self._missed(changed=not alike)
 
     def _staged(
         self, plan: Plan, program: Program, registers: Registers, progress: Any, restrided: list[int]
     ) -> Registers:
         steps = self._instructions(plan, program)
         missed: list[bool] = []  # of each miss: whether something is of another kind, and not just elsewhere
-        first_result = self.watched.first_result
         given_up = False  # what pieces make is not what it should be
         alone = bool(self.watched.written)  # what is written between pieces is copied anew
         for at, stage in enumerate(plan.stages):
             try:
                 if not stage.piece or given_up:
-                    walk(steps[at], registers, progress, restrided)
+                    self._walk(stage, steps[at], registers, progress, restrided)
                     continue
                 progress[0] = stage.rows[0].number
                 piece = plan.pieces[at] or self._record(plan, at, steps[at], registers)
-                if piece is None or not (piece.ready(registers) and piece.reserve(registers)):
+                if piece is None or not piece.ready(registers):
                     missed.append(self._differs(piece, stage, registers))
-                    walk(steps[at], registers, progress, restrided)
+                    self._walk(stage, steps[at], registers, progress, restrided)
                     alone = True
                     continue
                 before = list(registers) if piece.unchecked else None
                 piece.run(registers, alone)
                 if before is not None:
                     given_up = not self._checked(piece, stage, steps[at], before, registers)
-                for register in stage.drops:
-                    if register >= first_result:
-                        registers[register] = None
+                for register in piece.drops:
+                    registers[register] = None
             except Failure as failure:
                 done = self._done(plan, at, failure, program)
                 self._resume(program, failure, done, progress, restrided, stage.piece)
@@ -187,8 +213,22 @@ class Tier:
             self.elsewhere.clear()
             self.different.clear()
             plan.runs += 1
-            self.tiers.inexact_runs += self.kernels is not None
+            self.tiers.inexact_runs += self.loose
         return registers
+
+    def _walk(
+        self,
+        stage: Stage,
+        steps: Sequence[Instruction],
+        registers: Registers,
+        progress: Any,
+        restrided: list[int],
+    ) -> None:
+        """A stage without its graph, which has room in caches that it then needs not. Raises Failure."""
+        if stage.piece:
+            for one in appended(stage, self.watched):
+                registers[one.grown] = None
+        walk(steps, registers, progress, restrided)
 
     def _checked(
         self,
@@ -201,16 +241,14 @@ class Tier:
         """Runs PyTorch's own kernels on the same inputs. If the piece is too far from them, their results count, and
         this program will have no others."""
         piece.unchecked -= 1
-        for one, _ in piece.attending:
-            expected[one.keys] = expected[one.values] = None
+        for register in piece.grown:
+            expected[register] = None
         walk(steps, expected, [0], [0])
         if agree([(registers[register], expected[register]) for register in stage.gives]):
             return True
         registers[:] = expected
-        self.kernels = None
         self.tiers.refused += 1
-        self.drop()
-        del self.watched
+        self._do_without()
         return False
 
     def _missed(self, changed: bool) -> None:
@@ -274,26 +312,22 @@ class Tier:
                 plan.buffers[register] = _buffer_like(tensors[register])
             inside[register] = plan.buffers[register]
 
-        attending = [watched.attending[row.number] for row in stage.rows if row.number in watched.attending]
-        gives = [r for r in stage.gives if not any(r in one.grown for one in attending)]
-        table = None
+        grown = tuple(one.grown for one in appended(stage, watched))
+        gives = [r for r in stage.gives if r not in grown]
         if self.kernels is not None:
-            if attending:
-                table = Table(len(attending), WIDTH, next(iter(tensors.values())).device)
-            steps = loosened(steps, stage, watched, self._template, self.kernels, table)
+            first = sum(len(appended(other, watched)) for other in plan.stages[:at] if other.piece)
+            table = plan.table.on_device[first : first + len(grown)] if plan.table is not None else None
+            steps = loosened(steps, stage, watched, self._template, self.kernels, table, self.loose)
 
         def body() -> list[torch.Tensor]:
             given = list(inside)
             walk(steps, given, [0], [0])
             return [given[register] for register in gives]
 
-        scratch: Scratch | None = None
         try:
-            if self.kernels is not None:
-                kinds = [watched.metas[one.new_keys] for one in attending]
-                scratch = self._try_out(body, kinds, table)
+            if self.loose or grown:
+                plan.try_out(body)
             replay, outputs, nbytes = self.tiers.recorder.record(body, plan.pool)
-            del scratch
         except Exception as error:
             if is_fatal(error.cause if isinstance(error, Failure) else error):
                 raise
@@ -317,21 +351,12 @@ class Tier:
             tuple((r, watched.metas[r], plan.buffers[r]) for r in copied),
             tuple((r, watched.metas[r], plan.buffers[r]) for r in copied if r not in earlier),
             tuple(zip(gives, outputs, strict=True)),
-            tuple((one, watched.metas[one.new_keys]) for one in attending),
-            table,
-            CHECKED_RUNS if self.kernels is not None else 0,
+            grown,
+            tuple(r for r in stage.drops if r >= watched.first_result and r not in gives),
+            CHECKED_RUNS if self.loose else 0,
         )
         plan.pieces[at] = piece
         return piece
-
-    def _try_out(self, body: Callable[[], Any], kinds: list[Meta], table: Table | None) -> Scratch:
-        """Once outside of a graph, where kernels are loaded; the caches are nobody's, and live as long as what is
-        returned."""
-        scratch = scratch_rows(kinds, self.tiers.recorder.kind)
-        if table is not None:
-            table.tell(scratch.numbers)
-        body()
-        return scratch
 
     def _stays(self, register: int, tensor: torch.Tensor) -> bool:
         """Whether the tensor will be in the same place next time."""
@@ -432,8 +457,8 @@ def _all_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 class Tiers:
     """Of one session. nbytes: what graphs hold of the device's memory. room_nbytes: what values may still take.
-    clear_all: drops the graphs of all sessions; whether there were any. kernels: other ones than PyTorch's, which the
-    session has agreed to."""
+    clear_all: drops the graphs of all sessions; whether there were any. kernels: those that PyTorch has not; if
+    `exact`, only such as change no bit are used."""
 
     def __init__(
         self,
@@ -441,11 +466,13 @@ class Tiers:
         recorder: Recorder,
         room_nbytes: Callable[[], int],
         clear_all: Callable[[], bool],
+        device: torch.device,
         kernels: Kernels | None = None,
+        exact: bool = True,
     ) -> None:
         self.values, self.recorder = values, recorder
         self.room_nbytes, self.clear_all = room_nbytes, clear_all
-        self.kernels = kernels
+        self.device, self.kernels, self.exact = device, kernels, exact
         self.nbytes = 0
         self.refused = 0  # programs in which those were too far from PyTorch's own
         self.inexact_runs = 0  # of programs, with them

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from remora.executor.worker.append import Cat
-from remora.executor.worker.attends import attends
+from remora.executor.worker.attends import appends, attends
 from remora.executor.worker.capturable import judge
 from remora.executor.worker.failure import kind_of
 from remora.executor.worker.graphs import Recorder
-from remora.executor.worker.loose import fits
+from remora.executor.worker.loose import appendable, fits
 from remora.executor.worker.pieces import Row, Stage, registers_written
 from remora.executor.worker.program import Failure, Program, Registers, walk
 from remora.executor.worker.readers import readers
@@ -57,40 +57,44 @@ def _strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...
 
 
 @dataclass(frozen=True, slots=True)
+class Appending:
+    """Registers of a row that makes a cache longer: what it was, what is new, along which dimension, what it is then.
+    grow: the call that does it."""
+
+    past: int
+    new: int
+    dim: int
+    grown: int
+    grow: Cat
+
+
+@dataclass(frozen=True, slots=True)
 class Attending:
-    """Registers of an attention and of the rows that grow what it reads, which count as one row. dims: along what
-    they grow. grow_keys, grow_values: the calls that do it."""
+    """Registers of an attention, and the two rows that grow what it reads; all three count as one row."""
 
     query: int
-    new_keys: int
-    new_values: int
-    past_keys: int
-    past_values: int
-    dims: tuple[int, int]
-    keys: int
-    values: int
+    keys: Appending
+    values: Appending
     scale: int | None
-    grow_keys: Cat
-    grow_values: Cat
-
-    @property
-    def pasts(self) -> frozenset[int]:
-        return frozenset((self.past_keys, self.past_values))
-
-    @property
-    def grown(self) -> frozenset[int]:
-        return frozenset((self.keys, self.values))
 
 
 class Watched:
     """The rows of one program over its first runs.
 
     metas: register: what it was each time. varying: registers that were not the same. moved: those that were in
-    another place. outcasts: rows that no graph can hold. fences: rows that keep their place. attending: by its row,
-    an attention that a graph can hold together with what it reads; empty unless `loose`.
+    another place. outcasts: rows that no graph can hold. fences: rows that keep their place. appending: by its row,
+    those that make caches longer and that a graph can hold; more than one are attention, with what it reads
+    (`attending`). Empty unless there are kernels for it: `appends`; for attention: `loose`.
     """
 
-    def __init__(self, template: Template, program: Program, recorder: Recorder, loose: bool = False) -> None:
+    def __init__(
+        self,
+        template: Template,
+        program: Program,
+        recorder: Recorder,
+        appends: bool = False,
+        loose: bool = False,
+    ) -> None:
         self.recorder = recorder
         self.n_slots = template.n_slots
         self.n_instructions = len(program.instructions)
@@ -106,7 +110,11 @@ class Watched:
             self.groups.setdefault(step.row, []).append(at)
         kept_outputs = tuple((row, out) for row, out, _ in program.keep)
         growing = readers(template, kept_outputs).growing
-        self.attending = self._merged(template, program, growing) if loose else {}
+        self.appending: dict[int, tuple[Appending, ...]] = {}
+        self.attending: dict[int, Attending] = {}
+        if appends:
+            self._find_appending(template, program, growing, loose)
+        self.grown = frozenset(one.grown for found in self.appending.values() for one in found)
         self.reads = {row: self._outside(program, row) for row in self.groups}
         self.makes = {
             row: tuple(program.instructions[at].result for at in places)
@@ -115,10 +123,10 @@ class Watched:
         self.arguments = {row: program.instructions[places[-1]].reads for row, places in self.groups.items()}
         self.last = {row: program.instructions[places[-1]].result for row, places in self.groups.items()}
         self._rows_of = {
-            row: frozenset(program.instructions[at].row for at in self.groups[row]) for row in self.attending
+            row: frozenset(program.instructions[at].row for at in self.groups[row]) for row in self.appending
         }
         self.written: dict[int, list[int]] = {}
-        self.outcasts |= growing  # what they do depends on who else reads a buffer
+        self.outcasts |= growing - self.appending.keys()  # what they do depends on who else reads a buffer
         for row in self.groups:
             self._judge(row, template, program)
         self.unsteady: set[int] = set()  # registers that looked the same, and were not
@@ -132,6 +140,9 @@ class Watched:
         self.varying: set[int] = set()
         self.moved: set[int] = set()
         self.sources: dict[int, int] = {}  # register: the one whose memory it shares
+        self.along: dict[
+            int, int
+        ] = {}  # register that a cache becomes: the dimension that grows, counted from 0
         self.heavy = False  # graphs would save little of the time, and hold much memory
         self.fleeting: set[int] = set()  # slots that are bound to another value each time
         self._names: list[Name] = []
@@ -142,50 +153,48 @@ class Watched:
     def _outside(self, program: Program, row: int) -> frozenset[int]:
         steps = [program.instructions[at] for at in self.groups[row]]
         read = frozenset(register for step in steps for register in step.reads) - {s.result for s in steps}
-        return read - self.attending[row].pasts if row in self.attending else read
+        return read - {one.past for one in self.appending.get(row, ())}
 
-    def _merged(self, template: Template, program: Program, growing: Collection[int]) -> dict[int, Attending]:
+    def _find_appending(
+        self, template: Template, program: Program, growing: Collection[int], loose: bool
+    ) -> None:
         fences = {row for row, node in enumerate(template.nodes) if judge(node).fence}
-        found = {}
-        for one in attends(template, growing, fences).values():
-            (keys, keys_list), (values, values_list) = (
-                (program.instructions[self.groups[row][-1]], program.instructions[self.groups[row][0]])
-                for row in (one.keys, one.values)
-            )
+        for row in sorted(appends(template, growing, fences)):
+            pair, cat = (program.instructions[self.groups[row][at]] for at in (0, -1))
+            if isinstance(cat.call, Cat):
+                self.appending[row] = (Appending(*pair.reads, cat.reads[1], cat.result, cat.call),)
+        if not loose:
+            return
+        for one in attends(template, self.appending.keys(), fences).values():
             attention = program.instructions[self.groups[one.row][-1]]
-            if not (isinstance(keys.call, Cat) and isinstance(values.call, Cat)):
-                continue
             names = [name for name, _ in template.nodes[one.row].kwargs]
             scale = attention.reads[3 + names.index("scale")] if "scale" in names else None
-            found[one.row] = Attending(
-                attention.reads[0],
-                keys_list.reads[1],
-                values_list.reads[1],
-                keys_list.reads[0],
-                values_list.reads[0],
-                (keys.reads[1], values.reads[1]),
-                keys.result,
-                values.result,
-                scale,
-                keys.call,
-                values.call,
-            )
+            (keys,), (values,) = self.appending.pop(one.keys), self.appending.pop(one.values)
+            self.appending[one.row] = (keys, values)
+            self.attending[one.row] = Attending(attention.reads[0], keys, values, scale)
             self.groups[one.row] = [
                 *self.groups.pop(one.keys),
                 *self.groups.pop(one.values),
                 *self.groups[one.row],
             ]
-        return found
 
-    def _judge_attending(self, one: Attending, row: int, registers: Registers) -> None:
+    def _judge_appending(self, row: int, registers: Registers) -> None:
         """Before a run: whether its shapes are those that a graph can serve."""
-        tensors = [registers[r] for r in (one.query, one.new_keys, one.new_values)]
-        pasts = [registers[one.past_keys], registers[one.past_values]]
-        if any(registers[dim] not in (2, -2) for dim in one.dims) or not fits(*tensors, *pasts):
-            self.outcasts.add(row)
+        for one in self.appending[row]:
+            new, dim = registers[one.new], registers[one.dim]
+            if not appendable(new, registers[one.past], dim):
+                self.outcasts.add(row)
+                return
+            self.along[one.grown] = dim + new.dim() if dim < 0 else dim
+        attending = self.attending.get(row)
+        if attending is not None:
+            keys, values = attending.keys, attending.values
+            tensors = [registers[r] for r in (attending.query, keys.new, values.new, keys.past, values.past)]
+            if any(self.along[one.grown] != 2 for one in (keys, values)) or not fits(*tensors):
+                self.outcasts.add(row)
 
     def _judge(self, row: int, template: Template, program: Program) -> None:
-        if row in self.attending:
+        if row in self.appending:
             self.launching.add(row)
             return
         judged = judge(template.nodes[row])
@@ -236,8 +245,8 @@ class Watched:
                 continue
             steps = [program.instructions[at] for at in places]
             read = [(r, registers[r]) for r in self.reads[row] if isinstance(registers[r], torch.Tensor)]
-            if row in self.attending:
-                self._judge_attending(self.attending[row], row, registers)
+            if row in self.appending:
+                self._judge_appending(row, registers)
                 walk(steps, registers, progress, restrided)
             elif self.runs or row in self.outcasts or row in self.fences:
                 walk(steps, registers, progress, restrided)
@@ -301,11 +310,10 @@ class Watched:
             self._overlapping.add(register)
 
     def rows(self) -> list[Row]:
-        found, changing = [], self.varying | self.unsteady
+        found, changing = [], self.varying | self.unsteady | self.grown
         for row, places in self.groups.items():
             touched = {*self.reads[row], *self.makes[row]}
-            if row in self.attending:
-                touched -= self.attending[row].grown
+            touched.difference_update(one.grown for one in self.appending.get(row, ()))
             same = row not in self.outcasts and row not in self.fences and not touched & changing
             views = {made: self.sources[made] for made in self.makes[row] if made in self.sources}
             found.append(
