@@ -12,7 +12,7 @@ import random
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from loops import Loop
 
 import remora
+from late_reading import LateReading
 from remora.config import ClientSettings
 from remora.session import link
 from remora.session.connect import open_on
@@ -32,7 +33,7 @@ from remora.transport.faulty import Delay, Fault, FaultyTransport, Way, random_s
 from remora.transport.inprocess import InProcessTransport
 from remora.wire.codec import encode
 from remora.wire.limits import PROTOCOL
-from remora.wire.messages import Grant, OpenSession
+from remora.wire.messages import Grant, OpenSession, ToClient
 from worker_endpoint import WorkerEndpoint
 
 LOOPS = int(os.environ.get("RANDOM_LOOPS") or 150)
@@ -42,11 +43,13 @@ FRAMES = 6000  # of a session, at most
 
 
 class Eager(WorkerEndpoint):
-    """Runs ahead by a random number of messages after each frame, as an executor does that is faster or slower."""
+    """Runs ahead by a random number of messages after each frame, as an executor does that is faster or slower, and
+    has answers at once or while it goes on."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         super().__init__(folder)
         self.rng = rng
+        self.device.reading = self.reading
         self.drawn = torch.default_generator.get_state()
 
     def open(self, wants: OpenSession) -> Grant:
@@ -57,14 +60,24 @@ class Eager(WorkerEndpoint):
             super().step(frame)
             ahead = self.session.ahead
             for _ in range(self.rng.choice((0, 0, 1, 2, 3, 8, 40)) if ahead is not None else 0):
+                self.reply(ahead.answers(wait=False))
                 coming = ahead.coming()
                 if coming is None:
                     break
-                early = ahead.go(coming)
-                if early is not None:
-                    out = self.stream.send(encode([early]))
-                    if self.port is not None:
-                        self.port.reply(out)
+                self.reply(ahead.go(coming))
+            if ahead is not None and (ahead.client_waits or self.rng.random() < 0.5):
+                self.reply(ahead.answers())
+
+    def reply(self, replies: list[ToClient]) -> None:
+        if replies:
+            out = self.stream.send(encode(replies))
+            if self.port is not None:
+                self.port.reply(out)
+
+    def reading(self, tensors: Sequence[torch.Tensor], bounds: Any) -> LateReading | None:
+        if self.rng.random() < 0.5:
+            return None
+        return LateReading(tensors, bounds, lambda: self.rng.random() < 0.3)
 
     @contextmanager
     def apart(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from late_reading import LateReading
 from remora.executor.hop import SessionTerms
 from remora.executor.worker.memory import _data_nbytes
 from remora.executor.worker.session import WorkerSession
@@ -170,10 +171,13 @@ def loops(draw):
     st.lists(messages, max_size=8),
     st.one_of(st.lists(st.one_of(messages, st.builds(Confirm, st.integers(1, 9))), max_size=40), loops()),
     st.integers(0, 5),
+    st.booleans(),
 )
 @settings(max_examples=400, deadline=None)
-def test_senseless_messages_are_refused_and_the_session_can_go_on(before, batch, ahead):
+def test_senseless_messages_are_refused_and_the_session_can_go_on(before, batch, ahead, late):
     device, sessions, _ = worker_device()
+    if late:
+        device.reading = lambda tensors, bounds: LateReading(tensors, bounds, lambda: False)
     session = WorkerSession(1, SessionTerms("t/u", 0, LIMIT_NBYTES), device)
     sessions.append(session)
     with torch.inference_mode():
@@ -182,7 +186,7 @@ def test_senseless_messages_are_refused_and_the_session_can_go_on(before, batch,
                 replies = list(session.take(message))
                 for _ in range(ahead if session.ahead is not None else 0):
                     coming = session.ahead.coming()
-                    replies.append(session.ahead.go(coming) if coming is not None else None)
+                    replies += session.ahead.go(coming) if coming is not None else session.ahead.answers()
                 for reply in replies:
                     assert reply is None or isinstance(reply, REPLIES)
                     if reply is not None:
@@ -193,6 +197,8 @@ def test_senseless_messages_are_refused_and_the_session_can_go_on(before, batch,
             list(session.take(Recover(session.failures)))
             list(session.take(Put(1000, "float32", (2,), bytes(8))))
             *_, answer = session.take(Fetch(1, (1000, 0, 0)))
+            if answer is None:
+                *_, answer = session.ahead.answers()
             assert isinstance(answer, Values)
         finally:
             session.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from remora.runahead.depth import Depth
 from remora.runahead.predictor import Agreement, Predictor, Walk
@@ -26,6 +26,13 @@ class Ran(Generic[T]):
     message: ToExecutor
     ends: bool
     undo: T
+
+
+class Asked(NamedTuple):
+    """A question: which kind of program it ends, and whether that had not been said then."""
+
+    kind: int
+    ahead: bool
 
 
 class RunningAhead(Generic[T]):
@@ -76,15 +83,20 @@ class RunningAhead(Generic[T]):
         """The coming message cannot run ahead; it is the client's to say."""
         self._stopped = True
 
-    def answered(self, answer: int, late: bool = False) -> None:
+    def asked(self) -> Asked:
+        """The question that was the last to run, whose answer may come when more has run."""
+        ahead = bool(self.unconfirmed)
+        return Asked(self._asked if ahead else self.predictor.kind, ahead)
+
+    def answered(self, answer: int, late: bool = False, asked: Asked | None = None) -> None:
         """A question was answered, ahead or not; answer: a hash of the values.
 
         late: the answer only goes out when it is asked for, so that the client waits for it in any case.
+        asked: which one, if more has run since; questions are answered in their order, before they are confirmed.
 
         Where the same value came each time, another one is a branch of the program: nothing is known beyond it.
         """
-        ahead = bool(self.unconfirmed)
-        kind = self._asked if ahead else self.predictor.kind
+        kind, ahead = asked or self.asked()
         last, before = self._usual.get(kind, (None, None))
         if kind and last is not None and last == before != answer:
             self._stopped = True

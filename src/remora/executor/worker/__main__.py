@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -218,20 +219,29 @@ class Worker:
     def run_ahead(self, packets: Packets) -> bool:
         """Runs something that a session is going to ask for, if nothing else is to be done; False: there is none."""
         for session in list(self.sessions.values()):
-            coming = session.ahead.coming() if session.ahead is not None else None
-            if coming is None or session.ahead is None:
+            ahead = session.ahead
+            if ahead is None:
                 continue
-            if not packets.quiet(0):
-                return False
-            self.progress.note(session, coming)
             try:
-                early = session.ahead.go(coming)
+                replies = ahead.answers(wait=False)
+                coming = ahead.coming()
+                if not packets.quiet(0):
+                    self.reply(session, replies)
+                    return False
+                if coming is not None:
+                    self.reply(session, replies)
+                    self.progress.note(session, coming)
+                    replies = ahead.go(coming)
+                    self.progress.idle()
+                    self.usage_due = True
+                else:
+                    replies = replies or ahead.answers()
+                    if not replies:
+                        continue
             except DeviceBroken as broken:
                 self.last_words(session, broken)
                 raise SystemExit(BROKEN) from broken
-            self.progress.idle()
-            self.reply(session, [early])
-            self.usage_due = True
+            self.reply(session, replies)
             return True
         return False
 
@@ -302,7 +312,7 @@ class Worker:
         words = Fatal(broken.segment, broken.row, broken.op, broken.shapes, text, late)
         self.hop.sendall(packet(Kind.FATAL, session.number, words))
 
-    def reply(self, session: WorkerSession, replies: list[ToClient | None]) -> None:
+    def reply(self, session: WorkerSession, replies: Sequence[ToClient | None]) -> None:
         told = [reply for reply in replies if reply is not None]
         if told:
             self.hop.sendall(packet(Kind.REPLY, session.number, encode(told)))

@@ -45,7 +45,15 @@ class Bounds:
 
     def check(self) -> None:
         """Waits for the device. Raises OutOfRange, once."""
-        if self._flag is not None and self._flag.item():
+        self.judge(self._flag)
+
+    def on_its_way(self) -> torch.Tensor | None:
+        """The flag as it is at this place of the stream, for `judge` once it has come to the host."""
+        return None if self._flag is None else self._flag.to("cpu", non_blocking=True)
+
+    def judge(self, flag: torch.Tensor | None) -> None:
+        """Raises OutOfRange, once, if this one, which was read, is set."""
+        if self._flag is not None and flag is not None and flag.item():
             self._flag.zero_()
             raise OutOfRange("index out of range in self")
 

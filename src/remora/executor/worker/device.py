@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from remora.executor.worker.bounds import Bounds
 from remora.executor.worker.describe import Marks
 from remora.executor.worker.flags import Flags
 from remora.executor.worker.graphs import Recorder, recorder_of
 from remora.executor.worker.loose import Kernels, kernels_of
 from remora.executor.worker.memory import Maps
 from remora.executor.worker.outbox import Outbox
+from remora.executor.worker.reading import Reading
 from remora.executor.worker.rng import Generators
 from remora.executor.worker.tiers import Tiers
 from remora.executor.worker.values import Values
@@ -63,6 +65,10 @@ class Device:
         made = Tiers(values, self.recorder, room_nbytes, drop_graphs, self.device, self.kernels, exact)
         self.tiers.append(made)
         return made
+
+    def reading(self, tensors: Sequence[torch.Tensor], bounds: Bounds | None) -> Reading | None:
+        """None: the device has computed them already."""
+        return Reading(tensors, bounds) if self.device.type == "cuda" else None
 
     def drop_graphs(self) -> bool:
         """Makes room: graphs are recorded again when there is enough. Whether there were any."""

@@ -18,6 +18,7 @@ from remora.executor.worker.describe import facts, memory_taken
 from remora.executor.worker.device import Device
 from remora.executor.worker.failure import DeviceBroken, MemoryLimit, is_fatal, kind_of, message_of
 from remora.executor.worker.program import Failure, Program, compile_program, restride
+from remora.executor.worker.reading import Reading
 from remora.executor.worker.running import execute
 from remora.executor.worker.transfers import Transfers
 from remora.executor.worker.undo import UndoLog, log_limit_nbytes
@@ -243,7 +244,8 @@ class WorkerSession:
         self.ahead = Ahead(self, message.depth, self.undo)
 
     def foresee(self, message: ToExecutor, overlay: dict[int, SiteMemory]) -> list[torch.Tensor] | None:
-        """Does what a message that is still to be said asks for; the values that it asks for, if it does.
+        """Does what a message that is still to be said asks for; the values that it asks for, if it does, which are
+        to be believed only once `bounds` was looked at.
 
         What ends with it is freed when it is said, and sites are as in `overlay` until then. Raises what went wrong.
         """
@@ -251,7 +253,7 @@ class WorkerSession:
             self._put(message)
             return None
         if isinstance(message, Fetch):
-            return self.look_up(_asked(message))
+            return self._find(_asked(message))
         assert isinstance(message, Run)
         memory = overlay.get(message.site) or self.sites[message.site]
         defined = self.templates[memory.template]
@@ -263,7 +265,7 @@ class WorkerSession:
             overlay[message.site] = memory
         if message.wants is None:
             return None
-        return self.look_up(_asked(message))
+        return self._find(_asked(message))
 
     def confirm(self, message: ToExecutor) -> None:
         """What was foreseen has been said."""
@@ -295,8 +297,15 @@ class WorkerSession:
 
     def look_up(self, names: list[Name]) -> list[torch.Tensor]:
         """Raises RemoraError with what is known about one that is not there, OutOfRange if none can be believed."""
+        self.believe()
+        return self._find(names)
+
+    def believe(self) -> None:
+        """Waits for the device. Raises OutOfRange if no value can be believed."""
         if self.bounds is not None:
             self.bounds.check()
+
+    def _find(self, names: list[Name]) -> list[torch.Tensor]:
         tensors = self.values.tensors
         self.values.unpark(names)
         for name in names:
@@ -346,34 +355,56 @@ class WorkerSession:
             return None
         return self._values(message.ticket, _asked(message), message.describe)
 
-    def _values(self, ticket: int, names: list[Name], describe: bool) -> ValuesReply:
+    def _values(self, ticket: int, names: list[Name], describe: bool) -> ValuesReply | None:
+        """None: they are being read, and `ahead` will have them."""
         if len(names) > MAX_FETCHED:
             raise ProtocolError(f"{len(names)} values asked for at once; the limit is {MAX_FETCHED}")
-        return self.reply(ticket, self.look_up(names), describe)
+        if self.ahead is None or describe:
+            return self.reply(ticket, self.look_up(names), describe=describe)
+        tensors = self._find(names)
+        reading = self.read(tensors)
+        if reading is None:
+            return self.reply(ticket, self.look_up(names))
+        self.ahead.reads(self._last_run, ticket, reading)
+        return None
 
-    def reply(self, ticket: int, tensors: Sequence[torch.Tensor], describe: bool = False) -> ValuesReply:
-        """The bytes of values, or their descriptions, for the client."""
+    def read(self, tensors: Sequence[torch.Tensor]) -> Reading | None:
+        """Begins to read values whose bytes are to be sent; None: they are large, or the device has computed them."""
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        return self.device.reading(tensors, self.bounds) if nbytes <= MAX_INLINE_NBYTES else None
+
+    def reply(
+        self,
+        ticket: int,
+        tensors: Sequence[torch.Tensor],
+        strides: Sequence[tuple[int, ...]] | None = None,
+        describe: bool = False,
+    ) -> ValuesReply:
+        """The bytes of values, or their descriptions, for the client. strides: theirs, if these are copies."""
         inline_nbytes = 0
         payloads = []
-        for tensor in tensors:
-            payload = self._payload(tensor, describe, MAX_REPLY_INLINE_NBYTES - inline_nbytes)
+        for at, tensor in enumerate(tensors):
+            stride = tensor.stride() if strides is None else strides[at]
+            payload = self._payload(tensor, stride, describe, MAX_REPLY_INLINE_NBYTES - inline_nbytes)
             inline_nbytes += len(payload.data or b"")
             payloads.append(payload)
         return ValuesReply(ticket, tuple(payloads))
 
-    def _payload(self, tensor: torch.Tensor, describe: bool, inline_nbytes: int) -> Payload:
+    def _payload(
+        self, tensor: torch.Tensor, stride: tuple[int, ...], describe: bool, inline_nbytes: int
+    ) -> Payload:
         if tensor.dim() > MAX_DIMS:
             raise ProtocolError(
                 f"a tensor of {tensor.dim()} dimensions cannot travel; the limit is {MAX_DIMS}"
             )
         dtype, shape = NAMES[tensor.dtype], tuple(tensor.shape)
         if describe:
-            return Payload(dtype, shape, tensor.stride())
+            return Payload(dtype, shape, stride)
         local = restride(tensor.detach().resolve_conj().resolve_neg(), ()).cpu()
         data = bytes_of(local)
         if data.nbytes <= min(MAX_INLINE_NBYTES, inline_nbytes):
-            return Payload(dtype, shape, tensor.stride(), bytes(data), data.nbytes)
-        return Payload(dtype, shape, tensor.stride(), None, data.nbytes, self.device.spill(self, data))
+            return Payload(dtype, shape, stride, bytes(data), data.nbytes)
+        return Payload(dtype, shape, stride, None, data.nbytes, self.device.spill(self, data))
 
     def _free(self, message: Free) -> None:
         for segment, row, out in groups(message.names, 3):

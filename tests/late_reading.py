@@ -1,0 +1,22 @@
+"""Values that come late, as from a GPU that still computes them: a stand-in for worker/reading.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class LateReading:
+    """there: whether the device is done with it, asked each time."""
+
+    def __init__(self, tensors, bounds, there: Callable[[], bool]) -> None:
+        self._copies = [(tensor.clone().contiguous(), tensor.stride()) for tensor in tensors]
+        self._bounds, self._flag = bounds, bounds.state() if bounds is not None else None
+        self._there = there
+
+    def done(self):
+        return self._there()
+
+    def copies(self):
+        if self._bounds is not None:
+            self._bounds.judge(self._flag)
+        return self._copies
