@@ -105,6 +105,50 @@ def test_decode_steps_are_replayed_with_the_same_bits(steps):
     steps.tell(Fetch(9, tuple(n for segment in range(10, 50) for n in (segment, 10, 0))))
 
 
+# slots: x, weight, keys, values
+ATTENDING = (
+    Node("aten.mul.Tensor", (Slot(0), Slot(1))),
+    Node("aten.tanh.default", (Ref(0),)),
+    Node("aten.slice.Tensor", (Ref(1), Hole("int"), Hole("int"), Hole("int"), Hole("int"))),
+    Node("aten.neg.default", (Ref(2),)),
+    Node("aten.cat.default", (Items((Slot(2), Ref(2))), Hole("int"))),
+    Node("aten.cat.default", (Items((Slot(3), Ref(3))), Hole("int"))),
+    Node(
+        "aten.scaled_dot_product_attention.default",
+        (Ref(0), Ref(4), Ref(5)),
+        (("enable_gqa", Const(True)),),
+    ),
+    Node("aten.add.Tensor", (Ref(6), Slot(1))),
+    Node("aten.mul.Tensor", (Ref(7), Slot(0))),
+    Node("aten.tanh.default", (Ref(8),)),
+)
+
+
+@needs_gpu
+def test_caches_grow_in_graphs_by_the_same_bits(steps):
+    for session in steps.sessions:
+        if session.tiers is not None:
+            session.tiers.kernels._compiling = False
+    for name, shape in (
+        (1, (1, 32, 1, 128)),
+        (2, (1, 32, 1, 128)),
+        (3, (1, 8, 160, 128)),
+        (4, (1, 8, 160, 128)),
+    ):
+        steps.put(name, torch.randn(*shape).to(torch.bfloat16), "bfloat16")
+    site = steps.program(*ATTENDING)
+    last, keys, values = (2, 0, 0), (3, 0, 0), (4, 0, 0)
+    for segment in range(10, 110):
+        slots = [last, (1, 0, 0), keys, values]
+        holes = [1, 0, 8, 1, 2, 2]
+        steps.run(segment, site, slots, (9, 0, 4, 0, 5, 0), holes, wants=(9, 0))
+        last, keys, values = (segment, 9, 0), (segment, 4, 0), (segment, 5, 0)
+    steps.tell(Fetch(9, (*keys, *values)))
+    (tier,) = steps.sessions[0].tiers.all()
+    assert tier.plan.runs >= 95
+    assert [len(stage.rows) for stage in tier.plan.stages if stage.piece] == [6, 3]
+
+
 @needs_gpu
 def test_a_row_that_waits_for_the_device_is_not_recorded(steps):
     nodes = [Node("aten.mul.Tensor", (Slot(0), Slot(0)))]
