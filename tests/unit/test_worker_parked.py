@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from remora.executor.worker.parked import FEW, MAX_BATCHES
+from remora.executor.worker.parked import FEW, MAX_BATCHES, MAX_NBYTES
 from remora.executor.worker.values import Values
 
 
@@ -58,19 +58,21 @@ def test_what_is_freed_while_parked_gives_its_memory_back():
     assert values.parked.nbytes == values.used_nbytes == values.count == 0
 
 
-def test_the_few_that_stay_do_not_keep_the_memory_of_all():
+@pytest.mark.parametrize("floats", [100, 1 << 16])
+def test_the_few_that_stay_do_not_keep_the_memory_of_all(floats):
     values = Values()
-    tensors = [torch.rand(1000) for _ in range(FEW + 1)]
+    tensors = [torch.rand(floats) for _ in range(FEW + 1)]
     whole = [lent(values, tensor) for tensor in tensors]
-    for round_ in range(MAX_BATCHES + 3):
+    most = MAX_BATCHES if floats < 1000 else MAX_NBYTES // ((FEW + 1) * 4 * floats)
+    for round_ in range(most + 3):
         for at, tensor in enumerate(tensors):
             values.keep((round_, at, 0), tensor.fill_(round_))
         values.park(whole)
         for at in range(1, FEW + 1):
             values.free((round_, at, 0))
-    assert values.tensors[0, 0, 0].untyped_storage().nbytes() == 4000
-    assert values.tensors[2, 0, 0].tolist() == [2] * 1000
-    assert values.used_nbytes == 3 * 4000 + values.parked.nbytes
+    assert values.tensors[0, 0, 0].untyped_storage().nbytes() == 4 * floats
+    assert values.tensors[2, 0, 0].tolist() == [2] * floats
+    assert values.used_nbytes == 3 * 4 * floats + values.parked.nbytes
     values.clear()
     assert values.used_nbytes == values.count == 0
 

@@ -15,7 +15,10 @@ from remora.wire.binding import Name
 
 ALIGNMENT = 512  # as the allocator aligns
 FEW = 4  # storages that get memory of their own, so that none keeps others'
-MAX_BATCHES = 256  # then the oldest values are made tensors in memory of their own
+MAX_BATCHES = (
+    4096  # or so many bytes in them: then the oldest values are made tensors in memory of their own,
+)
+MAX_NBYTES = 64 << 20  # which costs many times what leaving them does, so what is only freed late must fit
 
 
 @dataclass(eq=False, slots=True)
@@ -83,7 +86,7 @@ class Parked:
 
     def trim(self, keep: Callable[[Name, torch.Tensor], None]) -> None:
         """Before memory is kept for the few that stay: each gets its own. Raises OutOfMemoryError."""
-        while len(self._batches) > MAX_BATCHES:
+        while len(self._batches) > MAX_BATCHES or (self.nbytes > MAX_NBYTES and len(self._batches) > 1):
             batch = next(iter(self._batches))
             own = {id(self.places[name].chunk): self.places[name].chunk.clone() for name in batch.names}
             for name in batch.names:
