@@ -36,7 +36,7 @@ from executor_process import executor_process
 
 import remora
 from remora.executor.hop import HEADER, BulkFile, Kind
-from remora.executor.worker import program, tiers
+from remora.executor.worker import program, tier
 from remora.executor.worker import session as session_module
 from remora.executor.worker.__main__ import Worker
 from remora.executor.worker.graphs import CudaRecorder
@@ -142,8 +142,8 @@ def timed(spent: dict[str, list[float]]) -> list[tuple[Any, str, Any]]:
 
         return wrapped
 
-    places = [(Worker, "handle"), (session_module, "decode_run"), (tiers, "walk"), (tiers.Piece, "run")]
-    places += [(tiers.Piece, "ready"), (tiers.Tier, "make_way"), (tiers.Tier, "run")]
+    places = [(Worker, "handle"), (session_module, "decode_run"), (tier, "walk"), (tier.Piece, "run")]
+    places += [(tier.Piece, "ready"), (tier.Tier, "make_way"), (tier.Tier, "run")]
     places += [(WorkerSession, name) for name in ("_execute", "_keep", "_values", "_free_one")]
     for owner, name in places:
         before.append((owner, name, getattr(owner, name)))

@@ -42,6 +42,7 @@ class Buffer:
     def __init__(self, like: torch.Tensor, shape: Sequence[int], dim: int, capacity: int) -> None:
         self.memory = like.new_empty((*shape[:dim], capacity, *shape[dim + 1 :]))
         self.address = self.memory.data_ptr()
+        self.kind = kind_of_cache(like.dtype, shape, dim)
         self.dim, self.capacity, self.mark = dim, capacity, 0
         self.grown: WeakSet[Grown] = WeakSet()
 
@@ -60,6 +61,11 @@ class Buffer:
             return False
         self.mark = rows
         return True
+
+
+def kind_of_cache(dtype: torch.dtype, shape: Sequence[int], dim: int) -> tuple[Any, ...]:
+    """What tensors have in common that one row may make longer along `dim`."""
+    return dtype, dim, tuple(shape[:dim]), tuple(shape[dim + 1 :])
 
 
 class Grown:

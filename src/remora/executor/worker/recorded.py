@@ -6,10 +6,12 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
 
+from remora.executor.worker.append import grown, kind_of_cache
 from remora.executor.worker.pieces import Stage
 from remora.executor.worker.program import Failure, Registers
 from remora.executor.worker.tables import Table
@@ -88,14 +90,14 @@ class Cache:
         self.past, self.grown, self._reserve = one.past, one.grown, one.grow.reserve
         self._dtype, self.shape, _ = new
         self.dim, self.rows = dim, self.shape[dim]
-        self._before, self._after = self.shape[:dim], self.shape[dim + 1 :]
+        self._kind = kind_of_cache(self._dtype, self.shape, dim)
 
     def fits(self, past: Any) -> bool:
         """Whether a tensor is one that such rows may be appended to."""
-        shape, dim = past.shape, self.dim
-        return bool(
-            past.dtype is self._dtype and shape[:dim] == self._before and shape[dim + 1 :] == self._after
-        )
+        known = grown(past)
+        if known is not None and known.buffer is not None:
+            return known.buffer.kind == self._kind
+        return kind_of_cache(past.dtype, past.shape, self.dim) == self._kind
 
     def alone(self, device: torch.device) -> torch.Tensor:
         """Memory for what is appended at once."""
@@ -115,11 +117,15 @@ class Holes:
     """The numbers that graphs were recorded with."""
 
     def __init__(self, fixed: tuple[tuple[int, Meta], ...], n_slots: int) -> None:
-        self._places = [register - n_slots for register, _ in fixed]
+        places = [register - n_slots for register, _ in fixed]
         self._values = [meta[1] for _, meta in fixed]
+        self._pick = (
+            itemgetter(*places) if len(places) > 1 else lambda holes: tuple(holes[at] for at in places)
+        )
+        self._picked = tuple(self._values)
         self._signs = [
             (place, math.copysign(1, value))
-            for place, value in zip(self._places, self._values, strict=True)
+            for place, value in zip(places, self._values, strict=True)
             if isinstance(value, float) and value == 0
         ]
 
@@ -127,7 +133,7 @@ class Holes:
         if len(holes) == len(self._values):
             same = holes == self._values
         else:
-            same = [holes[place] for place in self._places] == self._values
+            same = self._pick(holes) == self._picked
         return same and all(math.copysign(1, holes[place]) == sign for place, sign in self._signs)
 
 
@@ -135,8 +141,7 @@ class Holes:
 class Plan:
     """stages, with the piece of each as far as it is recorded. holes: the numbers that pieces were recorded with.
     caches: those that pieces make longer, one piece's after another's; table: where graphs find them; told: what it
-    says in this run.
-    buffers: register: its copy, which the pieces of one run share. outputs: identity of each storage that graphs
+    says in this run. buffers: register: its copy, which the pieces of one run share. outputs: identity of each storage that graphs
     write and rows outside of them may see, with all of its bytes."""
 
     stages: tuple[Stage, ...]
