@@ -130,10 +130,8 @@ class Holes:
         ]
 
     def hold(self, holes: Sequence[int | float]) -> bool:
-        if len(holes) == len(self._values):
-            same = holes == self._values
-        else:
-            same = self._pick(holes) == self._picked
+        every = len(holes) == len(self._values)
+        same = holes == self._values if every else self._pick(holes) == self._picked
         return same and all(math.copysign(1, holes[place]) == sign for place, sign in self._signs)
 
 
@@ -141,8 +139,8 @@ class Holes:
 class Plan:
     """stages, with the piece of each as far as it is recorded. holes: the numbers that pieces were recorded with.
     caches: those that pieces make longer, one piece's after another's; table: where graphs find them; told: what it
-    says in this run. buffers: register: its copy, which the pieces of one run share. outputs: identity of each storage that graphs
-    write and rows outside of them may see, with all of its bytes."""
+    says in this run. buffers: register: its copy, which the pieces of one run share. outputs: identity of each
+    storage that graphs write and rows outside of them may see, with all of its bytes."""
 
     stages: tuple[Stage, ...]
     holes: Holes
