@@ -13,7 +13,7 @@ class LateReading:
         self._bounds, self._flag = bounds, bounds.state() if bounds is not None else None
         self._there = there
 
-    def done(self):
+    def done(self, until):
         return self._there()
 
     def copies(self):

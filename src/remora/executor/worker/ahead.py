@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ from remora.wire.messages import (
 if TYPE_CHECKING:
     from remora.executor.worker.session import WorkerSession
 
+NEARLY_THERE_S = (
+    0.0003  # what a client waits for goes out before the next program is begun, if it is no further away
+)
 MAX_LATE_NBYTES = 64 << 20  # of an answer that waits until it is asked for
 
 
@@ -48,13 +52,14 @@ class _Undo:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A question whose answer is being read. undo: of its message, if it ran ahead."""
+    """A question whose answer is being read. undo: of its message, if it ran ahead. until: nothing else is begun."""
 
     segment: int
     ticket: int
     reading: Reading
     asked: Asked
     undo: _Undo | None
+    until: float = 0.0
 
 
 class Ahead:
@@ -155,7 +160,8 @@ class Ahead:
 
     def reads(self, segment: int, ticket: int, reading: Reading) -> None:
         """The answer to what the client has asked, after so many segments, is on its way."""
-        self._pending = _Pending(segment, ticket, reading, self._decisions.asked(), None)
+        until = time.perf_counter() + NEARLY_THERE_S
+        self._pending = _Pending(segment, ticket, reading, self._decisions.asked(), None, until)
 
     def answers(self, wait: bool = True) -> list[ToClient]:
         """What is due for the question whose answer is being read, if there is one. Raises only what ends the worker.
@@ -163,7 +169,7 @@ class Ahead:
         wait: until it is there.
         """
         pending = self._pending
-        if pending is None or not (wait or pending.reading.done()):
+        if pending is None or not (wait or pending.reading.done(pending.until)):
             return []
         self._pending = None
         session, decisions = self._session, self._decisions

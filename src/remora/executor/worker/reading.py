@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -29,9 +30,12 @@ class Reading:
         self._copied = torch.cuda.Event()
         self._copied.record()
 
-    def done(self) -> bool:
-        """Whether `copies` would not wait."""
-        return self._copied.query()
+    def done(self, until: float) -> bool:
+        """Whether `copies` would not wait; if it would, asked again until then, by `time.perf_counter`."""
+        while not self._copied.query():
+            if time.perf_counter() >= until:
+                return False
+        return True
 
     def copies(self) -> list[Copy]:
         """Waits for the device. Raises OutOfRange, as `Bounds.check` does."""
