@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 
 class LateReading:
-    """there: whether the device is done with it, asked each time."""
+    """there: whether the device is done with it, asked each time. asked: until when it was, of all that share it."""
 
-    def __init__(self, tensors, bounds, there: Callable[[], bool]) -> None:
+    def __init__(self, tensors, bounds, there: Callable[[], bool], asked: list[float] | None = None) -> None:
         self._copies = [(tensor.clone().contiguous(), tensor.stride()) for tensor in tensors]
         self._bounds, self._flag = bounds, bounds.state() if bounds is not None else None
-        self._there = there
+        self._there, self._asked = there, [] if asked is None else asked
 
     def done(self, until):
+        self._asked.append(until)
         return self._there()
 
     def copies(self):

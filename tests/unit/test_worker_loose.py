@@ -155,6 +155,23 @@ def test_results_that_are_too_far_away_are_not_used_and_counted(lane, kernels):
     assert tier.plan.runs > 0
 
 
+def test_each_kernel_is_compared_however_many_a_graph_has(lane, kernels):
+    """One that is wrong by little more than it may be does not hide among many that are right."""
+    nodes = list(STEP)
+    for at in range(30):
+        nodes.append(Node("aten.linear.default", (Ref(8 + at), Slot(4))))
+    start(lane)
+    lane.put(9, torch.eye(D))
+    site = lane.program(*nodes)
+    kernels.wrong = 2**-11
+    last, keys, values = (2, 0, 0), (3, 0, 0), (4, 0, 0)
+    for segment in range(10, 16):
+        slots = [last, (1, 0, 0), keys, values, (9, 0, 0)]
+        lane.run(segment, site, slots, (8, 0, 3, 0, 4, 0), holes=[2, 2, 0.1])
+        last, keys, values = (segment, 8, 0), (segment, 3, 0), (segment, 4, 0)
+    assert lane.graphed.tiers.refused == 1
+
+
 def test_a_row_times_a_matrix_has_a_kernel_of_its_own(lane, kernels):
     called = []
     kernels_linear = kernels.linear

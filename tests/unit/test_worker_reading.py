@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from test_bounds import CPU, worker_session
 from late_reading import LateReading
 from remora.executor.worker.bounds import Bounds
 from remora.executor.worker.failure import DeviceBroken
+from remora.executor.worker.reading import Reading
 from remora.ir.graph import Template
 from remora.ir.node import Hole, Node, Ref, Slot
 from remora.wire.messages import Confirm, Define, Early, Fetch, Put, Run, RunAhead, Site, Undone, Values
@@ -115,6 +117,31 @@ def test_beyond_a_table_what_ran_ahead_is_undone_and_what_was_said_ends_the_work
     with pytest.raises(DeviceBroken) as broken:
         said(device, 25)
     assert broken.value.segment == 25
+
+
+def test_only_what_the_client_waits_for_holds_up_the_next_program(device):
+    asked = []
+    device.device.reading = lambda tensors, bounds: LateReading(tensors, bounds, lambda: False, asked)
+    repeat(device)
+    now = time.perf_counter()
+    list(device.take(step(13)))
+    device.ahead.answers(wait=False)
+    go(device)
+    device.ahead.answers(wait=False)
+    said_until, ahead_until = asked
+    assert said_until > now
+    assert ahead_until == 0.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_read_as_it_was_at_that_place_of_its_stream():
+    values = torch.arange(6.0, device="cuda:0").view(2, 3).t()
+    reading = Reading([values], Bounds(values.device))
+    values.zero_()
+    ((copy, strides),) = reading.copies()
+    assert copy.tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert strides == (1, 3)
+    assert reading.done(0.0)
 
 
 def test_a_question_behind_one_that_cannot_be_believed_is_undone_too(device):

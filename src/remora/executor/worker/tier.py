@@ -25,7 +25,7 @@ import torch
 from remora.executor.worker.capturable import judge
 from remora.executor.worker.failure import is_fatal, kind_of
 from remora.executor.worker.loose import WIDTH
-from remora.executor.worker.loosened import agree, appended, loosened, needs
+from remora.executor.worker.loosened import agree, appended, compared, loosened, needs
 from remora.executor.worker.pieces import Stage, arrange
 from remora.executor.worker.program import Failure, Instruction, Program, Registers, fill, walk
 from remora.executor.worker.recorded import Cache, Holes, Piece, Pin, Plan
@@ -195,7 +195,7 @@ class Tier:
                 before = list(registers) if piece.unchecked else None
                 piece.run(registers, alone)
                 if before is not None:
-                    given_up = not self._checked(piece, stage, steps[at], before, registers)
+                    given_up = not self._checked(plan, at, steps[at], before, registers)
                 for register in piece.drops:
                     registers[register] = None
             except Failure as failure:
@@ -228,19 +228,25 @@ class Tier:
 
     def _checked(
         self,
-        piece: Piece,
-        stage: Stage,
+        plan: Plan,
+        at: int,
         steps: Sequence[Instruction],
         expected: Registers,
         registers: Registers,
     ) -> bool:
-        """Runs PyTorch's own kernels on the same inputs. If the piece is too far from them, their results count, and
-        this program will have no others."""
+        """Runs PyTorch's own kernels on the same inputs, and the others beside them. If the piece, or one of its
+        kernels, is too far from them, their results count, and this program will have no others."""
+        piece, stage, kernels = plan.pieces[at], plan.stages[at], self.kernels
+        assert piece is not None
+        assert kernels is not None
         piece.unchecked -= 1
+        each: list[torch.Tensor] = []
+        rows = self._table_rows(plan, at)
+        steps = compared(steps, stage, self.watched, self._template, kernels, rows, each)
         for register in piece.grown:
             expected[register] = None
         walk(steps, expected, [0], [0])
-        if agree([(registers[register], expected[register]) for register in stage.gives]):
+        if agree([(registers[register], expected[register]) for register in stage.gives], each):
             return True
         registers[:] = expected
         self.tiers.refused += 1
@@ -311,9 +317,8 @@ class Tier:
         grown = tuple(one.grown for one in appended(stage, watched))
         gives = [r for r in stage.gives if r not in grown]
         if self.kernels is not None:
-            first = sum(len(appended(other, watched)) for other in plan.stages[:at] if other.piece)
-            table = plan.table.on_device[first : first + len(grown)] if plan.table is not None else None
-            steps = loosened(steps, stage, watched, self._template, self.kernels, table, self.loose)
+            rows = self._table_rows(plan, at)
+            steps = loosened(steps, stage, watched, self._template, self.kernels, rows, self.loose)
 
         def body() -> list[torch.Tensor]:
             given = list(inside)
@@ -353,6 +358,13 @@ class Tier:
         )
         plan.pieces[at] = piece
         return piece
+
+    def _table_rows(self, plan: Plan, at: int) -> torch.Tensor | None:
+        """Where a piece finds the caches that it makes longer."""
+        if plan.table is None:
+            return None
+        counts = [len(appended(stage, self.watched)) if stage.piece else 0 for stage in plan.stages[: at + 1]]
+        return plan.table.on_device[sum(counts[:-1]) : sum(counts)]
 
     def _stays(self, register: int, tensor: torch.Tensor) -> bool:
         """Whether the tensor will be in the same place next time."""
