@@ -54,16 +54,20 @@ class Branches(Pass):
         graph = now.graph
         if not goes_forward_for(LEAST_GAIN_S, graph, situation, costs):
             return
-        dealt = [_dealt(fork, home, costs, situation.n_executors) for home, fork in _together(graph, costs)]
-        worth = sorted((one for one in dealt if one.gain_s > LEAST_GAIN_S), key=lambda one: -one.gain_s)
+        dealt = [
+            one
+            for home, fork in _together(graph, costs)
+            for one in _dealt(fork, home, costs, situation.n_executors)
+            if one.gain_s > LEAST_GAIN_S
+        ]
+        for one in dealt:
+            yield _proposal(now, [one])
         apart: list[_Dealt] = []
-        for one in worth:
+        for one in sorted(dealt, key=lambda one: -one.gain_s):
             if all(one.rows.isdisjoint(other.rows) for other in apart):
                 apart.append(one)
         if len(apart) > 1:
             yield _proposal(now, apart)
-        if apart:
-            yield _proposal(now, apart[:1])
 
 
 def _together(graph: Graph, costs: Costs) -> Iterator[tuple[int, Fork]]:
@@ -134,15 +138,20 @@ def _bits(mask: int) -> Iterator[int]:
         mask ^= low
 
 
-def _dealt(fork: Fork, home: int, costs: Costs, n: int) -> _Dealt:
-    """Branches that are all on `home`, dealt out, the longest first, each to where it is done first."""
+def _dealt(fork: Fork, home: int, costs: Costs, n: int) -> Iterator[_Dealt]:
+    """Branches that are all on `home`, dealt out, the longest first, each to where it is done first. The first that
+    the program runs, or the longest, stays: what led to the one may be at home, of the other there is most to copy."""
     took = [[sum(costs.row_s(at, row) for row in branch) for at in range(n)] for branch in fork.branches]
-    where, ends_s = [home] * len(took), [0.0] * n
-    for branch in sorted(range(len(took)), key=lambda branch: -took[branch][home]):
-        best = min(range(n), key=lambda at: (ends_s[at] + took[branch][at], at != home))
-        ends_s[best] += took[branch][best]
-        where[branch] = best
-    return _Dealt(fork, tuple(where), sum(each[home] for each in took) - max(ends_s))
+    longest = sorted(range(len(took)), key=lambda branch: -took[branch][home])
+    for stays in dict.fromkeys((longest[0], 0)):
+        where, ends_s = [home] * len(took), [0.0] * n
+        ends_s[home] = took[stays][home]
+        for branch in longest:
+            if branch != stays:
+                best = min(range(n), key=lambda at: (ends_s[at] + took[branch][at], at != home))
+                ends_s[best] += took[branch][best]
+                where[branch] = best
+        yield _Dealt(fork, tuple(where), sum(each[home] for each in took) - max(ends_s))
 
 
 def _proposal(now: Rewrite, dealt: Sequence[_Dealt]) -> Proposal:
