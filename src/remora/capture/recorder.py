@@ -56,6 +56,7 @@ class Step:
         "ends",
         "first",
         "holes",
+        "least_s",
         "metas",
         "n_holes",
         "n_slots",
@@ -87,6 +88,9 @@ class Step:
         self.holes: list[int | float] | None = None
         self.metas: list[Any] | None = None
         self.outcome: Any = None
+        self.least_s: float | None = (
+            None  # that it takes to run, once somebody has asked (session/weighty.py)
+        )
 
     def moved(self, parent: Step, node: Node, n_holes: int, n_slots: int) -> Step:
         """The same row behind another one, in a segment that goes on for as long as its call does.

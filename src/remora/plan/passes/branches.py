@@ -14,6 +14,7 @@ from remora.plan.parts import placed
 from remora.plan.passes.crossing import crossing
 from remora.plan.passes.frame import Pass, Proposal
 from remora.plan.passes.worth import goes_forward_for
+from remora.plan.policies.semantic import DOUBT
 from remora.plan.rewrite import Rewrite
 from remora.plan.situation import Situation
 
@@ -58,7 +59,7 @@ class Branches(Pass):
             one
             for home, fork in _together(graph, costs)
             for one in _dealt(fork, home, costs, situation.n_executors)
-            if one.gain_s > LEAST_GAIN_S
+            if one.gain_s > max(LEAST_GAIN_S, DOUBT * costs.part(home).duration.seconds)
         ]
         for one in dealt:
             yield _proposal(now, [one])
