@@ -11,7 +11,7 @@ from remora.plan.devices import Device, Pool
 from remora.session.graphs import size_of
 
 HELD_ROWS = 2048  # the longest segment
-LOOKED_AT = 24  # rows
+LOOKED_AT = 64  # rows: a light stretch between heavy ones, such as what makes masks, ends nothing
 ROW_S = 200e-6  # that a row takes at least, from which on capturing it costs next to nothing
 
 
