@@ -315,8 +315,8 @@ class Recorder:
 
     def cut_before_call(self) -> None:
         """A call is about to be appended as a whole. Calls that follow each other without a sync are found again where
-        they start, since no segment goes on for more than a few."""
-        if self.step.uncounted >= MIN_CUT_ROWS:
+        they start, since no segment goes on for more than a few; where their rows take long, for longer."""
+        if self.step.uncounted >= MIN_CUT_ROWS and (self.holds is None or not self.holds(self.step)):
             self.cut()
 
     def cut(self, more: bool = False) -> None:

@@ -29,6 +29,18 @@ def block_names(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def stretches(rows: Sequence[Row]) -> list[int | None]:
+    """For each row of a layer which stretch of the program it is in, from one layer to the next; None of no layer. Two
+    models of one form have layers of the same names, and the stretches of one are not those of the other."""
+    found: list[int | None] = []
+    last, count = "", -1
+    for name in block_names(rows):
+        if name and name != last:
+            last, count = name, count + 1
+        found.append(count if name else None)
+    return found
+
+
 def module_path(row: Row) -> list[str]:
     """Of the row's module, without the class that provenance puts behind it."""
     module = row.module.partition(" (")[0]

@@ -10,7 +10,7 @@ from typing import ClassVar
 from remora.errors import PlanError
 from remora.ir.annotated import Graph, Residency
 from remora.ir.node import Ref, Slot
-from remora.plan.blocks import block_names
+from remora.plan.blocks import stretches
 from remora.plan.devices import Pool
 from remora.plan.duration import Duration, Estimate, difference
 from remora.plan.estimate import Costs
@@ -134,13 +134,13 @@ def _followed(graph: Graph, situation: Situation, given: Mapping[int, int]) -> t
     given: owners of storages that have none yet.
     """
     own = [_owners(graph, situation, given, number) for number in range(len(graph.rows))]
-    blocks = block_names(graph.rows)
-    stays: dict[str, Counter[int]] = {"": Counter()}
-    for block, nbytes in zip(blocks, own, strict=True):
-        if block:
-            stays.setdefault(block, Counter()).update(nbytes)
+    layers = stretches(graph.rows)
+    stays: dict[int | None, Counter[int]] = {None: Counter()}
+    for layer, nbytes in zip(layers, own, strict=True):
+        if layer is not None:
+            stays.setdefault(layer, Counter()).update(nbytes)
     executors: list[int] = []
-    for row, block, nbytes in zip(graph.rows, blocks, own, strict=True):
+    for row, layer, nbytes in zip(graph.rows, layers, own, strict=True):
         for arg in row.tensors():
             if isinstance(arg, Ref) and graph.rows[arg.row].meaning.residency in STAYS:
                 facts = graph.facts(arg)
@@ -151,8 +151,8 @@ def _followed(graph: Graph, situation: Situation, given: Mapping[int, int]) -> t
             else (-1, situation.owners[arg.index] or given.get(graph.slots[arg.index].storage, 0))
             for arg in row.tensors()
         ]
-        if nbytes or stays[block]:
-            executors.append(_most(nbytes or stays[block]))
+        if nbytes or stays[layer]:
+            executors.append(_most(nbytes or stays[layer]))
         else:
             executors.append(max(made)[1] if made else executors[-1] if executors else 0)
     return tuple(executors)
