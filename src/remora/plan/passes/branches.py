@@ -55,11 +55,12 @@ class Branches(Pass):
         graph = now.graph
         if not goes_forward_for(LEAST_GAIN_S, graph, situation, costs):
             return
+        least_s = max(LEAST_GAIN_S, DOUBT * costs.part(graph.executors[0]).duration.seconds)
         dealt = [
             one
             for home, fork in _together(graph, costs)
             for one in _dealt(fork, home, costs, situation.n_executors)
-            if one.gain_s > max(LEAST_GAIN_S, DOUBT * costs.part(home).duration.seconds)
+            if one.gain_s > least_s
         ]
         for one in dealt:
             yield _proposal(now, [one])
