@@ -122,6 +122,11 @@ def test_branches_that_run_apart_already_stay_so():
     assert proposed(homes=((0,), (0,), (0,), (1,)), executors=(0, 0, 0, 1, 1, 1, 0, 0)) == []
 
 
+def test_a_row_that_another_executor_makes_already_stays_there():
+    [proposal] = proposed(homes=((0,), (0,), (0,), (0,)), executors=(0, 0, 0, 0, 0, 2, 0, 0), n=3)
+    assert proposal.rewrite.graph.executors == (0, 0, 0, 1, 1, 2, 0, 0)
+
+
 def decided(at: Situation, text: str = TOWERS):
     laid, choices = improved(lay(given(text, at), at), [Branches()], at)
     return laid.rewrite.graph.executors, choices

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from remora.capture.recorder import Step
+from remora.capture.recorder import MIN_CUT_ROWS, Recorder, Step
 from remora.device.meta import contiguous_meta
 from remora.ir.node import Node, Ref, Slot
 from remora.ops.cost import Kind
@@ -67,3 +67,14 @@ def test_no_segment_is_longer_than_allowed_and_nothing_goes_on_without_measureme
     step.rows = HELD_ROWS
     assert not holding(pool())(step)
     assert holding(Pool(())) is None
+
+
+@pytest.mark.parametrize(("tokens", "cuts"), [(1, 1), (512, 0)])
+def test_a_second_heavy_call_stays_in_the_segment_of_the_first(tokens, cuts):
+    recorder = Recorder("session", lambda segment, more: None, lambda: None)
+    recorder.holds = holding(pool())
+    recorder.step = grown(Step(), tokens, LOOKED_AT)
+    recorder.step.uncounted = MIN_CUT_ROWS
+    before = recorder.segment
+    recorder.cut_before_call()
+    assert (recorder.segment != before) == bool(cuts)

@@ -163,11 +163,15 @@ def _proposal(now: Rewrite, dealt: Sequence[_Dealt]) -> Proposal:
         for branch, executor in zip(one.fork.branches, one.executors, strict=True)
         for row in branch
     }
-    for number, row in enumerate(now.graph.rows):  # what is made of one branch alone is made there
-        made = {moved.get(arg.row) for arg in row.tensors() if isinstance(arg, Ref)}
-        if number not in moved and len(made) == 1 and (executor := made.pop()) is not None:
-            moved[number] = executor
-    executors = tuple(moved.get(row, executor) for row, executor in enumerate(now.graph.executors))
+    homes = now.graph.executors
+    for number, row in enumerate(now.graph.rows):  # what is made of one branch alone goes with it
+        refs = [arg.row for arg in row.tensors() if isinstance(arg, Ref)]
+        made = {moved.get(ref) for ref in refs}
+        if number not in moved and len(made) == 1 and homes[number] == homes[refs[0]]:
+            executor = made.pop()
+            if executor is not None:
+                moved[number] = executor
+    executors = tuple(moved.get(row, executor) for row, executor in enumerate(homes))
     graph = placed(now.graph, executors)
     made_apart = replace(now, graph=graph, cuts=crossing(graph.rows, executors))
     return Proposal(made_apart, "; ".join(_said(now.graph, one) for one in dealt))
