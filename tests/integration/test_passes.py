@@ -10,7 +10,8 @@ from test_random_programs import check
 
 import remora
 from remora.bench import models
-from remora.plan.passes import batch_split, frame
+from remora.capture import recorder
+from remora.plan.passes import batch_split, branches, frame
 from remora.session.connect import current
 
 
@@ -25,6 +26,8 @@ def pool(executors, monkeypatch):
     """Connects to both; whatever a pass proposes is taken, since nothing pays in models as small as these."""
     monkeypatch.setattr(frame, "DOUBT", -1000.0)
     monkeypatch.setattr(batch_split, "LEAST_S", 0.0)
+    monkeypatch.setattr(branches, "LEAST_GAIN_S", 0.0)
+    monkeypatch.setattr(branches, "DOUBT", 0.0)
     yield lambda passes: remora.connect(executors, passes=passes)
     remora.disconnect()
 
@@ -114,10 +117,56 @@ def test_images_in_slices_and_stages(pool, passes):
     assert remora.stats().peer_bytes > 0
 
 
-def test_random_programs_in_slices(pool):
-    pool("all")
+def clip() -> torch.nn.Module:
+    import transformers as tr
+
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    text = {**shape, **ids, "vocab_size": 64, "max_position_embeddings": 16}
+    vision = {**shape, "image_size": 32, "patch_size": 8}
+    return tr.CLIPModel(tr.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+
+
+def test_the_towers_of_a_clip_run_apart_and_meet(pool, monkeypatch):
+    """Nothing is cut where so little is computed; the first turn takes the weights there, the others nothing."""
+    monkeypatch.setattr(recorder, "FIRST_CUT_ROWS", 512)
+    monkeypatch.setattr(recorder, "MIN_CUT_ROWS", 512)
+    ids = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(1))
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    pool("branches")
+    network = clip()
+    with torch.no_grad():
+        expected = network(ids, images)
+        network.to("remora")
+        moved = []
+        for _ in range(4):
+            before = remora.stats()
+            out = network(ids.to("remora"), images.to("remora"))
+            for name in ("logits_per_image", "text_embeds", "image_embeds"):
+                assert torch.equal(out[name].cpu(), expected[name]), name
+            moved.append((remora.stats() - before).peer_bytes)
+    assert taken() == {"branches"}
+    weights = sum(parameter.numel() for parameter in network.parameters()) * 4
+    assert 0 < moved[-1] < weights / 10
+    [told] = [one for one in remora.explain().passes if one.taken]
+    assert told.name == "branches"
+    assert "on executor 1" in told.what
+
+
+@pytest.mark.parametrize("passes", ["all", "branches"])
+def test_random_programs_in_slices_and_branches(pool, passes):
+    pool(passes)
+    seen = set()
     for number in range(30):
         check(Program(77_000 + number))
+        seen |= taken()
+    assert seen >= ({"batch_split"} if passes == "all" else {"branches"})
 
 
 def test_a_pass_that_does_not_pay_changes_nothing(executors):

@@ -118,6 +118,19 @@ def test_grouped_heads_read_their_own_keys_alone():
     assert done.flops == 2 * 8 * 100 * 32
 
 
+def test_an_encoder_s_layer_in_one_row_is_counted_by_its_weights_and_pairs_of_tokens():
+    b, t, e, f = 2, 7, 8, 32
+    x, norm = f4(b, t, e), [f4(e)] * 4
+    attention, mlp = [f4(3 * e, e), f4(3 * e), f4(e, e), f4(e)], [f4(f, e), f4(f), f4(e, f), f4(e)]
+    line = (
+        "aten._transformer_encoder_layer_fwd.default($0, int, int, $1, $2, $3, $4, False, False, float, "
+        "$5, $6, $7, $8, $9, $10, $11, $12)"
+    )
+    done = cost(line, [x, *attention, *norm, *mlp], [x], (e, 2, 1e-5))
+    assert done.flops == 2 * b * t * (4 * e * e + 2 * e * f) + 4 * b * t * t * e
+    assert done.kind is Kind.PRODUCT
+
+
 def test_a_recurrent_network_is_counted_by_its_weights_and_tokens():
     t, b, i, h = 5, 3, 4, 6
     line = "aten.lstm.input($0, [$1, $2], [$3, $4, $5, $6], True, int, float, False, False, False)"

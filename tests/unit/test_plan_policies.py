@@ -34,6 +34,25 @@ $3 = float32[1,8,1024,64] storage=3 age=1 kv_cache layer=1 "cache: test"
 """
 
 
+TWO_TOWERS = """graph ANNOTATED holes=[] keep=%8
+$0 = float32[512,512] storage=0 uploaded input "input: test"
+$1 = float32[512,512] storage=1 uploaded input "input: test"
+$2 = float32[512,512] storage=2 uploaded weight layer=0 "weight: test"
+$3 = float32[512,512] storage=3 uploaded weight layer=1 "weight: test"
+$4 = float32[512,2048] storage=4 uploaded weight layer=0 "weight: test"
+$5 = float32[2048,2048] storage=5 uploaded weight layer=1 "weight: test"
+%0 = aten.linear.default($0, $2) | float32[512,512] module="Net.image.layers.0.fc (Linear)" forward layer=0 "l: t"
+%1 = aten.gelu.default(%0) | float32[512,512] module="Net.image.layers.0 (Layer)" forward layer=0 "l: t"
+%2 = aten.linear.default(%1, $3) | float32[512,512] module="Net.image.layers.1.fc (Linear)" forward layer=1 "l: t"
+%3 = aten.gelu.default(%2) | float32[512,512] module="Net.image.layers.1 (Layer)" forward layer=1 "l: t"
+%4 = aten.mm.default($1, $4) | float32[512,2048] module="Net.text.layers.0.fc (Linear)" forward layer=0 "l: t"
+%5 = aten.gelu.default(%4) | float32[512,2048] module="Net.text.layers.0 (Layer)" forward layer=0 "l: t"
+%6 = aten.mm.default(%5, $5) | float32[512,2048] module="Net.text.layers.1.fc (Linear)" forward layer=1 "l: t"
+%7 = aten.gelu.default(%6) | float32[512,2048] module="Net.text.layers.1 (Layer)" forward layer=1 "l: t"
+%8 = aten.mm.default(%3, %7) | float32[512,2048] module="Net (Net)" forward "l: t"
+"""
+
+
 def device(name: str, rate: float = 100.0 * MB) -> Device:
     move = Rates(0.0, flat(rate), flat(rate), sigma=0.1)
     return Device(name, 1 << 30, 0.0, 0.0, 0.0, {Kind.MOVE: move, Kind.PRODUCT: move}, sigma=0.1)
@@ -92,6 +111,16 @@ def test_attention_follows_the_cache_that_another_layer_s_executor_holds():
     executors = place("semantic", (0, 0, 0, 1)).executors
     assert executors[3:5] == (1, 1)
     assert executors[:3] == (0, 0, 0)
+
+
+@pytest.mark.parametrize("names", [("image", "text"), ("net", "net")])
+def test_layers_of_two_towers_with_the_same_number_are_not_one(names):
+    """Rows between weights are with their own tower's, as many bytes as the other tower's layer may have; also where
+    both are models of one form, whose layers have the same names."""
+    text = TWO_TOWERS.replace("Net.image.", f"Net.{names[0]}.").replace("Net.text.", f"Net.{names[1]}.")
+    wish = place("semantic", (None, None, 0, 0, 1, 1), text)
+    assert wish.executors == (0, 0, 0, 0, 1, 1, 1, 1, 1)
+    assert wish.what == "each row where what it reads stays"
 
 
 def test_semantic_puts_new_weights_on_a_clearly_faster_executor_only():

@@ -26,6 +26,7 @@ EXPERIMENTS = {
     "sim": "remora.bench.simulated",
     "prefill": "remora.bench.prefill",
     "vision": "remora.bench.vision",
+    "multimodal": "remora.bench.multimodal",
 }
 
 

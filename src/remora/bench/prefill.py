@@ -9,7 +9,7 @@ import torch
 
 from remora.bench import models
 from remora.bench.harness import Options, Report
-from remora.bench.splitting import Subject, measure
+from remora.bench.splitting import Inputs, Outputs, Subject, measure
 
 BATCH, TOKENS, LAYERS = 8, 128, 6
 VOCABULARY = 50257
@@ -25,13 +25,13 @@ def run(options: Options, report: Report) -> None:
         torch.set_num_threads(threads)
 
 
-def _make() -> tuple[Any, torch.Tensor]:
+def _make() -> tuple[Any, Inputs]:
     torch.manual_seed(0)
     model = models.gpt2(layers=LAYERS, spread=0.2).eval()
-    return model, torch.randint(1, VOCABULARY - 1, (BATCH, TOKENS))
+    return model, (torch.randint(1, VOCABULARY - 1, (BATCH, TOKENS)),)
 
 
-def _step(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    out = model(ids, use_cache=True, logits_to_keep=1)
+def _step(model: Any, inputs: Inputs) -> Outputs:
+    out = model(*inputs, use_cache=True, logits_to_keep=1)
     last = out.logits[:, -1]
     return last.argmax(-1).cpu(), last.amax(-1, keepdim=True).cpu()

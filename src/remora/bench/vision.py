@@ -10,7 +10,7 @@ import torch
 
 from remora.bench import intervals
 from remora.bench.harness import Options, Report
-from remora.bench.splitting import ONE, SPEEDUP_BAR, Arm, Subject, measure
+from remora.bench.splitting import ONE, SPEEDUP_BAR, Arm, Inputs, Outputs, Subject, measure
 
 BATCH = 16
 SUBJECTS = ("ResNet-50", "ViT-B/16")
@@ -36,8 +36,8 @@ def run(options: Options, report: Report) -> None:
         torch.set_num_threads(threads)
 
 
-def _maker(name: str) -> Callable[[], tuple[Any, torch.Tensor]]:
-    def make() -> tuple[Any, torch.Tensor]:
+def _maker(name: str) -> Callable[[], tuple[Any, Inputs]]:
+    def make() -> tuple[Any, Inputs]:
         import transformers
 
         torch.manual_seed(0)
@@ -45,12 +45,12 @@ def _maker(name: str) -> Callable[[], tuple[Any, torch.Tensor]]:
             model = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000))
         else:
             model = transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000))
-        return model.eval(), torch.randn(BATCH, 3, 224, 224)
+        return model.eval(), (torch.randn(BATCH, 3, 224, 224),)
 
     return make
 
 
-def _step(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = model(images).logits
+def _step(model: Any, inputs: Inputs) -> Outputs:
+    logits = model(*inputs).logits
     both = torch.cat([logits, logits.argmax(-1, keepdim=True).to(logits.dtype)], 1).cpu()
     return both[:, -1], both[:, :-1]

@@ -56,6 +56,7 @@ class Step:
         "ends",
         "first",
         "holes",
+        "least_s",
         "metas",
         "n_holes",
         "n_slots",
@@ -87,6 +88,9 @@ class Step:
         self.holes: list[int | float] | None = None
         self.metas: list[Any] | None = None
         self.outcome: Any = None
+        self.least_s: float | None = (
+            None  # that it takes to run, once somebody has asked (session/weighty.py)
+        )
 
     def moved(self, parent: Step, node: Node, n_holes: int, n_slots: int) -> Step:
         """The same row behind another one, in a segment that goes on for as long as its call does.
@@ -311,8 +315,8 @@ class Recorder:
 
     def cut_before_call(self) -> None:
         """A call is about to be appended as a whole. Calls that follow each other without a sync are found again where
-        they start, since no segment goes on for more than a few."""
-        if self.step.uncounted >= MIN_CUT_ROWS:
+        they start, since no segment goes on for more than a few; where their rows take long, for longer."""
+        if self.step.uncounted >= MIN_CUT_ROWS and (self.holds is None or not self.holds(self.step)):
             self.cut()
 
     def cut(self, more: bool = False) -> None:

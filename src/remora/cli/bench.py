@@ -25,7 +25,7 @@ def bench(
         str,
         typer.Argument(
             help="Which one: seed, modes, scale, decode, train, zoo, compat, semantics, placement, calibration, sim, "
-            "prefill, vision; all; or report, with files."
+            "prefill, vision, multimodal; all; or report, with files."
         ),
     ] = "decode",
     files: Annotated[
@@ -47,7 +47,9 @@ def bench(
     ] = None,
     workload: Annotated[
         list[str] | None,
-        typer.Option(help="One of the suite, for placement; a model, for vision; repeatable. None: all."),
+        typer.Option(
+            help="One of the suite, for placement; a model, for vision and multimodal; repeatable. None: all."
+        ),
     ] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="One policy, for placement; repeatable. None: all.")

@@ -141,7 +141,7 @@ def record(
                 if outcome is None:
                     return _learn_outcome(recorder, func, args, kwargs, depth + 1)
             after = _step(recorder, step, after, row_key, outcome, func, args, kwargs, len(holes), depth + 1)
-            after.holes, after.metas, after.outcome = holes, metas, outcome
+            after.holes, after.metas, after.outcome, after.least_s = holes, metas, outcome, None
         else:
             outcome = after.outcome
         if holes:

@@ -15,6 +15,7 @@ from remora.ir.annotated import Facts
 from remora.ops.cost_call import Call, Kind, Work, every, numel
 
 GATE_KERNELS = 4  # of one step of a recurrent cell, where no fused kernel runs the whole sequence
+ENCODER_KERNELS = 12  # products, attention, norms and sums of a layer that is one row
 BACKWARD_PRODUCTS = 2.5  # of attention: the scores again, then two products for each of the two forward
 
 
@@ -123,6 +124,22 @@ def _attention_flops(q: Facts, k: Facts, v: Facts, causal: bool) -> int:
     return 2 * prod(q.shape[:-2]) * pairs * (d + v.shape[-1])
 
 
+def encoder(call: Call) -> Work:
+    """A transformer's layer, or its attention, in one row: each matrix of weights meets each token of x [B, T, E] once,
+    and each token every other one."""
+    x = call.tensor(0)
+    if len(x.shape) != 3:
+        return call.work(call.n_out, Kind.PRODUCT)
+    b, t, e = x.shape
+    weights = [
+        facts
+        for facts in call.inputs
+        if facts is not None and len(facts.shape) == 2 and facts.dtype != "bool"
+    ]
+    flops = 2 * b * t * sum(map(numel, weights)) + 4 * b * t * t * e
+    return call.work(flops, Kind.PRODUCT, kernels=ENCODER_KERNELS)
+
+
 # -- recurrent networks, whole
 
 
@@ -203,6 +220,7 @@ RULES = {
     **every(convolution, _CONVOLUTIONS),
     **{name: _attention(at) for name, at in _ATTENTION.items()},
     **{name: _attention_backward(at) for name, at in _ATTENTION_BACKWARD.items()},
+    **every(encoder, "_transformer_encoder_layer_fwd _native_multi_head_attention"),
     **every(recurrent, "lstm gru rnn_tanh rnn_relu mkldnn_rnn_layer _cudnn_rnn"),
     **every(recurrent_cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     **every(distances, "_cdist_forward cdist _euclidean_dist"),

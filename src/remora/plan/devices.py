@@ -108,6 +108,14 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Bytes per second of large copies from memory."""
         return self.rates[Kind.MOVE].cold.points[-1][1]
 
+    def peak_flops(self, dtype: str) -> float:
+        """Operations per second of large products; without any measured, as many as bytes that it moves."""
+        known = self.rates[Kind.PRODUCT].flops
+        if not known:
+            return self.memory_rate
+        name, share = (dtype, 1.0) if dtype in known else _nearest(dtype, known)
+        return share * max(rate for _, rate in known[name].points)
+
     def host_s(self, work: Work) -> float:
         """Seconds of the host for a row."""
         return self.view_s if work.kind is Kind.FREE else self.call_s

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from remora.ir.annotated import Graph, Outside, Residency, Row
 from remora.ir.node import Ref, Slot
+from remora.plan.blocks import block_names, module_path
 from remora.plan.explain import CLIENT, Block, Edge, Picture
 from remora.plan.parts import Transfer, Value
 
@@ -58,9 +59,9 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     behind the last one."""
     layered = [number for number, row in enumerate(rows) if row.meaning.layer is not None]
     if not layered:
-        return [".".join(_path(row)[:2]) or "program" for row in rows]
+        return [".".join(module_path(row)[:2]) or "program" for row in rows]
     names: list[str] = []
-    for number, name in enumerate(_layer_names(rows)):
+    for number, name in enumerate(block_names(rows)):
         if name:
             names.append(name)
         elif number < layered[0]:
@@ -68,27 +69,6 @@ def _columns(rows: Sequence[Row]) -> list[str]:
         else:
             names.append(LAST if number > layered[-1] else names[-1])
     return names
-
-
-def _layer_names(rows: Sequence[Row]) -> list[str]:
-    """For each row of a layer the path up to the layer's number: encoder and decoder have a layer 0 each. A row
-    outside of modules, such as one that a function of the layer ran, has the name of the nearest of its layer."""
-    names = ["" for _ in rows]
-    for number, row in enumerate(rows):
-        path, layer = _path(row), str(row.meaning.layer)
-        if layer in path:
-            names[number] = ".".join(path[: path.index(layer) + 1])
-    for order in (range(len(rows)), range(len(rows) - 1, -1, -1)):
-        last: dict[int, str] = {}
-        for number in order:
-            at = rows[number].meaning.layer
-            if at is not None:
-                names[number] = names[number] or last.get(at, "")
-                last[at] = names[number]
-    return [
-        name or (f"layer {row.meaning.layer}" if row.meaning.layer is not None else "")
-        for name, row in zip(names, rows, strict=True)
-    ]
 
 
 def _shortened(names: Iterable[str]) -> dict[str, str]:
@@ -100,12 +80,6 @@ def _shortened(names: Iterable[str]) -> dict[str, str]:
         if len(set(short.values())) == len(unique):
             return short
     return {name: name for name in unique}
-
-
-def _path(row: Row) -> list[str]:
-    """Of the row's module, without the class that provenance puts behind it."""
-    module = row.module.partition(" (")[0]
-    return module.split(".") if module else []
 
 
 def _readers(graph: Graph) -> dict[Value, list[int]]:
@@ -127,7 +101,7 @@ def _blocks(
         key = (columns[row], executor, str(item.meaning.residency or Residency.ACTIVATION))
         cell = held.setdefault(key, [0, 0])
         cell[0], cell[1] = cell[0] + nbytes, cell[1] + rows
-        modules.setdefault(key, ".".join(_path(graph.rows[row])))
+        modules.setdefault(key, ".".join(module_path(graph.rows[row])))
 
     counted: set[tuple[int, int]] = set()
     for index, slot in enumerate(graph.slots):

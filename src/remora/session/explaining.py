@@ -349,25 +349,37 @@ def _range(numbers: Sequence[str]) -> str:
 
 
 def _passes(plans: Iterable[Plan], pool: Pool) -> Iterator[PassApplied]:
-    """Of the last plan of each template that a pass had something to propose for."""
-    plans = list(plans)
-    latest = {plan.template: plan for plan in plans if plan.choices}
-    without = {plan.template: plan for plan in plans if not any(choice.taken for choice in plan.choices)}
-    for plan in latest.values():
-        runs = sum(other.ran.count for other in plans if other.template == plan.template)
-        rows = times(len(plan.captured_graph.rows), "row")
-        for choice in plan.choices:
+    """Of the last plan of each template and size that a pass had something to propose for. What ran before a pass was
+    taken ran without it; later plans run with what it brought about, such as weights where its rows read them."""
+    alike: dict[tuple[bytes, int], list[Plan]] = {}
+    for plan in plans:
+        alike.setdefault((plan.template, plan.bucket), []).append(plan)
+    for made in alike.values():
+        proposed = [at for at, plan in enumerate(made) if plan.choices]
+        if not proposed:
+            continue
+        latest = made[proposed[-1]]
+        takes = [any(choice.taken for choice in plan.choices) for plan in made]
+        first = takes.index(True) if True in takes else len(made)
+        with_s, without_s = _last_elapsed_s(made[first:], pool), _last_elapsed_s(made[:first], pool)
+        runs = sum(plan.ran.count for plan in made)
+        for choice in latest.choices:
             yield PassApplied(
                 choice.name,
-                f"{plan.phase or OTHER}, {rows}, run {times(runs, 'time')}",
+                f"{latest.phase or OTHER}, {times(len(latest.captured_graph.rows), 'row')}, run {times(runs, 'time')}",
                 choice.what,
                 choice.taken,
                 choice.reason,
                 choice.without.seconds,
                 choice.predicted.seconds,
-                _elapsed_s(plan, pool) if choice.taken else None,
-                _elapsed_s(without[plan.template], pool) if plan.template in without else None,
+                with_s if choice.taken else None,
+                without_s,
             )
+
+
+def _last_elapsed_s(plans: Sequence[Plan], pool: Pool) -> float | None:
+    """Of the last of these plans that was timed."""
+    return next((took_s for plan in reversed(plans) if (took_s := _elapsed_s(plan, pool)) is not None), None)
 
 
 def _elapsed_s(plan: Plan, pool: Pool) -> float | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from remora.errors import UsageError
 from remora.plan.passes.batch_split import BatchSplit
+from remora.plan.passes.branches import Branches
 from remora.plan.passes.frame import Pass, PassChoice, improved, lay
 from remora.plan.passes.pipeline import Pipeline
 
-PASSES: tuple[Pass, ...] = (BatchSplit(), Pipeline())
+PASSES: tuple[Pass, ...] = (BatchSplit(), Branches(), Pipeline())
 
 __all__ = ["PASSES", "Pass", "PassChoice", "improved", "lay", "passes_named"]
 

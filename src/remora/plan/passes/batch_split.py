@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from remora.ir.annotated import Graph, Phase
+from remora.ir.annotated import Graph
 from remora.plan.estimate import Costs
 from remora.plan.passes.frame import Pass, Proposal
 from remora.plan.passes.separable import Batch, batch_of, batched_inputs
 from remora.plan.passes.slices import Unsliceable, sliced
+from remora.plan.passes.worth import goes_forward_for
 from remora.plan.rewrite import Rewrite
 from remora.plan.situation import Situation
 
@@ -46,18 +46,10 @@ class BatchSplit(Pass):
 
 def batch_worth_a_look(graph: Graph, situation: Situation, costs: Costs) -> Batch | None:
     """The batch of a graph that goes forward and takes its time; None: it has none, or is no such graph."""
-    if situation.n_executors < 2 or situation.random:
-        return None
-    if not _goes_forward(graph) or costs.part(graph.executors[0]).duration.seconds < LEAST_S:
+    if not goes_forward_for(LEAST_S, graph, situation, costs):
         return None
     count, inputs = batched_inputs(graph)
     return batch_of(graph, inputs, count) if count > 1 else None
-
-
-def _goes_forward(graph: Graph) -> bool:
-    """Whether most rows are of a prefill or a forward pass: a decode step has other sizes each time."""
-    phases = Counter(row.meaning.phase for row in graph.rows if row.meaning.phase is not None)
-    return not phases or phases.most_common(1)[0][0] in (Phase.PREFILL, Phase.FORWARD)
 
 
 def _seconds(costs: Costs, n: int) -> list[float]:

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from remora.ir.annotated import Facts, Graph, Row
 from remora.ir.node import FREE, Arg, Hole, Items, Node, Ref, Slot
+from remora.plan.passes.crossing import crossing
 from remora.plan.passes.separable import Batch
 from remora.plan.rewrite import Output, Rewrite, first_holes
-
-CLOSE_ROWS = 8  # what is made within so many rows travels together
 
 Place = Callable[[int, int], int]
 """The executor of a row's slice: of row and number of the slice."""
@@ -47,7 +46,6 @@ class _Slicing:
         self.holes: list[int | float] = []
         self.bound: list[int | None] = []
         self.executors: list[int] = []
-        self.cuts: set[int] = set()
         self.pieces: dict[tuple[Ref | Slot, int], Ref | Slot] = {}  # of a value in the batch, by slice
         self.cut_here: dict[tuple[Ref | Slot, int, int, int], Ref] = {}  # slices of values that came whole
         self.whole: dict[tuple[int, int], int] = {}  # rows made as a whole, by executor
@@ -76,21 +74,9 @@ class _Slicing:
             tuple(self.executors),
             graph.template,
         )
-        return Rewrite(made, tuple(self.origins), tuple(self.bound), outputs, self._settled())
-
-    def _settled(self) -> frozenset[int]:
-        """The cuts, without those that another one follows closely on the same executor."""
-        kept: set[int] = set()
-        position: dict[int, int] = {}
-        last: dict[int, tuple[int, int]] = {}  # by executor: the cut that may still go, and where it is there
-        for number, executor in enumerate(self.executors):
-            position[executor] = position.get(executor, 0) + 1
-            if number in self.cuts:
-                if executor in last and position[executor] - last[executor][1] <= CLOSE_ROWS:
-                    kept.discard(last[executor][0])
-                kept.add(number)
-                last[executor] = number, position[executor]
-        return frozenset(kept)
+        return Rewrite(
+            made, tuple(self.origins), tuple(self.bound), outputs, crossing(self.rows, self.executors)
+        )
 
     # -- rows
 
@@ -282,9 +268,6 @@ class _Slicing:
         self.rows.append(row)
         self.origins.append(self.now.rows[origin])
         self.executors.append(executor)
-        for arg in row.tensors():
-            if isinstance(arg, Ref) and self.executors[arg.row] != executor:
-                self.cuts.add(arg.row)
         return len(self.rows) - 1
 
     def _part_of(self, facts: Facts, dim: int, at: int) -> Facts:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from remora.errors import PlanError
 from remora.ir.annotated import Graph, Residency
 from remora.ir.node import Ref, Slot
+from remora.plan.blocks import stretches
 from remora.plan.devices import Pool
 from remora.plan.duration import Duration, Estimate, difference
 from remora.plan.estimate import Costs
@@ -133,25 +134,25 @@ def _followed(graph: Graph, situation: Situation, given: Mapping[int, int]) -> t
     given: owners of storages that have none yet.
     """
     own = [_owners(graph, situation, given, number) for number in range(len(graph.rows))]
-    layers: dict[int, Counter[int]] = {}
-    for row, nbytes in zip(graph.rows, own, strict=True):
-        if row.meaning.layer is not None:
-            layers.setdefault(row.meaning.layer, Counter()).update(nbytes)
+    layers = stretches(graph.rows)
+    stays: dict[int | None, Counter[int]] = {None: Counter()}
+    for layer, nbytes in zip(layers, own, strict=True):
+        if layer is not None:
+            stays.setdefault(layer, Counter()).update(nbytes)
     executors: list[int] = []
-    for row, nbytes in zip(graph.rows, own, strict=True):
+    for row, layer, nbytes in zip(graph.rows, layers, own, strict=True):
         for arg in row.tensors():
             if isinstance(arg, Ref) and graph.rows[arg.row].meaning.residency in STAYS:
                 facts = graph.facts(arg)
                 nbytes[executors[arg.row]] += facts.nbytes if facts is not None else 0
-        layer = layers.get(row.meaning.layer, nbytes) if row.meaning.layer is not None else nbytes
         made = [
             (arg.row, executors[arg.row])
             if isinstance(arg, Ref)
             else (-1, situation.owners[arg.index] or given.get(graph.slots[arg.index].storage, 0))
             for arg in row.tensors()
         ]
-        if nbytes or layer:
-            executors.append(_most(nbytes or layer))
+        if nbytes or stays[layer]:
+            executors.append(_most(nbytes or stays[layer]))
         else:
             executors.append(max(made)[1] if made else executors[-1] if executors else 0)
     return tuple(executors)
