@@ -31,6 +31,7 @@ from remora.pool.embedded import EmbeddedExecutor
 from remora.session.connect import current
 
 PROMPT, STEPS, TRIALS = 512, 16, 5
+WARM_S = 30.0
 CUT_SHARE = 2.3  # of one executor's memory that the model takes, on three
 
 
@@ -78,17 +79,20 @@ def measured(
     decoding = Decoding(model, "remora", prompt)
     first = decoding.first.cpu()
     first_s = time.perf_counter() - started
-    warm = [decoding.step() for _ in range(2)]
+    warm = []
+    for _ in range(2):  # op by op, and as whole calls
+        warm += [decoding.step(), decoding.step()]
+        remora.wait_warm(WARM_S)
     before = remora.stats()
     times = [decoding.step() for _ in range(trials)]
     spent = remora.stats() - before
     session: Any = current()
     plans = []
-    for plan in session.placement.plans.values():
+    for plan in session.placement.ledger.plans:
         if plan.ran.timed:
             plans.append(
                 {
-                    "phase": plan.phase,
+                    "phases": plan.phases,
                     "rows": len(plan.graph.rows),
                     "parts": [(part.executor, len(part.rows)) for part in plan.parts][:8],
                     "planning_s": plan.ran.planning_s,
@@ -172,7 +176,7 @@ def executors(n: int, *options: str) -> Iterator[list[str]]:
             executor.stop()
 
 
-def main() -> None:
+def main() -> int:
     asked = argparse.ArgumentParser()
     asked.add_argument("--models", default="gpt2,llama-1b")
     asked.add_argument("--larger", default="llama-1b")
@@ -199,7 +203,10 @@ def main() -> None:
     alone = results.get(options.larger, {}).get("local", {}).get("ms_a_token")
     save("larger", {**larger_than_one(options.larger, options.device, options.tiny), "alone": alone})
     print(json.dumps({key: value for key, value in results.items() if not isinstance(value, dict)}))
+    parts = [part for part in results.values() if isinstance(part, dict)]
+    arms = [arm for part in parts for arm in (part, *part.values()) if isinstance(arm, dict)]
+    return int(any("error" in arm for arm in arms))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
