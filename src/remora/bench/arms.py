@@ -31,7 +31,9 @@ from remora.session.session import Session
 # As many for all, since steps build on each other: on two executors, what turns has been twice on each, and once calls
 # are captured as a whole, which takes the second wait where a step is short, twice again.
 WARM_UPS = 12
-WARM_EVERY = 4  # steps, after which an arm waits until its calls are captured as they will be
+WARM_EVERY = (
+    4  # steps, after which, and after the first, an arm waits until its calls are captured as they will be
+)
 WARM_S = 40.0
 OPEN_S, STEP_S = 240.0, 90.0  # an arm that takes longer hangs: it is ended, and counts as failed
 
@@ -218,7 +220,7 @@ class _Session:
         digests = []
         for number in range(1, warm_ups + 1):
             digests += [digest(tensor) for tensor in self.running.step()]
-            if urls and number % WARM_EVERY == 0:
+            if urls and (number == 1 or number % WARM_EVERY == 0):
                 remora.wait_warm(WARM_S)
         return {"digests": digests, "session": _what_it_is(current())}
 

@@ -93,7 +93,8 @@ def provenance(frame: FrameType | None) -> Provenance:
 
 
 def _name_in(parent: Any, child: Any) -> str:
-    for name, module in parent.named_modules():
-        if module is child:
-            return str(name)
+    for modules in (parent.named_children, parent.named_modules):
+        for name, module in modules():
+            if module is child:
+                return str(name)
     return type(child).__name__

@@ -98,10 +98,15 @@ class Row:
     module: str = ""
     source: str = ""
     meaning: Meaning = NOTHING
+    _tensors: tuple[Ref | Slot, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def tensors(self) -> list[Ref | Slot]:
+    def tensors(self) -> tuple[Ref | Slot, ...]:
         """The tensor inputs, in order: what `shares` and `writes` count."""
-        return [arg for arg in self.node.inputs() if isinstance(arg, Ref | Slot)]
+        known = self._tensors  # planning asks dozens of times
+        if known is None:
+            known = tuple([arg for arg in self.node.inputs() if isinstance(arg, Ref | Slot)])
+            object.__setattr__(self, "_tensors", known)
+        return known
 
 
 @dataclass(frozen=True, slots=True)

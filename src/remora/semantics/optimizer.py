@@ -6,7 +6,7 @@ row, in `_foreach_` rows or in fused ones. A gradient that is accumulated, clipp
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from remora.ir.annotated import Meaning, Residency
@@ -79,7 +79,7 @@ class _Pass:
             return True
         return isinstance(arg, Ref) and arg.row in self.steps and root not in self.weights
 
-    def _written(self, row: int, inputs: list[Arg], place: int) -> None:
+    def _written(self, row: int, inputs: Sequence[Arg], place: int) -> None:
         reading = self.reading
         root, shape = reading.root(inputs[place]), reading.shape(inputs[place])
         if root in self.states or root in self.weights:

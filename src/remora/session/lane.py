@@ -126,8 +126,9 @@ class Lane:
         return ticket in self.link.early
 
     def due(self) -> bool:
-        """Whether the executor should hear of what is as predicted, though nothing waits for it."""
-        return self.ahead is None or self.ahead.due()
+        """Whether the executor should hear of what is as predicted, though nothing waits for it. It should where no
+        answer is in hand: then something does."""
+        return self.ahead is None or not self.link.early or self.ahead.due()
 
     def commit(self, asks: bool = True) -> None:
         """What is in the outbox will be sent from now on, whatever happens.
