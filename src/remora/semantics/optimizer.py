@@ -137,7 +137,7 @@ class _Pass:
             return True
         return root in self.reading.kept and self.reading.ops[root[1]] in _MAKES
 
-    def _first_momentum(self, inputs: list[Arg], by: set[int]) -> None:
+    def _first_momentum(self, inputs: Sequence[Arg], by: set[int]) -> None:
         """SGD begins its momentum as a copy of the gradient, which is kept."""
         reading = self.reading
         for number in by:
