@@ -664,3 +664,41 @@ def test_a_call_that_is_too_long_for_a_segment_is_cut(monkeypatch):
     assert spent.whole_calls == 1
     assert spent.segments == 2
     assert_equal(local, there)
+
+
+class Overwrites(torch.nn.Module):
+    """Makes nothing, and gives its input back."""
+
+    def forward(self, x):
+        return (x.mul_(2).add_(1),)
+
+
+def test_a_call_that_makes_nothing_new():
+    local, there = Overwrites().eval(), Overwrites().eval().to("remora")
+
+    def turn(net, device, seed):
+        with torch.no_grad():
+            x = inputs(seed=seed).to(device) * 3  # a row of the open segment
+            (y,) = net(x)
+            return (y + x).cpu()
+
+    for seed in range(2 * CALLS):
+        if seed in (CALLS, CALLS + 2):
+            assert remora.wait_warm(100)
+        assert torch.equal(turn(there, "remora", seed), turn(local, "cpu", seed))
+
+
+def test_a_call_of_no_rows_cuts_nothing():
+    there = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity()).eval().to("remora")
+    spent = None
+    for seed in range(2 * CALLS):
+        if seed in (CALLS, CALLS + 2):
+            assert remora.wait_warm(100)
+        before = remora.stats()
+        with torch.no_grad():
+            x = inputs(seed=seed).to("remora")
+            for _ in range(5):
+                x = there(x * 2)
+            assert torch.equal(x.cpu(), inputs(seed=seed) * 32)
+        spent = remora.stats() - before
+    assert spent.segments <= 2

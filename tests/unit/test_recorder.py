@@ -11,7 +11,7 @@ from remora.ir.node import Node
 def _templates_of_a_loop(n_sites: int, turns: int) -> list[int]:
     """Records `turns` turns of a loop with so many call sites, without a sync; the templates known after each."""
     segments: list[Segment] = []
-    recorder = Recorder("test", lambda segment, more: segments.append(segment), lambda: None)
+    recorder = Recorder("test", lambda segment: segments.append(segment), lambda: None)
     known = []
     for _ in range(turns):
         for site in range(n_sites):

@@ -71,7 +71,7 @@ def test_no_segment_is_longer_than_allowed_and_nothing_goes_on_without_measureme
 
 @pytest.mark.parametrize(("tokens", "cuts"), [(1, 1), (512, 0)])
 def test_a_second_heavy_call_stays_in_the_segment_of_the_first(tokens, cuts):
-    recorder = Recorder("session", lambda segment, more: None, lambda: None)
+    recorder = Recorder("session", lambda segment: None, lambda: None)
     recorder.holds = holding(pool())
     recorder.step = grown(Step(), tokens, LOOKED_AT)
     recorder.step.uncounted = MIN_CUT_ROWS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from remora.executor.hop import SessionTerms
 from remora.executor.worker import append
 from remora.executor.worker.packing import pack
+from remora.executor.worker.recorded import Cache
 from remora.executor.worker.session import WorkerSession
 from remora.ir.graph import Template
 from remora.ir.node import Hole, Items, Node, Ref, Slot
@@ -153,3 +155,12 @@ def test_growth_fails_where_it_would_fail_without_a_buffer(session):
         reply = session.handle(grow(segment, segment - 1))
     assert isinstance(reply, Failed)
     assert (reply.kind, reply.op) == ("memory", GROW.op)
+
+
+def test_an_empty_past_is_not_made_longer_in_a_graph():
+    """Nothing tells how large a row of its memory is."""
+    one = SimpleNamespace(past=0, grown=1, grow=SimpleNamespace(reserve=None))
+    cache = Cache(one, (torch.float32, (1, 2, 1, 4), (8, 4, 4, 1)), 2)
+    assert cache.fits(torch.zeros(1, 2, 3, 4))
+    assert not cache.fits(torch.zeros(1, 2, 0, 4))
+    assert not cache.fits(torch.zeros(1, 3, 3, 4))

@@ -119,6 +119,15 @@ def test_beyond_a_table_what_ran_ahead_is_undone_and_what_was_said_ends_the_work
     assert broken.value.segment == 25
 
 
+def test_what_ends_the_worker_is_no_failure_of_what_runs_ahead(device):
+    """The client asked for what lies beyond the table; that is known when the next program has been begun."""
+    repeat(device, 15)
+    assert list(device.take(step(25))) == [None]
+    with pytest.raises(DeviceBroken) as broken:
+        go(device)
+    assert broken.value.segment == 25
+
+
 def test_only_what_the_client_waits_for_holds_up_the_next_program(device):
     asked = []
     device.device.reading = lambda tensors, bounds: LateReading(tensors, bounds, lambda: False, asked)

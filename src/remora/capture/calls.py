@@ -129,8 +129,10 @@ class Call:
         last = len(self.stretches) - 1
         for number, stretch in enumerate(self.stretches):
             if not stretch.rows:
-                recorder.cut()  # there is no room behind what was recorded before the call
+                if number < last:
+                    recorder.cut()  # there is no room behind what was recorded before the call
                 continue
+            value = None
             slots = recorder.slots
             for source in stretch.new:
                 value = inputs[source] if source >= 0 else made[~source]
@@ -150,7 +152,7 @@ class Call:
             for code, index in stretch.makes:
                 value = made[index] = Value(recorder, segment, code, metas[index])
                 created.append(value)
-            del value
+            value = None  # what is dropped now must not be known here
             if number < last:
                 recorder.cut()
                 for index in stretch.drops:
@@ -305,8 +307,8 @@ class _Matching:
         for number, piece in enumerate(self.pieces):
             steps = piece.step.path()[self.skipped[number] :]
             apart = paths[-1].step.rows + len(steps) > MAX_JOINED_ROWS if joins else number > 0
-            if steps and apart:
-                paths.append(_Path(self.first_of[number], _root(steps[0]), 0, {}))
+            if (steps or not joins) and apart:
+                paths.append(_Path(self.first_of[number], _root(piece.step), 0, {}))
             for at, was in enumerate(steps, start=self.first_of[number]):
                 n_holes = self._holes_before(at + 1) - self._holes_before(at)
                 paths[-1].add(self.rows.nodes[at], was, n_holes, joins)

@@ -88,9 +88,7 @@ class Step:
         self.holes: list[int | float] | None = None
         self.metas: list[Any] | None = None
         self.outcome: Any = None
-        self.least_s: float | None = (
-            None  # that it takes to run, once somebody has asked (session/weighty.py)
-        )
+        self.least_s: float | None = None  # that it takes to run, once somebody asked (session/weighty.py)
 
     def moved(self, parent: Step, node: Node, n_holes: int, n_slots: int) -> Step:
         """The same row behind another one, in a segment that goes on for as long as its call does.
@@ -188,14 +186,11 @@ class Recorder:
 
     Args:
         session: the session's name, for errors about values that outlive it.
-        commit: called under the lock, uninterrupted, with each segment that is cut and whether more come at once;
-            from then on, or with the next one, it will be sent.
+        commit: called under the lock, uninterrupted, with each segment that is cut; from then on it will be sent.
         transmit: called under the lock after it; may block and may be interrupted.
     """
 
-    def __init__(
-        self, session: str, commit: Callable[[Segment, bool], None], transmit: Callable[[], None]
-    ) -> None:
+    def __init__(self, session: str, commit: Callable[[Segment], None], transmit: Callable[[], None]) -> None:
         self.session = session
         self.lock = threading.RLock()
         self.graveyard: deque[tuple[int, int]] = deque()
@@ -319,16 +314,15 @@ class Recorder:
         if self.step.uncounted >= MIN_CUT_ROWS and (self.holds is None or not self.holds(self.step)):
             self.cut()
 
-    def cut(self, more: bool = False) -> None:
-        """Ends the open segment, if it has rows, and hands it on. more: it is sent with one that comes at once."""
+    def cut(self) -> None:
+        """Ends the open segment, if it has rows, and hands it on."""
         with self.lock:
             with uninterrupted:
                 segment = self.end_segment()
                 if segment is None:
                     return
-                self._commit(segment, more)
-            if not more:
-                self._transmit()
+                self._commit(segment)
+            self._transmit()
 
     def end_segment(self) -> Segment | None:
         """Ends the open segment, if it has rows; to be called uninterrupted, until the segment is committed."""

@@ -28,7 +28,7 @@ _make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
 _value_of, _meta_of, _requires_grad_of = attrgetter("_value"), attrgetter("meta"), attrgetter("requires_grad")
 # Places where calls of one graph are known to start, for each of which the rows' steps are kept. A loop over a small
 # module that is waited for once has as many as turns: with fewer, each place is forgotten before it comes again.
-MIN_PLACES = 64
+MIN_PLACES = 16
 MAX_PLACED_ROWS = 1 << 15  # in all
 MAX_DIFFERENT = 3  # places where the rows were not the graph's, before it is left alone
 _SMALL = 6  # sizes up to so much above the traced one are tried one by one

@@ -97,7 +97,7 @@ class PoolSession(Given):
 
     # -- steps
 
-    def _commit_segment(self, segment: Segment, more: bool) -> None:
+    def _commit_segment(self, segment: Segment) -> None:
         self._place(segment)
         for lane in self.lanes:
             lane.commit(asks=False)

@@ -353,8 +353,10 @@ class Recording:
         """Tickets of marks to put around a segment that is timed."""
         nbytes = sum(facts_of(value.meta).nbytes for value in segment.slots)
         key = segment.captured.template.id, nbytes.bit_length()
-        shape = self._shapes.get(key, len(self._shapes))
-        count = self._runs[shape] = self._runs.get(shape, 0) + 1
+        shape = self._shapes.get(key)
+        if shape is None:
+            return None
+        count = self._runs[shape] = self._runs.get(shape, 1) + 1  # the first was when its shape was written
         if count not in TIMED and count % TIMED_EVERY:
             return None
         before, after = (next(self.session._tickets) for _ in range(2))

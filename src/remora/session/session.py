@@ -110,10 +110,9 @@ class Session:
 
     # -- steps
 
-    def _commit_segment(self, segment: Segment, more: bool) -> None:
+    def _commit_segment(self, segment: Segment) -> None:
         self._write(segment)
-        if not more:
-            self.lane.commit(asks=False)
+        self.lane.commit(asks=False)
 
     def _write(
         self, segment: Segment, wants: tuple[int, ...] | None = None, ticket: int | None = None

@@ -33,9 +33,8 @@ from remora.wire.messages import (
 if TYPE_CHECKING:
     from remora.executor.worker.session import WorkerSession
 
-NEARLY_THERE_S = (
-    0.0003  # what a client waits for goes out before the next program is begun, if it is no further away
-)
+# What a client waits for goes out before the next program is begun, if it is no further away.
+NEARLY_THERE_S = 0.0003
 MAX_LATE_NBYTES = 64 << 20  # of an answer that waits until it is asked for
 
 
@@ -216,6 +215,8 @@ class Ahead:
                     return replies
                 if reading is None:
                     session.believe()
+        except DeviceBroken:
+            raise
         except Exception as error:
             return [*replies, *self._failed(error, message, undo)]
         if tensors is None:

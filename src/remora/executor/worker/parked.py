@@ -15,10 +15,10 @@ from remora.wire.binding import Name
 
 ALIGNMENT = 512  # as the allocator aligns
 FEW = 4  # storages that get memory of their own, so that none keeps others'
-MAX_BATCHES = (
-    4096  # or so many bytes in them: then the oldest values are made tensors in memory of their own,
-)
-MAX_NBYTES = 64 << 20  # which costs many times what leaving them does, so what is only freed late must fit
+# With more, the oldest values are made tensors in memory of their own, which costs many times what leaving them does:
+# so what is only freed late must fit.
+MAX_BATCHES = 4096
+MAX_NBYTES = 64 << 20  # in them
 
 
 @dataclass(eq=False, slots=True)

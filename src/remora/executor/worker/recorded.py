@@ -97,7 +97,9 @@ class Cache:
         known = grown(past)
         if known is not None and known.buffer is not None:
             return known.buffer.kind == self._kind
-        return kind_of_cache(past.dtype, past.shape, self.dim) == self._kind
+        if kind_of_cache(past.dtype, past.shape, self.dim) != self._kind:
+            return False
+        return past.numel() > 0  # else nothing tells how large a row of its memory is
 
     def alone(self, device: torch.device) -> torch.Tensor:
         """Memory for what is appended at once."""
