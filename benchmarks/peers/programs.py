@@ -33,6 +33,7 @@ def _load(name: str) -> Any:
 
 
 models, networks = _load("models"), _load("networks")
+mlp_step = networks.mlp_step
 
 
 def gpt2() -> tuple[Any, torch.Tensor]:
@@ -57,24 +58,6 @@ def generating(make: Callable[[], tuple[Any, torch.Tensor]], device: Device, tok
         return time.perf_counter() - started, found[0].tolist()
 
     return trial
-
-
-def mlp_step(device: Device) -> Callable[[], torch.Tensor]:
-    """A step of an MLP with Adam; returns its loss, which nobody has read."""
-    torch.manual_seed(0)
-    model = networks.mlp()
-    inputs, labels = torch.randn(64, 784), torch.randint(0, 10, (64,))
-    model, inputs, labels = model.to(device), inputs.to(device), labels.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def step() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(inputs), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
 
 
 def gpt_step(device: Device) -> Callable[[], torch.Tensor]:

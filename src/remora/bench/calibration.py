@@ -18,6 +18,7 @@ from torch.nn import functional
 import remora
 from remora.bench import models, networks
 from remora.bench.harness import Options, Report
+from remora.bench.threads import one_thread
 from remora.capture.recorder import Segment
 from remora.config import ClientSettings
 from remora.device.module import torch_version
@@ -40,11 +41,10 @@ CALIBRATION_S = {"cpu": 0.5, "cuda": 0.3}
 LEARNED = 3  # runs that the record sees before its predictions are judged
 
 
+@one_thread()
 def run(options: Options, report: Report) -> None:
     """One thread in the executor."""
     executor = EmbeddedExecutor("--threads", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         url = options.url or executor.start()
         device = calibrated(report, url)
@@ -58,7 +58,6 @@ def run(options: Options, report: Report) -> None:
         )
         report.bar("predicted / measured, all programs: worst error", max(errors), "<=", WORST_BAR)
     finally:
-        torch.set_num_threads(threads)
         remora.disconnect()
         executor.stop()
 

@@ -11,6 +11,7 @@ from torch import nn
 from remora.bench import intervals
 from remora.bench.harness import Options, Report
 from remora.bench.splitting import CHOSEN, ONE, Arm, Inputs, Outputs, Subject, measure
+from remora.bench.threads import one_thread
 
 LATENCY_BAR = 0.65
 WIDTH, LAYERS, IMAGE, PATCH = 512, 6, 224, 16
@@ -18,23 +19,19 @@ TEXT_TOKENS, VOCABULARY = 192, 1000
 BY_ITSELF = Arm("two, branches", 2, "branches")
 
 
+@one_thread()
 def run(options: Options, report: Report) -> None:
     """One thread in each process. `--workload` chooses models."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for name in options.workloads or SUBJECTS:
-            subject = SUBJECTS[name]
-            seconds = measure(report, options, subject, [BY_ITSELF], speedup_bar=None)
-            for arm in (CHOSEN, BY_ITSELF):
-                ratio = intervals.of_ratio(seconds[arm.name], seconds[ONE.name])
-                told = f"{subject.name}: latency, {arm.name} / one [{ratio.low:.2f}, {ratio.high:.2f}]"
-                if name == "equal":
-                    report.bar(told, ratio.median, "<=", LATENCY_BAR)
-                else:
-                    report.say(f"{told}: {ratio.median:.2f}")
-    finally:
-        torch.set_num_threads(threads)
+    for name in options.workloads or SUBJECTS:
+        subject = SUBJECTS[name]
+        seconds = measure(report, options, subject, [BY_ITSELF], speedup_bar=None)
+        for arm in (CHOSEN, BY_ITSELF):
+            ratio = intervals.of_ratio(seconds[arm.name], seconds[ONE.name])
+            told = f"{subject.name}: latency, {arm.name} / one [{ratio.low:.2f}, {ratio.high:.2f}]"
+            if name == "equal":
+                report.bar(told, ratio.median, "<=", LATENCY_BAR)
+            else:
+                report.say(f"{told}: {ratio.median:.2f}")
 
 
 class _Towers(nn.Module):

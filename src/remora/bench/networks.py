@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -16,6 +19,24 @@ def mlp(inputs: int = 784, width: int = 256, classes: int = 10) -> nn.Module:
     return nn.Sequential(
         nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
     )
+
+
+def mlp_step(device: Any) -> Callable[[], torch.Tensor]:
+    """A training step of an MLP with Adam on a device; returns its loss, which nobody has read."""
+    torch.manual_seed(0)
+    model = mlp()
+    inputs, labels = torch.randn(64, 784), torch.randint(0, 10, (64,))
+    model, inputs, labels = model.to(device), inputs.to(device), labels.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
 
 
 class TinyGpt(nn.Module):

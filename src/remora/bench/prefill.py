@@ -10,19 +10,16 @@ import torch
 from remora.bench import models
 from remora.bench.harness import Options, Report
 from remora.bench.splitting import Inputs, Outputs, Subject, measure
+from remora.bench.threads import one_thread
 
 BATCH, TOKENS, LAYERS = 8, 128, 6
 VOCABULARY = 50257
 
 
+@one_thread()
 def run(options: Options, report: Report) -> None:
     """One thread in each process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        measure(report, options, Subject(f"GPT-2 of {LAYERS} layers, {BATCH} x {TOKENS}", _make, _step, 2e-4))
-    finally:
-        torch.set_num_threads(threads)
+    measure(report, options, Subject(f"GPT-2 of {LAYERS} layers, {BATCH} x {TOKENS}", _make, _step, 2e-4))
 
 
 def _make() -> tuple[Any, Inputs]:

@@ -17,6 +17,7 @@ from torch.nn import functional
 import remora
 from remora.bench import networks
 from remora.bench.harness import Impossible, Options, Report, interleave
+from remora.bench.threads import one_thread
 from remora.pool.embedded import EmbeddedExecutor
 
 LOSSES = 50  # steps whose losses are compared
@@ -27,13 +28,12 @@ STEP_BAR, FORWARD_BAR = 3.0, 1.1
 Step = Callable[[], torch.Tensor]  # one training step; returns its loss, which nobody has read
 
 
+@one_thread()
 def run(options: Options, report: Report) -> None:
     """One thread in the client, one in the executor; the arms take turns in random order."""
     load = os.getloadavg()[0]
     report.say(f"order of trials from seed {options.seed}; load average {load:.2f}")
     executor = EmbeddedExecutor("--threads", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(1) as starting:
             url = options.url or starting.submit(executor.start).result()
@@ -43,7 +43,6 @@ def run(options: Options, report: Report) -> None:
             _measure(report, program, options.quick, rng)
         _forward(report, options.quick, rng)
     finally:
-        torch.set_num_threads(threads)
         remora.disconnect()
         executor.stop()
     report.row("load average", "before, after", "processes", [load, os.getloadavg()[0]])
@@ -56,23 +55,6 @@ class Program:
     name: str
     make: Callable[[str], Step]
     steps: int
-
-
-def _mlp(device: str) -> Step:
-    torch.manual_seed(0)
-    model = networks.mlp()
-    inputs, labels = torch.randn(64, 784), torch.randint(0, 10, (64,))
-    model, inputs, labels = model.to(device), inputs.to(device), labels.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def step() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(inputs), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
 
 
 def _gpt(device: str) -> Step:
@@ -98,7 +80,7 @@ def _gpt(device: str) -> Step:
 
 
 PROGRAMS = (
-    Program("MLP + Adam", _mlp, 100),
+    Program("MLP + Adam", networks.mlp_step, 100),
     Program("tiny GPT with tied weights + Adam", _gpt, 20),
 )
 

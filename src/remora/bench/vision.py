@@ -11,29 +11,26 @@ import torch
 from remora.bench import intervals
 from remora.bench.harness import Options, Report
 from remora.bench.splitting import ONE, SPEEDUP_BAR, Arm, Inputs, Outputs, Subject, measure
+from remora.bench.threads import one_thread
 
 BATCH = 16
 SUBJECTS = ("ResNet-50", "ViT-B/16")
 STAGES = Arm("two, pipeline", 2, "pipeline")
 
 
+@one_thread()
 def run(options: Options, report: Report) -> None:
     """One thread in each process. `--workload` chooses models."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for name in options.workloads or SUBJECTS:
-            subject = Subject(f"{name}, batch {BATCH}", _maker(name), _step, 1e-3)
-            seconds = measure(report, options, subject, [STAGES])
-            ratio = intervals.of_ratio(seconds[ONE.name], seconds[STAGES.name])
-            report.bar(
-                f"{subject.name}: throughput in stages, two / one [{ratio.low:.2f}, {ratio.high:.2f}]",
-                ratio.median,
-                ">=",
-                SPEEDUP_BAR,
-            )
-    finally:
-        torch.set_num_threads(threads)
+    for name in options.workloads or SUBJECTS:
+        subject = Subject(f"{name}, batch {BATCH}", _maker(name), _step, 1e-3)
+        seconds = measure(report, options, subject, [STAGES])
+        ratio = intervals.of_ratio(seconds[ONE.name], seconds[STAGES.name])
+        report.bar(
+            f"{subject.name}: throughput in stages, two / one [{ratio.low:.2f}, {ratio.high:.2f}]",
+            ratio.median,
+            ">=",
+            SPEEDUP_BAR,
+        )
 
 
 def _maker(name: str) -> Callable[[], tuple[Any, Inputs]]:
